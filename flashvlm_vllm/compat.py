@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every place where vLLM offers no hook and is wrapped, with the reason and the end of each.
+
+Nothing else in this package changes vLLM. Each wrap keeps the original's behaviour, adds one
+call, and is applied once per process.
+"""
+
+import copy
+import functools
+import os
+import sys
+from typing import Any, NoReturn
+
+from flashvlm_vllm.budget import parse_budget, parse_budget_text
+
+_WRAPPED = "__flashvlm_wrapped__"
+_FROM_COMMAND_LINE = "_flashvlm_from_command_line"
+BUDGET = "visual_budget"
+
+
+def add_command_line_flags() -> None:
+    """Give ``vllm serve`` and ``vllm run-batch`` the flags ``--plugins``, ``--visual-budget``.
+
+    Why: vLLM names plugins in the variable ``VLLM_PLUGINS`` only, and has no hook through which
+    a plugin adds flags. Seen: 0.31 to 0.33. End: when vLLM has ``--plugins`` and a flag hook.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    _wrap(EngineArgs, "add_cli_args", _add_cli_args, static=True)
+    _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod_=True)
+
+
+def attach_to_engine() -> None:
+    """Wrap what every engine needs, offline ones too.
+
+    ``EngineArgs.create_engine_config``. Why: a default budget must reach the processor without
+    being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.31 to
+    0.33. End: when vLLM's multimodal config takes plugin settings.
+
+    ``WorkerBase``. Why: a named worker method is what ``collective_rpc`` can call without
+    pickling code. Seen: all. End: when worker metrics have a channel of their own.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    WorkerBase.flashvlm_selection_time = _selection_time  # type: ignore[attr-defined]
+
+
+def attach_to_serving() -> None:
+    """Wrap what an API process needs.
+
+    ``OnlineRenderer.preprocess_chat``. Why: it is where every chat-like endpoint turns a
+    request into a prompt; request fields of a plugin have no other way to the processor
+    (``mm_processor_kwargs`` are refused from untrusted clients, rightly). Seen: 0.31 to 0.33.
+    End: when vLLM offers a request-to-processor hook.
+
+    ``create_chat_completion`` and its siblings. Why: ``usage`` has no field for plugins, and
+    ``vllm run-batch`` calls the handlers without any route. Seen: 0.31 to 0.33. End: when
+    usage can be extended.
+    """
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    _wrap(OnlineRenderer, "preprocess_chat", _preprocess_chat)
+    _wrap(OpenAIServingChat, "create_chat_completion", _create_answer)
+    _wrap(OpenAIServingChatBatch, "create_batch_chat_completion", _create_answer)
+    _wrap(OpenAIServingResponses, "create_responses", _create_answer)
+
+
+def _wrap(
+    owner: type, name: str, wrapper: Any, *, static: bool = False, classmethod_: bool = False
+) -> None:
+    original = getattr(owner, name)
+    plain = original.__func__ if classmethod_ else original
+    if getattr(plain, _WRAPPED, False):
+        return
+
+    @functools.wraps(plain)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(plain, *args, **kwargs)
+
+    setattr(wrapped, _WRAPPED, True)
+    if static:
+        setattr(owner, name, staticmethod(wrapped))
+    else:
+        setattr(owner, name, classmethod(wrapped) if classmethod_ else wrapped)
+
+
+def _add_cli_args(original: Any, parser: Any) -> Any:
+    import argparse
+
+    class NamePlugins(argparse.Action):
+        """Sets ``VLLM_PLUGINS``, which child processes inherit, and starts ours if named."""
+
+        def __call__(self, _: Any, namespace: Any, value: Any, option: Any = None) -> None:
+            from flashvlm_vllm.plugin import activate, is_named
+
+            names = [name.strip() for name in value.split(",") if name.strip()]
+            if not names:
+                raise argparse.ArgumentError(self, "name at least one plugin, such as flashvlm")
+            setattr(namespace, self.dest, names)
+            os.environ["VLLM_PLUGINS"] = ",".join(names)
+            if is_named():
+                activate()
+
+    def budget(text: str) -> Any:
+        try:
+            return parse_budget_text(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser = original(parser)
+    group = parser.add_argument_group("flashvlm", "Visual token selection.")
+    group.add_argument(
+        "--plugins",
+        action=NamePlugins,
+        metavar="NAME[,NAME]",
+        help="vLLM plugins to load, no others; the same as the variable VLLM_PLUGINS.",
+    )
+    group.add_argument(
+        "--visual-budget",
+        type=budget,
+        metavar="TOKENS|FRACTION",
+        help="Visual tokens to keep of each image where a request does not say: a whole number, "
+        "or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
+    )
+    return parser
+
+
+def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
+    from flashvlm_vllm.plugin import is_named
+
+    if is_named():
+        _refuse_other_front_ends(args)
+        attach_to_serving()
+        default = getattr(args, BUDGET, None)
+        if default is not None:
+            # On the namespace, which vLLM also hands to the API servers that it spawns.
+            args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), BUDGET: default}
+    elif getattr(args, BUDGET, None) is not None:
+        sys.exit("flashvlm: --visual-budget does nothing without --plugins flashvlm")
+    else:
+        _tell_how_to_turn_on()
+    engine_args = original(cls, args)
+    setattr(engine_args, _FROM_COMMAND_LINE, True)
+    return engine_args
+
+
+def _refuse_other_front_ends(args: Any) -> None:
+    import vllm.envs as envs
+
+    if getattr(args, "grpc", False):
+        sys.exit(
+            "flashvlm: --grpc requests do not pass through the chat endpoints, so no budget could "
+            "reach the model; serve over HTTP, or leave out --plugins flashvlm"
+        )
+    if envs.VLLM_USE_RUST_FRONTEND:
+        sys.exit(
+            "flashvlm: the Rust front end does not run Python request code, so no budget could "
+            "reach the model; unset VLLM_USE_RUST_FRONTEND, or leave out --plugins flashvlm"
+        )
+
+
+@functools.cache
+def _tell_how_to_turn_on() -> None:
+    from vllm.logger import init_logger
+
+    init_logger(__name__).info(
+        "flashvlm is installed but not named: visual_budget fields are ignored. "
+        "Turn it on with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."
+    )
+
+
+def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
+    given = engine_args.mm_processor_kwargs
+    if BUDGET not in (given or {}):
+        return original(engine_args, *args, **kwargs)
+    try:
+        default = parse_budget(given[BUDGET])
+    except ValueError as error:
+        _stop(engine_args, error)
+    others = {key: value for key, value in given.items() if key != BUDGET}
+    engine_args.mm_processor_kwargs = others or None
+    try:
+        config = original(engine_args, *args, **kwargs)
+    finally:
+        engine_args.mm_processor_kwargs = given
+    if default is not None:
+        try:
+            _set_default_budget(config.model_config, default)
+        except ValueError as error:
+            _stop(engine_args, error)
+    return config
+
+
+def _stop(engine_args: Any, error: ValueError) -> NoReturn:
+    """End a server with one line, a program that uses ``LLM`` with the exception."""
+    if getattr(engine_args, _FROM_COMMAND_LINE, False):
+        sys.exit(f"flashvlm: {error}")
+    raise error
+
+
+def _set_default_budget(model_config: Any, default: Any) -> None:
+    from flashvlm_vllm.plugin import MODELS
+
+    is_covered = any(name in MODELS for name in model_config.architectures)
+    if not is_covered or model_config.hf_config.vision_config.model_type == "pixtral":
+        raise ValueError(
+            f"a default visual budget needs a model that is covered ({', '.join(sorted(MODELS))} "
+            f"with a CLIP or SigLIP tower); {model_config.model} is "
+            f"{', '.join(model_config.architectures)}"
+        )
+    setattr(model_config.multimodal_config, BUDGET, default)
+
+
+async def _preprocess_chat(
+    original: Any, renderer: Any, request: Any, messages: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from flashvlm_vllm.serving.rendering import render_with_budget
+
+    trusting = copy.copy(renderer)
+    trusting.trust_request_mm_kwargs = True
+    return await render_with_budget(
+        original, renderer, trusting, request, messages, *args, **kwargs
+    )
+
+
+async def _create_answer(original: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
+    from flashvlm_vllm.serving import report
+
+    with report.collecting() as counts:
+        answer = await original(handler, *args, **kwargs)
+    return report.annotated(answer, counts)
+
+
+def _selection_time(worker: Any) -> dict[str, float]:
+    from flashvlm_vllm.timing import SELECTION_CLOCK
+
+    return SELECTION_CLOCK.read()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-1.5 and its relatives with a CLIP or SigLIP tower."""
+
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import PixtralVisionConfig
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    _build_llava_or_pixtral_hf_info,
+    _build_llava_or_pixtral_hf_processor,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from flashvlm_vllm.models.pruning import VisualTokenSelection, Wanted
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.vision.tower import SalientTower
+
+
+class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
+    """LLaVA-1.5's processor: every image has the tower's number of tokens."""
+
+
+def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
+    """Build the pruning processor; Pixtral, served by the same class in vLLM, stays stock."""
+    if isinstance(info.get_hf_config().vision_config, PixtralVisionConfig):
+        return _build_llava_or_pixtral_hf_processor(info, dummy_inputs, **kwargs)
+    return PrunedLlavaProcessor(info, dummy_inputs, **kwargs)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    build_processor, info=_build_llava_or_pixtral_hf_info, dummy_inputs=LlavaDummyInputsBuilder
+)
+class PrunedLlava(VisualTokenSelection, LlavaForConditionalGeneration):
+    """LLaVA that keeps, of each image, the tokens its request's question selects."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.set_up_selection(vllm_config)
+
+    @cached_property
+    def _salient_tower(self) -> SalientTower:
+        return SalientTower(self.vision_tower, self.config)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images; those with a budget come back as their kept tokens only."""
+        wanted = Wanted.take_from(kwargs)
+        if wanted is None:
+            return super().embed_multimodal(**kwargs)
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        assert image_input is not None, "the processor adds budgets to pixels only"
+        pixels = image_input["pixel_values"]
+        text = self.embed_queries(wanted.queries)
+        totals = [self._salient_tower.tokens] * len(wanted.kept)
+        kept: list[Tensor] = []
+        embeddings: list[Tensor] = []
+        for batch in self.encoder_batches(totals):
+            features, saliency = self._salient_tower.run(
+                lambda images: self._image_pixels_to_features(self.vision_tower, images),
+                pixels[batch],
+            )
+            projected = self.multi_modal_projector(features)
+            rows = self.select(
+                list(projected), list(saliency), text[batch], wanted.kept[batch], list(features)
+            )
+            embeddings += [image[kept_rows] for image, kept_rows in zip(projected, rows, strict=True)]
+            kept += rows
+        self.trace(totals, kept, wanted.queries)
+        return embeddings

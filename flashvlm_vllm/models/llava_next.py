@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-NeXT: a base crop and tiles, each selected on its own, kept in picture order.
+
+An image that is pruned loses its row newlines: they mark the end of picture rows of which
+only some patches are left, and the published LLaVA-NeXT results for pruning have none.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from flashvlm_vllm.models.anyres import spread_budget, tile_patches
+from flashvlm_vllm.models.pruning import VisualTokenSelection, Wanted
+from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
+from flashvlm_vllm.vision.tower import SalientTower
+
+
+class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]):
+    """LLaVA-NeXT's processor: the number of tokens follows from the image's size."""
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count an image's tokens; row newlines are not among those to choose from."""
+        total = self.info.get_num_image_tokens(image_width=width, image_height=height)
+        config = self.info.get_hf_config()
+        encoder = self.info.get_vision_encoder_info()
+        rows, columns = get_anyres_image_grid_shape(
+            image_size=(height, width),
+            grid_pinpoints=config.image_grid_pinpoints,
+            patch_size=encoder.get_image_size(),
+        )
+        _, newlines = self.info._get_num_unpadded_features(
+            original_height=height,
+            original_width=width,
+            npatches=encoder.get_patch_grid_length(),
+            num_patch_height=rows,
+            num_patch_width=columns,
+        )
+        return TokenCount(total, total - newlines)
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """One crop's candidates: rows of the image's flattened crops, and their picture order."""
+
+    rows: Tensor
+    order: Tensor
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedLlavaNextProcessor,
+    info=LlavaNextProcessingInfo,
+    dummy_inputs=LlavaDummyInputsBuilder,
+)
+class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT that keeps, of each image, the tokens its request's question selects."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.set_up_selection(vllm_config)
+
+    @cached_property
+    def _salient_tower(self) -> SalientTower:
+        return SalientTower(self.vision_tower, self.config)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images; those with a budget come back as their kept tokens only."""
+        wanted = Wanted.take_from(kwargs)
+        if wanted is None:
+            return super().embed_multimodal(**kwargs)
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        assert image_input is not None, "the processor adds budgets to pixels only"
+        images = list(image_input["pixel_values"])
+        sizes = [tuple(size) for size in image_input["image_sizes"].tolist()]
+        text = self.embed_queries(wanted.queries)
+        totals = [len(crops) * self._salient_tower.tokens for crops in images]
+        kept: list[Tensor] = []
+        embeddings: list[Tensor] = []
+        for batch in self.encoder_batches(totals):
+            batch_kept, batch_embeddings = self._embed_batch(
+                images[batch], sizes[batch], text[batch], wanted.kept[batch]
+            )
+            kept += batch_kept
+            embeddings += batch_embeddings
+        self.trace(totals, kept, wanted.queries)
+        return embeddings
+
+    def _embed_batch(
+        self,
+        images: list[Tensor],
+        sizes: list[tuple[int, int]],
+        text: list[Tensor | None],
+        budgets: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode a few images together.
+
+        Returns:
+            per image the kept picture positions (base patches first, then tile patches in
+            raster order) and the embeddings ``(budget, D)`` in that order.
+
+        """
+        crop_counts = [len(crops) for crops in images]
+        features, saliency = self._salient_tower.run(
+            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
+            torch.cat(images),
+        )
+        projected = self.multi_modal_projector(features).split(crop_counts)
+        by_image = zip(
+            projected,
+            features.split(crop_counts),
+            saliency.split(crop_counts),
+            strict=True,
+        )
+        flat = [[part.flatten(0, 1) for part in parts] for parts in by_image]
+
+        crops = [self._crops(size, features.device) for size in sizes]
+        patches = [[len(crop.rows) for crop in image] for image in crops]
+        shares = [
+            spread_budget(min(budget, sum(counts)), counts)
+            for budget, counts in zip(budgets, patches, strict=True)
+        ]
+        candidates = [
+            (image, crop, share)
+            for image in range(len(images))
+            for crop, share in zip(crops[image], shares[image], strict=True)
+            if share
+        ]
+        chosen = self.select(
+            [flat[image][0][crop.rows] for image, crop, _ in candidates],
+            [flat[image][2][crop.rows] for image, crop, _ in candidates],
+            [text[image] for image, _, _ in candidates],
+            [share for _, _, share in candidates],
+            [flat[image][1][crop.rows] for image, crop, _ in candidates],
+        )
+        kept, embeddings = [], []
+        for image in range(len(images)):
+            mine = [
+                (crop, rows)
+                for (owner, crop, _), rows in zip(candidates, chosen, strict=True)
+                if owner == image
+            ]
+            order, position = torch.cat([crop.order[rows] for crop, rows in mine]).sort()
+            rows = torch.cat([crop.rows[rows] for crop, rows in mine])[position]
+            whole = self._whole_image(projected[image], sizes[image], budgets[image])
+            kept.append(order)
+            embeddings.append(flat[image][0][rows] if whole is None else whole)
+        return kept, embeddings
+
+    def _whole_image(self, projected: Tensor, size: tuple[int, int], budget: int) -> Tensor | None:
+        """Return the image as stock vLLM lays it out when its budget does not bind.
+
+        That happens when a request's other images are larger and are pruned.
+        """
+        whole: Tensor = self._merge_image_patch_embeddings(
+            torch.tensor(size), projected, strategy="spatial_unpad"
+        )
+        return whole if len(whole) == budget else None
+
+    def _crops(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
+        """List an image's crops with the patches that unpadding leaves, base first."""
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        per_crop = side * side
+        grid = get_anyres_image_grid_shape(
+            size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
+        )
+        base = torch.arange(per_crop)
+        picture = torch.cat([base, tile_patches(grid, side, size)])
+        crop_of = picture // per_crop
+        crops = []
+        for number in range(1 + grid[0] * grid[1]):
+            order = (crop_of == number).nonzero().flatten()
+            if len(order):
+                crops.append(_Crop(picture[order].to(device), order.to(device)))
+        return crops

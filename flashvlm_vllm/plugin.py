@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``vllm.general_plugins`` entry point. vLLM calls it in every process, maybe twice."""
+
+import os
+
+NAME = "flashvlm"
+
+MODELS = {
+    "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
+    "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
+}
+"""Covered architectures and the classes that replace vLLM's own (imported on first use)."""
+
+
+def register() -> None:
+    """Offer the command-line flags; take over the covered models only when named.
+
+    Installed but not named in ``VLLM_PLUGINS`` (which ``--plugins flashvlm`` sets), the
+    plugin leaves vLLM as it is.
+    """
+    from flashvlm_vllm import compat
+
+    compat.add_command_line_flags()
+    if is_named():
+        activate()
+
+
+def is_named() -> bool:
+    """Tell whether ``VLLM_PLUGINS`` names this plugin."""
+    return NAME in os.environ.get("VLLM_PLUGINS", "").split(",")
+
+
+def activate() -> None:
+    """Replace the covered models and attach to the places where requests pass. Idempotent."""
+    from vllm import ModelRegistry
+
+    from flashvlm_vllm import compat
+
+    for architecture, target in MODELS.items():
+        ModelRegistry.register_model(architecture, target)
+    compat.attach_to_engine()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor side of pruning: per-item fields, cache identity, shorter placeholders.
+
+Runs in the API process, before the scheduler sees the request, so the number of tokens is
+settled here and the worker only decides which ones.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from flashvlm_vllm.budget import Budget, kept_tokens, parse_budget
+from flashvlm_vllm.query import UserTurn, user_turn_of
+
+BUDGET = "visual_budget"
+QUERY = "visual_query"
+KEPT_FIELD = "visual_kept_tokens"
+QUERY_FIELD = "visual_query_ids"
+REPORT = "visual_tokens"
+
+_PLAN = "flashvlm_plan"
+_SELECTION_VERSION = 1
+"""Part of every pruned item's identity. Raise it whenever the same request would keep other
+tokens than before: external KV stores outlive a process."""
+
+
+class TokenCount(NamedTuple):
+    """Visual tokens of one image: all of them, and those the selection may choose from."""
+
+    total: int
+    prunable: int
+
+
+@dataclass(frozen=True)
+class VisualPlan:
+    """What one request asks of the selection; the same for each of its images."""
+
+    budget: Budget
+    query_ids: tuple[int, ...]
+
+    def identity(self, stock: str) -> str:
+        """Derive an item's identity from ``stock``, its identity without pruning.
+
+        The kept tokens depend on the budget and on the question, so a cache keyed by the
+        pixels alone would answer one question with another's tokens.
+        """
+        factors = json.dumps([_SELECTION_VERSION, stock, self.budget, self.query_ids])
+        return "flashvlm-" + hashlib.sha256(factors.encode()).hexdigest()
+
+
+@dataclass
+class PlannedInputs(ProcessorInputs):
+    """Processor inputs of a request that is pruned; knows which of its images are."""
+
+    pruned: tuple[bool, ...] = ()
+
+    def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+        """Return stock identities for what is kept whole, derived ones for what is pruned."""
+        plan = _plan_of(self.hf_processor_mm_kwargs)
+        stock_view = ProcessorInputs(
+            **{field.name: getattr(self, field.name) for field in fields(ProcessorInputs)}
+        )
+        stock_view.hf_processor_mm_kwargs = _without_plan(self.hf_processor_mm_kwargs)
+        hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
+        if plan is not None and "image" in hashes:
+            hashes["image"] = [
+                plan.identity(stock) if pruned else stock
+                for stock, pruned in zip(hashes["image"], self.pruned, strict=True)
+            ]
+        return hashes
+
+
+class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
+    """Mixin for a multimodal processor whose images may be pruned per request.
+
+    A family's processor derives from this first and from vLLM's own processor second, and
+    says how many tokens an image has (``count_image_tokens``).
+    """
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count the visual tokens of an image of ``width`` x ``height`` pixels, unpruned."""
+        total = self.info.get_num_image_tokens(image_width=width, image_height=height)
+        return TokenCount(total, total)
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Profile memory with whole images, whatever the default budget is."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, BUDGET: None}
+        return inputs
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Process one prompt; ``result["visual_tokens"]`` lists ``(total, kept)`` per image.
+
+        Raises:
+            VLLMValidationError: the budget or the query is not valid, or a budget was asked
+                for images given as embeddings.
+
+        """
+        kwargs = dict(inputs.hf_processor_mm_kwargs)
+        budget = self._budget(kwargs, inputs.mm_data_items)
+        query = _query(kwargs.pop(QUERY, None))
+        inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
+
+        counts = self._image_counts(inputs.mm_data_items)
+        kept = [kept_tokens(count.total, budget, count.prunable) for count in counts]
+        pruned = tuple(stay < count.total for stay, count in zip(kept, counts, strict=True))
+        if budget is not None and any(pruned):
+            plan = VisualPlan(budget, self._query_ids(query, inputs.prompt))
+            inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
+            inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
+
+        result = super().apply(inputs, timing_ctx)
+        result[REPORT] = [
+            (count.total, stay) for count, stay in zip(counts, kept, strict=True)
+        ]
+        return result
+
+    def _budget(self, kwargs: dict[str, Any], items: MultiModalDataItems) -> Budget | None:
+        """Take the request's budget out of ``kwargs``, or fall back to the engine's default."""
+        precomputed = isinstance(items.get("image"), ImageEmbeddingItems)
+        if BUDGET not in kwargs:
+            # Embeddings cannot be pruned; a default must not refuse what it was not asked for.
+            return None if precomputed else default_budget(self.info.ctx.model_config)
+        try:
+            budget = parse_budget(kwargs.pop(BUDGET))
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter=BUDGET) from None
+        if budget is not None and precomputed:
+            raise VLLMValidationError(
+                "a visual budget needs the image itself: precomputed image embeddings carry no "
+                f"saliency. Send the image, or {BUDGET}: null",
+                parameter=BUDGET,
+            )
+        return budget
+
+    def _image_counts(self, items: MultiModalDataItems) -> list[TokenCount]:
+        images = items.get("image")
+        if isinstance(images, ImageEmbeddingItems):
+            sizes = [images.get_feature_size(index) for index in range(len(images))]
+            return [TokenCount(size, size) for size in sizes]
+        if not isinstance(images, ImageProcessorItems):
+            return []
+        return [self._image_count(images, index) for index in range(len(images))]
+
+    def _image_count(self, images: ImageProcessorItems, index: int) -> TokenCount:
+        if images.get(index) is None:
+            raise VLLMValidationError(
+                "an image given by uuid alone cannot be counted; send the image with its uuid",
+                parameter="uuid",
+            )
+        size = images.get_image_size(index)
+        return self.count_image_tokens(size.width, size.height)
+
+    def _query_ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Tokenise the words that steer, without special tokens and layout.
+
+        The same words give the same ids however the request came: a rendered prompt has the
+        image's placeholder and a line break between the template and the question.
+        """
+        tokenizer = self.info.get_tokenizer()
+        if query is None:
+            query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
+        image_token = self.info.get_hf_config().image_token_index
+        special = {*tokenizer.all_special_ids, image_token}
+        for token in special:
+            query = query.replace(tokenizer.decode([token]), " ")
+        ids = tokenizer.encode(" ".join(query.split()), add_special_tokens=False)
+        return tuple(token for token in ids if token not in special)
+
+    @cached_property
+    def _user_turn(self) -> UserTurn:
+        from vllm.renderers.hf import safe_apply_chat_template
+
+        return user_turn_of(
+            lambda messages: safe_apply_chat_template(
+                self.info.ctx.model_config,
+                self.info.get_tokenizer(),
+                messages,  # type: ignore[arg-type]
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        )
+
+    def _apply_hf_processor_main(
+        self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
+    ) -> Any:
+        processed = super()._apply_hf_processor_main(mm_items, _without_plan(hf_kwargs))
+        plan = _plan_of(hf_kwargs)
+        counts = self._image_counts(mm_items)
+        if plan is not None and counts:
+            kept = [kept_tokens(count.total, plan.budget, count.prunable) for count in counts]
+            query = torch.tensor(plan.query_ids, dtype=torch.int64)
+            processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
+            processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
+        return processed
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        config = dict(
+            super()._get_mm_fields_config(hf_inputs, _without_plan(hf_processor_mm_kwargs))
+        )
+        if KEPT_FIELD in hf_inputs:
+            # On the host: the counts size the gather, and reading them from a device would wait.
+            config[KEPT_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+            config[QUERY_FIELD] = MultiModalFieldConfig.batched("image")
+        return config
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: Any,
+    ) -> Sequence[PromptUpdate]:
+        updates = super()._get_prompt_updates(
+            mm_items=mm_items,
+            hf_processor_mm_kwargs=_without_plan(hf_processor_mm_kwargs),
+            out_mm_kwargs=out_mm_kwargs,
+        )
+        plan = _plan_of(hf_processor_mm_kwargs)
+        if plan is None:
+            return updates
+        counts = self._image_counts(mm_items)
+        return [_shrunk(update, plan.budget, counts) for update in updates]
+
+
+def default_budget(model_config: Any) -> Budget | None:
+    """Return the engine's default budget (``--visual-budget``), ``None`` when there is none."""
+    budget: Budget | None = getattr(model_config.multimodal_config, BUDGET, None)
+    return budget
+
+
+def _shrunk(update: PromptUpdate, budget: Budget, counts: Sequence[TokenCount]) -> PromptUpdate:
+    if not isinstance(update, PromptReplacement) or update.modality != "image":
+        return update
+    whole = update.replacement
+
+    def replacement(item_idx: int) -> Any:
+        tokens = whole(item_idx) if callable(whole) else whole
+        count = counts[item_idx]
+        if not isinstance(tokens, list) or len(tokens) != count.total:
+            raise TypeError(
+                f"image {item_idx} has {count.total} visual tokens but its placeholder is not a "
+                "plain list of as many ids; this model needs an adapter of its own"
+            )
+        return tokens[: kept_tokens(count.total, budget, count.prunable)]
+
+    return replace(update, replacement=replacement)
+
+
+def _query(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise VLLMValidationError(
+        f"the words that steer the selection are a string; got {type(value).__name__}",
+        parameter=QUERY,
+    )
+
+
+def _plan_of(kwargs: Mapping[str, Any]) -> VisualPlan | None:
+    return kwargs.get(_PLAN)
+
+
+def _without_plan(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != _PLAN}

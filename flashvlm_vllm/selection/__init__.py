@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlashVLM's visual token selection (arXiv 2512.20561) in plain torch; never imports vLLM."""
+
+from flashvlm_vllm.selection.config import ABLATIONS, SelectionConfig
+from flashvlm_vllm.selection.select import (
+    fused_scores,
+    select_visual_tokens,
+    select_visual_tokens_ragged,
+)
+
+__all__ = [
+    "ABLATIONS",
+    "SelectionConfig",
+    "fused_scores",
+    "select_visual_tokens",
+    "select_visual_tokens_ragged",
+]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two normalisations that the equations share: min-max of scores, unit length of vectors."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+# A vector shorter than this stays (about) zero instead of being blown up to unit length. No paper
+# constant: it only stands between a zero vector and a division by zero.
+SHORTEST_NORM: Final = 1e-12
+
+
+def min_max(values: Tensor, epsilon: float) -> Tensor:
+    """Rescale scores to [0, 1]: ``(x - min) / (max - min + epsilon)``, as in eq 1.
+
+    A constant vector becomes zeros. One NaN or infinity must not wipe out every other score
+    through the minimum or maximum, so non-finite scores count as the lowest finite one.
+
+    Args:
+        values: (N,) float32 scores, N >= 1.
+        epsilon: added to the range.
+
+    Returns:
+        (N,) float32, finite.
+    """
+    finite = torch.isfinite(values)
+    lowest = torch.where(finite, values, torch.inf).amin()
+    values = torch.where(finite, values, lowest)
+    scaled = (values - lowest) / (values.amax() - lowest + epsilon)
+    # Nothing finite at all leaves inf - inf: treat it as a constant vector.
+    return scaled.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Divide each row by its Euclidean norm; a zero row stays zero.
+
+    Args:
+        vectors: (M, K), any float dtype.
+
+    Returns:
+        (M, K) float32. A row with a non-finite entry stays non-finite: callers clean up after
+        the product, where there are fewer numbers.
+    """
+    vectors = vectors.float()
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms.clamp_min(SHORTEST_NORM)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``vllm.endpoint_plugins`` entry point: typed request fields on vLLM's own routes."""
+
+import functools
+import inspect
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.datastructures import State
+
+from flashvlm_vllm import compat
+from flashvlm_vllm.plugin import NAME
+from flashvlm_vllm.serving.metrics import SelectionTimeOnScrape
+from flashvlm_vllm.serving.protocol import REQUEST_MODELS
+
+
+class FlashVLMEndpoint:
+    """Retypes the request of vLLM's chat routes; the handlers stay vLLM's."""
+
+    name = NAME
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        # API server processes that vLLM spawns do not parse a command line of their own.
+        compat.attach_to_serving()
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add each covered route again with a typed request; vLLM lets the last one win."""
+        for route in list(app.routes):
+            if isinstance(route, APIRoute) and "POST" in route.methods:
+                model = REQUEST_MODELS.get(route.path)
+                if model is not None:
+                    app.add_api_route(
+                        route.path,
+                        _with_request_model(route.endpoint, model),
+                        methods=["POST"],
+                        dependencies=route.dependencies,
+                        responses=route.responses,
+                    )
+        app.add_middleware(SelectionTimeOnScrape)
+
+    async def init_state(self, engine_client: Any, state: State, args: Any) -> None:
+        """Let scrapes ask the engine for the selection time."""
+        SelectionTimeOnScrape.engine_client = engine_client
+
+
+def _with_request_model(endpoint: Any, model: type) -> Any:
+    """Return ``endpoint`` with its ``request`` parameter typed as ``model``."""
+
+    @functools.wraps(endpoint)
+    async def typed(*args: Any, **kwargs: Any) -> Any:
+        return await endpoint(*args, **kwargs)
+
+    signature = inspect.signature(endpoint)
+    parameters = [
+        parameter.replace(annotation=model) if name == "request" else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+    typed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return typed

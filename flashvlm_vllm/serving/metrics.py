@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``/metrics`` tells about pruning."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+WORKER_METHOD = "flashvlm_selection_time"
+"""Name of the worker method that ``compat`` installs and scrapes call."""
+
+_SCRAPE_TIMEOUT_SECONDS = 2.0
+
+_SEEN = Counter(
+    "flashvlm_visual_tokens_seen",
+    "Visual tokens of the images in requests, before selection.",
+    ["model_name", "modality"],
+)
+_KEPT = Counter(
+    "flashvlm_visual_tokens_kept",
+    "Visual tokens that were kept and given KV cache.",
+    ["model_name", "modality"],
+)
+# Totals since the worker started, mirrored from it at each scrape; hence gauges.
+_SECONDS = Gauge(
+    "flashvlm_selection_seconds_sum",
+    "Seconds spent on selecting visual tokens since the worker started.",
+    multiprocess_mode="mostrecent",
+)
+_ITEMS = Gauge(
+    "flashvlm_selection_seconds_count",
+    "Images whose visual tokens were selected since the worker started.",
+    multiprocess_mode="mostrecent",
+)
+
+
+def count_tokens(model_name: str, counts: Sequence[tuple[int, int]]) -> None:
+    """Add one prompt's images, ``(total, kept)`` each."""
+    for total, kept in counts:
+        _SEEN.labels(model_name, "image").inc(total)
+        _KEPT.labels(model_name, "image").inc(kept)
+
+
+class SelectionTimeOnScrape:
+    """ASGI middleware: brings the worker's selection time up to date before ``/metrics``."""
+
+    engine_client: Any = None
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Refresh on a scrape, pass everything through."""
+        if scope["type"] == "http" and scope["path"].rstrip("/") == "/metrics":
+            await self._refresh()
+        await self.app(scope, receive, send)
+
+    async def _refresh(self) -> None:
+        if self.engine_client is None:
+            return
+        try:
+            times = await asyncio.wait_for(
+                self.engine_client.collective_rpc(WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
+            )
+        # A scrape must answer whatever state the engine is in; the last known value stays.
+        except Exception as error:  # noqa: BLE001
+            logger.debug("flashvlm: no selection time from the worker: %s", error)
+            return
+        _SECONDS.set(sum(each["seconds"] for each in times))
+        _ITEMS.set(sum(each["items"] for each in times))

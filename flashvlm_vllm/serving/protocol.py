@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's request models with the visual fields typed, so that OpenAPI shows them."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+from flashvlm_vllm.budget import parse_budget
+from flashvlm_vllm.serving.settings import BUDGET, QUERY
+
+VisualBudget = Annotated[
+    Any,
+    BeforeValidator(parse_budget),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class VisualFields(BaseModel):
+    """The request fields this plugin adds."""
+
+    visual_budget: VisualBudget = Field(
+        default=None,
+        description=(
+            "Visual tokens to keep of each image: a whole number (1 or more), or a fraction "
+            "strictly between 0 and 1. The words of the latest user message decide which. "
+            "null turns pruning off for this request; left out, the server's default "
+            "(--visual-budget) applies. Also accepted as a string in `metadata`."
+        ),
+    )
+    visual_query: str | None = Field(
+        default=None,
+        description=(
+            "The words that steer the selection, in place of the latest user message. An "
+            "empty string selects by visual saliency alone."
+        ),
+    )
+
+
+class VisualChatCompletionRequest(VisualFields, ChatCompletionRequest):
+    """``POST /v1/chat/completions``."""
+
+
+class VisualResponsesRequest(VisualFields, ResponsesRequest):
+    """``POST /v1/responses``."""
+
+
+class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest):
+    """``POST /v1/chat/completions/batch``."""
+
+    def to_chat_completion_request(self, messages: list[Any]) -> ChatCompletionRequest:
+        """Build one conversation's request.
+
+        vLLM drops null fields on the way, and here null says "no pruning".
+        """
+        request = super().to_chat_completion_request(messages)
+        for field in (BUDGET, QUERY):
+            if field in self.model_fields_set:
+                setattr(request, field, getattr(self, field))
+        return request
+
+
+REQUEST_MODELS: dict[str, type[VisualFields]] = {
+    "/v1/chat/completions": VisualChatCompletionRequest,
+    "/v1/chat/completions/batch": VisualBatchChatCompletionRequest,
+    "/v1/responses": VisualResponsesRequest,
+}
+"""Routes that take the visual fields, and their request models."""

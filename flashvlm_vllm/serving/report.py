@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the client how many visual tokens its images had and how many were kept.
+
+The numbers are known where the prompt is rendered, and wanted where the answer is built; in
+between lies vLLM's own code, so they travel in a context variable of the request's task.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+FIELD = "visual_tokens"
+
+Counts = list[tuple[int, int]]
+"""``(total, kept)`` per image."""
+
+_collected: ContextVar[Counts | None] = ContextVar("flashvlm_visual_tokens", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[Counts]:
+    """Collect what ``note`` is told inside the block."""
+    counts: Counts = []
+    token = _collected.set(counts)
+    try:
+        yield counts
+    finally:
+        _collected.reset(token)
+
+
+def note(counts: Sequence[tuple[int, int]]) -> None:
+    """Remember the counts of a rendered prompt for the answer, if one is being built."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.extend(counts)
+
+
+def summary(counts: Counts) -> dict[str, Any]:
+    """Return what ``usage.visual_tokens`` holds."""
+    return {
+        "total": sum(total for total, _ in counts),
+        "kept": sum(kept for _, kept in counts),
+        "images": [{"total": total, "kept": kept} for total, kept in counts],
+    }
+
+
+def annotated(answer: Any, counts: Counts) -> Any:
+    """Add the counts to an answer's ``usage``.
+
+    Args:
+        answer: what a vLLM handler returned: a response model, an error (left alone), or an
+            async iterator of server-sent events (strings) or event models.
+        counts: filled by now; an answer to a request without images is left alone.
+
+    """
+    if not counts:
+        return answer
+    if isinstance(answer, AsyncIterator):
+        return _annotated_stream(answer, summary(counts))
+    _annotate_usage(answer, summary(counts))
+    return answer
+
+
+async def _annotated_stream(stream: AsyncIterator[Any], report: dict[str, Any]) -> AsyncIterator[Any]:
+    async for event in stream:
+        if isinstance(event, str):
+            yield _annotated_event(event, report)
+        else:
+            _annotate_usage(getattr(event, "response", None), report)
+            yield event
+
+
+def _annotate_usage(answer: Any, report: dict[str, Any]) -> None:
+    usage = getattr(answer, "usage", None)
+    if usage is not None:
+        setattr(usage, FIELD, report)
+
+
+def _annotated_event(event: str, report: dict[str, Any]) -> str:
+    # Only the closing event carries usage (all do with continuous_usage_stats).
+    if '"usage":{' not in event or not event.startswith("data: "):
+        return event
+    data = json.loads(event.removeprefix("data: "))
+    data["usage"][FIELD] = report
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes which tokens were kept, for tests, the demo and debugging. Off unless asked for."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+DIRECTORY = "FLASHVLM_TRACE_DIR"
+
+
+def is_tracing() -> bool:
+    """Tell whether ``FLASHVLM_TRACE_DIR`` names a directory to write to."""
+    return bool(os.environ.get(DIRECTORY))
+
+
+def record(
+    rank: int, totals: Sequence[int], kept: Sequence[Tensor], queries: Sequence[Tensor]
+) -> None:
+    """Append one JSON line per item to ``rank-<rank>.jsonl``.
+
+    A line holds ``total``, ``kept`` (ascending indices) and ``query`` (token ids of the
+    steering words). Reading them waits for the device, so never trace a server that serves.
+    """
+    path = Path(os.environ[DIRECTORY]) / f"rank-{rank}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        for total, indices, query in zip(totals, kept, queries, strict=True):
+            line = {"total": total, "kept": indices.tolist(), "query": query.tolist()}
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features and saliency of CLIP and SigLIP towers in one pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.model_executor.models.clip import CLIPVisionModel
+from vllm.model_executor.models.vision import (
+    get_num_selected_vision_tokens,
+    get_vision_encoder_info,
+)
+
+from flashvlm_vllm.vision.attention import cls_attention, received_attention
+from flashvlm_vllm.vision.tap import AttentionTap
+
+
+class SalientTower:
+    """A CLIP or SigLIP tower that also tells how much attention each token received.
+
+    The attention is that of the last layer vLLM built, which is the one the features come
+    from: with ``vision_feature_layer = -2`` the tower ends at layer -2.
+    """
+
+    def __init__(self, tower: Any, config: Any) -> None:
+        """Attach to ``tower``, vLLM's CLIP or SigLIP model of a LLaVA with ``config``."""
+        attention = tower.vision_model.encoder.layers[-1].self_attn.attn
+        if not isinstance(attention, MMEncoderAttention):
+            raise TypeError(f"cannot read saliency from a {type(attention).__name__}")
+        self._tap = AttentionTap(attention)
+        self._scale = attention.scale
+        self._heads = config.vision_config.num_attention_heads
+        self._is_sharded = attention.num_heads != self._heads
+        self._has_cls = isinstance(tower, CLIPVisionModel)
+
+        size = get_vision_encoder_info(config).get_image_size()
+        positions = get_vision_encoder_info(config).get_num_image_tokens(
+            image_width=size, image_height=size
+        )
+        self.tokens = get_num_selected_vision_tokens(
+            positions, config.vision_feature_select_strategy
+        )
+        """Feature tokens per image or crop."""
+        self._first = positions - self.tokens
+
+    def run(
+        self, encode: Callable[[Tensor], Tensor], pixel_values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode images or crops.
+
+        Args:
+            encode: runs the tower on pixels and returns its features.
+            pixel_values: ``(B, 3, H, W)`` of the tower's size.
+
+        Returns:
+            features ``(B, N, C)`` and saliency ``(B, N)`` float32: the mean over heads of
+            the CLS row (CLIP), or of the attention received from all tokens (SigLIP).
+
+        """
+        with self._tap.listen() as heard:
+            features = encode(pixel_values)
+        attend = cls_attention if self._has_cls else received_attention
+        saliency = torch.cat([attend(each.query, each.key, self._scale) for each in heard])
+        if self._is_sharded:
+            # Each rank holds some of the heads.
+            saliency = tensor_model_parallel_all_reduce(saliency)
+        return features, saliency[:, self._first :] / self._heads
