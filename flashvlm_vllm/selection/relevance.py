@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.config import QueryGate, SelectionConfig
-from flashvlm_vllm.selection.scaling import min_max, unit_rows
+from flashvlm_vllm.selection.scaling import min_max, row_norms, unit_rows
 
 LOWEST_COSINE: Final = -1.0
 
@@ -92,7 +92,9 @@ def text_similarity(image_features: Tensor, text: Tensor) -> Tensor:
     Returns:
         (N, L) float32 in [-1, 1].
     """
-    similarity = unit_rows(image_features) @ text.T
+    image_features = image_features.float()
+    # Divided after the product: N x L numbers instead of a second N x D copy of the image.
+    similarity = image_features @ text.T / row_norms(image_features)
     return similarity.nan_to_num(nan=LOWEST_COSINE, posinf=LOWEST_COSINE, neginf=LOWEST_COSINE)
 
 

@@ -45,5 +45,17 @@ def unit_rows(vectors: Tensor) -> Tensor:
         the product, where there are fewer numbers.
     """
     vectors = vectors.float()
+    return vectors / row_norms(vectors)
+
+
+def row_norms(vectors: Tensor) -> Tensor:
+    """Euclidean norm of each row, never zero.
+
+    Args:
+        vectors: (M, K) float32.
+
+    Returns:
+        (M, 1) float32, at least `SHORTEST_NORM`.
+    """
     norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norms.clamp_min(SHORTEST_NORM)
+    return norms.clamp_min(SHORTEST_NORM)

