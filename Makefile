@@ -38,7 +38,7 @@ types: setup ## mypy
 	@$(BIN)/mypy
 
 bench-selection: setup ## what choosing the tokens costs
-	@$(BIN)/python -m benchmarks.selection
+	@$(BIN)/python -m benchmarks.selection.run
 
 clean: ## remove what tools, tests and the demo left behind; .venv stays
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts and stops a real ``vllm serve`` for the demo, the tests and the benchmarks."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -40,7 +41,9 @@ class Server:
             str(Path(sys.executable).with_name("vllm")), "serve", self.model,
             "--host", "127.0.0.1", "--port", str(self.port), *CPU_ARGUMENTS, *arguments,
         ]  # fmt: skip
-        self._environment = {**os.environ, **CPU_ENVIRONMENT, **(environment or {})}
+        # Plugins are named by the command, so that an inherited name cannot hide a broken flag.
+        inherited = {name: text for name, text in os.environ.items() if name != "VLLM_PLUGINS"}
+        self._environment = {**inherited, **CPU_ENVIRONMENT, **(environment or {})}
         self._log = log
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,10 +93,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 continue
         # Workers that outlive their parent would keep its memory and cores.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
     def _wait_until_healthy(self) -> None:

@@ -61,7 +61,7 @@ def parse_budget_text(text: object) -> Budget | None:
     word = text.strip().lower()
     if word in _OFF_WORDS:
         return None
-    # int() and float() also take "6_4" and "١"; only plain ASCII digits are a budget.
+    # int() and float() also take "6_4" and digits of other scripts; only ASCII digits are a budget.
     if word.isascii() and word.isdigit() and len(word) <= 32:
         return parse_budget(int(word))
     try:

@@ -28,6 +28,10 @@ def add_command_line_flags() -> None:
 
     _wrap(EngineArgs, "add_cli_args", _add_cli_args, static=True)
     _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod_=True)
+    # Only in the process that parses a command line, which has imported it by now.
+    serve = sys.modules.get("vllm.entrypoints.cli.serve")
+    if serve is not None:
+        _wrap(serve.ServeSubcommand, "validate", _validate)
 
 
 def attach_to_engine() -> None:
@@ -134,7 +138,6 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     from flashvlm_vllm.plugin import is_named
 
     if is_named():
-        _refuse_other_front_ends(args)
         attach_to_serving()
         default = getattr(args, BUDGET, None)
         if default is not None:
@@ -147,6 +150,15 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     engine_args = original(cls, args)
     setattr(engine_args, _FROM_COMMAND_LINE, True)
     return engine_args
+
+
+def _validate(original: Any, command: Any, args: Any) -> None:
+    # Before vLLM looks for the parts of a front end that this plugin refuses anyway.
+    from flashvlm_vllm.plugin import is_named
+
+    if is_named():
+        _refuse_other_front_ends(args)
+    original(command, args)
 
 
 def _refuse_other_front_ends(args: Any) -> None:
@@ -168,7 +180,8 @@ def _refuse_other_front_ends(args: Any) -> None:
 def _tell_how_to_turn_on() -> None:
     from vllm.logger import init_logger
 
-    init_logger(__name__).info(
+    # vLLM shows its own name space only.
+    init_logger("vllm.flashvlm").info(
         "flashvlm is installed but not named: visual_budget fields are ignored. "
         "Turn it on with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."
     )

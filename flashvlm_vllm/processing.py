@@ -29,6 +29,7 @@ QUERY_FIELD = "visual_query_ids"
 REPORT = "visual_tokens"
 
 _PLAN = "flashvlm_plan"
+_REMEMBERED_UUIDS = 10_000
 _SELECTION_VERSION = 1
 """Part of every pruned item's identity. Raise it whenever the same request would keep other
 tokens than before: external KV stores outlive a process."""
@@ -111,17 +112,20 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         query = _query(kwargs.pop(QUERY, None))
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
-        counts = self._image_counts(inputs.mm_data_items)
-        kept = [kept_tokens(count.total, budget, count.prunable) for count in counts]
-        pruned = tuple(stay < count.total for stay, count in zip(kept, counts, strict=True))
+        counts = self._image_counts(inputs)
+        kept = [count and kept_tokens(count.total, budget, count.prunable) for count in counts]
+        pruned = tuple(
+            budget is not None if count is None else stay != count.total
+            for count, stay in zip(counts, kept, strict=True)
+        )
         if budget is not None and any(pruned):
             plan = VisualPlan(budget, self._query_ids(query, inputs.prompt))
             inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
             inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
 
         result = super().apply(inputs, timing_ctx)
-        result[REPORT] = [
-            (count.total, stay) for count, stay in zip(counts, kept, strict=True)
+        result[REPORT] = [  # type: ignore[literal-required]
+            (count.total, stay) for count, stay in zip(counts, kept, strict=True) if count
         ]
         return result
 
@@ -143,23 +147,47 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             )
         return budget
 
-    def _image_counts(self, items: MultiModalDataItems) -> list[TokenCount]:
+    def _image_counts(self, inputs: ProcessorInputs) -> list[TokenCount | None]:
+        """Count each image's tokens; ``None`` for one whose size is not known here.
+
+        A client may send an image once and then name it by its uuid alone, for vLLM to find in
+        its cache. The size is remembered, so that such an image gets the identity it had.
+        """
+        counts: list[TokenCount | None] = list(self._given_counts(inputs.mm_data_items))
+        uuids = (inputs.mm_uuid_items or {}).get("image") or [None] * len(counts)
+        for index, uuid in enumerate(uuids):
+            if uuid is None:
+                continue
+            given = counts[index]
+            if given is None:
+                counts[index] = self._counts_by_uuid.get(uuid)
+                continue
+            self._counts_by_uuid[uuid] = given
+            if len(self._counts_by_uuid) > _REMEMBERED_UUIDS:
+                self._counts_by_uuid.pop(next(iter(self._counts_by_uuid)))
+        return counts
+
+    @cached_property
+    def _counts_by_uuid(self) -> dict[str, TokenCount]:
+        return {}
+
+    def _given_counts(self, items: MultiModalDataItems) -> list[TokenCount | None]:
         images = items.get("image")
         if isinstance(images, ImageEmbeddingItems):
             sizes = [images.get_feature_size(index) for index in range(len(images))]
             return [TokenCount(size, size) for size in sizes]
         if not isinstance(images, ImageProcessorItems):
             return []
-        return [self._image_count(images, index) for index in range(len(images))]
+        return [
+            None
+            if images.get(index) is None
+            else self.count_image_tokens(*images.get_image_size(index))
+            for index in range(len(images))
+        ]
 
-    def _image_count(self, images: ImageProcessorItems, index: int) -> TokenCount:
-        if images.get(index) is None:
-            raise VLLMValidationError(
-                "an image given by uuid alone cannot be counted; send the image with its uuid",
-                parameter="uuid",
-            )
-        size = images.get_image_size(index)
-        return self.count_image_tokens(size.width, size.height)
+    def _missing_counts(self, items: MultiModalDataItems) -> list[TokenCount]:
+        """Count images that vLLM is about to process, whose pixels are therefore at hand."""
+        return [count for count in self._given_counts(items) if count is not None]
 
     def _query_ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
         """Tokenise the words that steer, without special tokens and layout.
@@ -181,11 +209,12 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     def _user_turn(self) -> UserTurn:
         from vllm.renderers.hf import safe_apply_chat_template
 
+        apply: Any = safe_apply_chat_template
         return user_turn_of(
-            lambda messages: safe_apply_chat_template(
+            lambda messages: apply(
                 self.info.ctx.model_config,
                 self.info.get_tokenizer(),
-                messages,  # type: ignore[arg-type]
+                messages,
                 tokenize=False,
                 add_generation_prompt=True,
             )
@@ -196,7 +225,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     ) -> Any:
         processed = super()._apply_hf_processor_main(mm_items, _without_plan(hf_kwargs))
         plan = _plan_of(hf_kwargs)
-        counts = self._image_counts(mm_items)
+        counts = self._missing_counts(mm_items)
         if plan is not None and counts:
             kept = [kept_tokens(count.total, plan.budget, count.prunable) for count in counts]
             query = torch.tensor(plan.query_ids, dtype=torch.int64)
@@ -208,7 +237,9 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
         config = dict(
-            super()._get_mm_fields_config(hf_inputs, _without_plan(hf_processor_mm_kwargs))
+            super()._get_mm_fields_config(  # type: ignore[safe-super]
+                hf_inputs, _without_plan(hf_processor_mm_kwargs)
+            )
         )
         if KEPT_FIELD in hf_inputs:
             # On the host: the counts size the gather, and reading them from a device would wait.
@@ -222,7 +253,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         hf_processor_mm_kwargs: Mapping[str, Any],
         out_mm_kwargs: Any,
     ) -> Sequence[PromptUpdate]:
-        updates = super()._get_prompt_updates(
+        updates = super()._get_prompt_updates(  # type: ignore[safe-super]
             mm_items=mm_items,
             hf_processor_mm_kwargs=_without_plan(hf_processor_mm_kwargs),
             out_mm_kwargs=out_mm_kwargs,
@@ -230,7 +261,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         plan = _plan_of(hf_processor_mm_kwargs)
         if plan is None:
             return updates
-        counts = self._image_counts(mm_items)
+        counts = self._missing_counts(mm_items)
         return [_shrunk(update, plan.budget, counts) for update in updates]
 
 

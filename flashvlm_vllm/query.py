@@ -84,7 +84,7 @@ def user_turn_of(render: Callable[[list[dict[str, object]]], str]) -> UserTurn:
         try:
             text = render(messages)
         # A template may raise anything, and one that does is simply not readable.
-        except Exception:  # noqa: BLE001
+        except Exception:
             continue
         if all(text.count(mark) == 1 for mark in _MARKS):
             before_first = text[: text.index(first)]

@@ -28,7 +28,8 @@ def tile_patches(
     patches = torch.arange(rows * columns * side * side) + side * side
     picture = patches.view(rows, columns, side, side).permute(0, 2, 1, 3)
     picture = picture.reshape(1, rows * side, columns * side)
-    return unpad_image(picture, original_size).flatten()
+    unpadded: Tensor = unpad_image(picture, original_size)
+    return unpadded.flatten()
 
 
 def spread_budget(budget: int, sizes: Sequence[int]) -> list[int]:

@@ -17,7 +17,7 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.models.pruning import VisualTokenSelection, Wanted
-from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.processing import KEPT_FIELD, VisualTokenProcessor
 from flashvlm_vllm.vision.tower import SalientTower
 
 
@@ -46,6 +46,19 @@ class PrunedLlava(VisualTokenSelection, LlavaForConditionalGeneration):
     def _salient_tower(self) -> SalientTower:
         return SalientTower(self.vision_tower, self.config)
 
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Count what an adapter on the tower or the projector sees: whole images."""
+        if mm_kwargs is not None and KEPT_FIELD in mm_kwargs:
+            num_mm_embeds = self._salient_tower.tokens
+        return super().get_mm_lora_token_counts(
+            modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
+        )
+
+    def _encode(self, pixels: Tensor) -> Any:
+        return self._image_pixels_to_features(self.vision_tower, pixels)
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images; those with a budget come back as their kept tokens only."""
         wanted = Wanted.take_from(kwargs)
@@ -60,14 +73,16 @@ class PrunedLlava(VisualTokenSelection, LlavaForConditionalGeneration):
         embeddings: list[Tensor] = []
         for batch in self.encoder_batches(totals):
             features, saliency = self._salient_tower.run(
-                lambda images: self._image_pixels_to_features(self.vision_tower, images),
+                self._encode,
                 pixels[batch],
             )
             projected = self.multi_modal_projector(features)
             rows = self.select(
                 list(projected), list(saliency), text[batch], wanted.kept[batch], list(features)
             )
-            embeddings += [image[kept_rows] for image, kept_rows in zip(projected, rows, strict=True)]
+            embeddings += [
+                image[kept_rows] for image, kept_rows in zip(projected, rows, strict=True)
+            ]
             kept += rows
         self.trace(totals, kept, wanted.queries)
         return embeddings

@@ -74,6 +74,10 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
     def _salient_tower(self) -> SalientTower:
         return SalientTower(self.vision_tower, self.config)
 
+    def _encode(self, crops: Tensor) -> Tensor:
+        tower: Any = self.vision_tower
+        return self._image_pixels_to_features(tower, crops)
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images; those with a budget come back as their kept tokens only."""
         wanted = Wanted.take_from(kwargs)
@@ -111,10 +115,7 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
 
         """
         crop_counts = [len(crops) for crops in images]
-        features, saliency = self._salient_tower.run(
-            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
-            torch.cat(images),
-        )
+        features, saliency = self._salient_tower.run(self._encode, torch.cat(images))
         projected = self.multi_modal_projector(features).split(crop_counts)
         by_image = zip(
             projected,

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 from vllm.logger import init_logger
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
 WORKER_METHOD = "flashvlm_selection_time"
 """Name of the worker method that ``compat`` installs and scrapes call."""
@@ -67,7 +67,7 @@ class SelectionTimeOnScrape:
                 self.engine_client.collective_rpc(WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
             )
         # A scrape must answer whatever state the engine is in; the last known value stays.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             logger.debug("flashvlm: no selection time from the worker: %s", error)
             return
         _SECONDS.set(sum(each["seconds"] for each in times))

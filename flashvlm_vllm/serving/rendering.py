@@ -23,8 +23,13 @@ Render = Callable[..., Awaitable[Any]]
 
 
 async def render_with_budget(
-    render: Render, renderer: Any, trusting_renderer: Any, request: Any, messages: Sequence[Any],
-    *args: Any, **kwargs: Any,
+    render: Render,
+    renderer: Any,
+    trusting_renderer: Any,
+    request: Any,
+    messages: Sequence[Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Render a chat request, with its visual settings as processor arguments.
 

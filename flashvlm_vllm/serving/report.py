@@ -63,7 +63,9 @@ def annotated(answer: Any, counts: Counts) -> Any:
     return answer
 
 
-async def _annotated_stream(stream: AsyncIterator[Any], report: dict[str, Any]) -> AsyncIterator[Any]:
+async def _annotated_stream(
+    stream: AsyncIterator[Any], report: dict[str, Any]
+) -> AsyncIterator[Any]:
     async for event in stream:
         if isinstance(event, str):
             yield _annotated_event(event, report)

@@ -46,9 +46,7 @@ class SalientTower:
         """Feature tokens per image or crop."""
         self._first = positions - self.tokens
 
-    def run(
-        self, encode: Callable[[Tensor], Tensor], pixel_values: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, encode: Callable[[Tensor], Any], pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images or crops.
 
         Args:
@@ -61,7 +59,7 @@ class SalientTower:
 
         """
         with self._tap.listen() as heard:
-            features = encode(pixel_values)
+            features: Tensor = encode(pixel_values)
         attend = cls_attention if self._has_cls else received_attention
         saliency = torch.cat([attend(each.query, each.key, self._scale) for each in heard])
         if self._is_sharded:

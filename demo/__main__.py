@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m demo``: serve a small LLaVA, ask with and without a budget, show what it changes."""
+
+import json
+import shutil
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FrameType
+
+from openai import OpenAI, OpenAIError
+from PIL import ImageOps
+
+from demo import picture
+from demo.measure import ANSWER_TOKENS, Answer, DemoError, Meter, ask
+from demo.photo import data_url, photo
+from demo.report import Progress, table
+from demo.server import Server, ServerError
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / ".models" / "demo-llava"
+OUTPUT = ROOT / "demo" / "output"
+LOG = OUTPUT / "server.log"
+PICTURE = OUTPUT / "kept_patches.png"
+TRACE = OUTPUT / "trace" / "rank-0.jsonl"
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+BUDGETS: tuple[int | None, ...] = (None, 64, 32)
+# With this question a prompt ends two tokens into a block at each of these budgets, so the answer
+# starts no further block, and every look at the KV cache during it sees the same.
+QUESTION = (
+    "Describe the image in one short sentence. "
+    "Who is in it, and what is behind the woman in the orange suit?"
+)
+PICTURE_BUDGET = 64
+TWO_QUESTIONS = ("What is the woman holding in her hands?", "Where is the flag?")
+NOTE = (
+    "The model's weights are random: the picture shows that the kept patches depend on the "
+    "question, not that they are the right ones."
+)
+
+# A language model that costs more than the vision tower, as in every real LLaVA: else the first
+# token would wait for the tower alone, and its time would not depend on the budget.
+HIDDEN, LAYERS = 512, 8
+ARGUMENTS = (
+    "--plugins", "flashvlm",
+    "--max-model-len", "2048",
+    "--block-size", "32",  # The finest for vLLM's attention on CPUs; its default there is 128.
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run the demo and return the exit code."""
+    # Whatever ends the demo must end the server too, which runs in a session of its own.
+    for ending in ENDINGS:
+        signal.signal(ending, _end)
+    progress = Progress()
+    try:
+        run(progress)
+    # The last: a full disk, a missing program.
+    except (DemoError, ServerError, OpenAIError, OSError) as error:
+        return _failed(error)
+    # A surprise from a library or a mistake in here: say where.
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(error)
+    progress.say(f"done; {progress.seconds:.0f} s in total")
+    return 0
+
+
+def run(progress: Progress) -> None:
+    """Take all steps. Raises when one fails; the server is stopped then."""
+    if not entry_points(group="vllm.general_plugins", name="flashvlm"):
+        raise DemoError("vLLM cannot find the plugin; install this project: pip install -e .")
+    # What an earlier run left must not pass for the work of this one.
+    shutil.rmtree(TRACE.parent, ignore_errors=True)
+    TRACE.parent.mkdir(parents=True)
+    for left in (PICTURE, LOG):
+        left.unlink(missing_ok=True)
+
+    model = build_model(progress)
+    environment = {
+        "FLASHVLM_TRACE_DIR": str(TRACE.parent),
+        "HF_HUB_OFFLINE": "1",  # The model is here; nothing is to be looked up.
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    server = Server(model, ARGUMENTS, log=LOG, environment=environment)
+    with ExitStack() as stack:
+        with progress.waiting(f"vllm serve {_shown(model)} {' '.join(ARGUMENTS)}"):
+            stack.enter_context(server)
+        progress.say(f"the server is up: {server.url}")
+        first, second = talk(progress, server)
+        progress.say("stopping the server")
+    progress.say("drawing")
+    picture.write(PICTURE, photo(), first, second, NOTE)
+    progress.say(
+        f"{picture.differing(first, second)} of the {len(first.kept)} kept patches differ "
+        "between the two questions"
+    )
+    for line in textwrap.wrap(NOTE, 80):
+        progress.say(line)
+    progress.say(f"picture:    {_shown(PICTURE)}")
+    progress.say(f"server log: {_shown(LOG)}")
+
+
+def build_model(progress: Progress) -> Path:
+    """Return the model's folder, which the first run fills."""
+    with progress.waiting(f"a small LLaVA in {_shown(MODEL)}, built unless it is there"):
+        # Here, since it takes seconds: it brings torch and Transformers.
+        from demo.tiny_llava import build_llava
+
+        return build_llava(MODEL, hidden=HIDDEN, layers=LAYERS)
+
+
+def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture.Selection]:
+    """Ask all there is to ask, print the table, return what the picture shows."""
+    # Without retries: the time of a second try would be taken for that of the first.
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    meter = Meter(server.url)
+
+    def answer(image_url: str, question: str, budget: int | None) -> Answer:
+        return ask(client, meter, server.model, image_url, question, budget)
+
+    progress.say("warming up on another photograph")
+    cup = data_url(photo("coffee"))
+    for budget in BUDGETS:
+        answer(cup, QUESTION, budget)
+
+    # Other pixels are another image to every cache but the same work: each call is a cold one.
+    astronaut = photo()
+    views = {
+        "as it is": astronaut,
+        "mirrored": ImageOps.mirror(astronaut),
+        "upside down": ImageOps.flip(astronaut),
+    }
+    answers: dict[int | None, list[Answer]] = {budget: [] for budget in BUDGETS}
+    for name, view in views.items():
+        asked = ", ".join(f"{budget or 'no budget'}" for budget in BUDGETS)
+        progress.say(f"asking about the astronaut, {name}: {asked}")
+        url = data_url(view)
+        for budget in BUDGETS:
+            answers[budget].append(answer(url, QUESTION, budget))
+    for budget, repeated in answers.items():
+        if not any(one.kv_blocks for one in repeated):
+            raise DemoError(f"/metrics never showed the KV blocks of a request (budget {budget})")
+    print(f"\n{table(answers)}\n\n{legend(answers, meter.block_size)}\n", flush=True)
+
+    selections = []
+    url = data_url(astronaut)
+    for question in TWO_QUESTIONS:
+        progress.say(f"asking at budget {PICTURE_BUDGET}: {question}")
+        seen = len(traced())
+        answer(url, question, PICTURE_BUDGET)
+        selections.append(selection(question, traced()[seen:]))
+    first, second = selections
+    return first, second
+
+
+def legend(answers: Mapping[int | None, Sequence[Answer]], block_size: int) -> str:
+    """What the columns mean, and whether a cache helped."""
+    every = [answer for repeated in answers.values() for answer in repeated]
+    prefix_hits = sum(answer.prefix_hits for answer in every)
+    image_hits = sum(answer.image_hits for answer in every)
+    return (
+        "KV blocks  the most in use according to /metrics while the request ran alone;\n"
+        f"           {block_size} tokens each, prompt and answer ({ANSWER_TOKENS}) alike\n"
+        f"TTFT       median of {len(every) // len(answers)} calls on different pixels; taken from "
+        f"caches in all {len(every)} calls:\n"
+        f"           {prefix_hits} prompt tokens, {image_hits} images"
+    )
+
+
+def traced() -> list[str]:
+    """The lines of the trace so far, one per image whose tokens were selected."""
+    return TRACE.read_text().splitlines() if TRACE.exists() else []
+
+
+def selection(question: str, lines: Sequence[str]) -> picture.Selection:
+    """Read what was kept for a question from the lines that its request added."""
+    if len(lines) != 1:
+        raise DemoError(f"one selection should have been traced, not {len(lines)}")
+    line = json.loads(lines[0])
+    return picture.Selection(question, line["kept"], line["total"])
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    # A second Ctrl-C would interrupt the stopping, and leave the server behind.
+    for ending in ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)
+    print("stopping; this may take 20 s", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _failed(error: Exception) -> int:
+    message = str(error) or type(error).__name__
+    print(f"demo failed: {message}", file=sys.stderr)
+    if LOG.exists():
+        print(f"the server's log: {_shown(LOG)}", file=sys.stderr)
+    return 1
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

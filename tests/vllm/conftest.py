@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real vLLM engines on CPU, with small models made on the spot."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before vLLM is imported: it reads these when it starts. Servers name the plugin themselves.
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+os.environ["VLLM_PLUGINS"] = "flashvlm"
+
+from demo.photo import photo
+from demo.tiny_llava import build_llava, build_text_llama
+
+REPOSITORY = Path(__file__).parents[2]
+ENGINE_DEFAULTS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 4096,
+    "max_num_seqs": 8,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def clip_llava() -> Path:
+    return build_llava(REPOSITORY / ".models" / "llava-clip")
+
+
+@pytest.fixture(scope="session")
+def siglip_llava() -> Path:
+    return build_llava(REPOSITORY / ".models" / "llava-siglip", tower="siglip")
+
+
+@pytest.fixture(scope="session")
+def llava_next() -> Path:
+    return build_llava(REPOSITORY / ".models" / "llava-next", next=True)
+
+
+@pytest.fixture(scope="session")
+def text_llama() -> Path:
+    return build_text_llama(REPOSITORY / ".models" / "llama")
+
+
+class Engine:
+    """An offline engine whose kept tokens can be read."""
+
+    def __init__(self, model: Path, trace: Path, **arguments: Any) -> None:
+        from vllm import LLM
+
+        trace.mkdir(parents=True, exist_ok=True)
+        self.trace = trace
+        os.environ["FLASHVLM_TRACE_DIR"] = str(trace)
+        self.llm = LLM(model=str(model), **{**ENGINE_DEFAULTS, **arguments})
+
+    def ask(
+        self,
+        question: str,
+        budget: object = None,
+        images: Sequence[Any] | None = None,
+        max_tokens: int = 8,
+        **sampling: Any,
+    ) -> Any:
+        """Ask one question about images; returns vLLM's output."""
+        return self.ask_all([(question, budget)], images, max_tokens, **sampling)[0]
+
+    def ask_all(
+        self,
+        requests: Sequence[tuple[str, object]],
+        images: Sequence[Any] | None = None,
+        max_tokens: int = 8,
+        **sampling: Any,
+    ) -> list[Any]:
+        """Ask several ``(question, budget)`` at once, each about the same images."""
+        from vllm import SamplingParams
+
+        images = [photo("astronaut")] if images is None else images
+        prompts = [
+            {
+                "prompt": f"USER: {'<image>' * len(images)}\n{question} ASSISTANT:",
+                "multi_modal_data": {"image": list(images)},
+                **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+            }
+            for question, budget in requests
+        ]
+        settings = SamplingParams(**{"temperature": 0, "max_tokens": max_tokens, **sampling})
+        return self.llm.generate(prompts, settings, use_tqdm=False)  # type: ignore[arg-type]
+
+    def kept(self, rank: int = 0) -> list[dict[str, Any]]:
+        """What was kept so far: one record per item, oldest first."""
+        path = self.trace / f"rank-{rank}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def forget(self) -> None:
+        """Empty every cache, so that the next request runs cold."""
+        assert self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
+
+StartEngine = Callable[..., contextlib.AbstractContextManager[Engine]]
+
+
+@pytest.fixture(scope="session")
+def start_engine(tmp_path_factory: pytest.TempPathFactory) -> StartEngine:
+    @contextlib.contextmanager
+    def start(model: Path, **arguments: Any) -> Iterator[Engine]:
+        engine = Engine(model, tmp_path_factory.mktemp("trace"), **arguments)
+        try:
+            yield engine
+        finally:
+            # Ends the engine's processes now rather than at some later collection.
+            engine.llm.llm_engine.engine_core.shutdown()
+
+    return start
+
+
+def token_ids(output: Any) -> list[int]:
+    """The generated token ids of vLLM's output."""
+    return list(output.outputs[0].token_ids)

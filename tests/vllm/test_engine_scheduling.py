@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scheduler may do to a request must not change its answer."""
+
+from pathlib import Path
+
+import pytest
+
+from demo.photo import photo
+from tests.vllm.conftest import StartEngine, token_ids
+
+REQUESTS = [
+    ("what color is the suit?", 300),
+    ("where is the flag?", 200),
+    ("what color is the suit?", None),
+    ("is there a rocket?", 64),
+]
+
+
+@pytest.fixture(scope="module")
+def simple(start_engine: StartEngine, clip_llava: Path) -> list[list[int]]:
+    """The answers when each request runs alone on an engine with room for all of it."""
+    with start_engine(clip_llava) as engine:
+        answers = []
+        for question, budget in REQUESTS:
+            engine.forget()
+            answers.append(token_ids(engine.ask(question, budget, max_tokens=24)))
+        return answers
+
+
+def test_prefill_in_chunks_smaller_than_the_image(
+    start_engine: StartEngine, clip_llava: Path, simple: list[list[int]]
+) -> None:
+    with start_engine(clip_llava, max_num_batched_tokens=128, max_num_seqs=4) as engine:
+        for (question, budget), answer in zip(REQUESTS, simple, strict=True):
+            engine.forget()
+            assert token_ids(engine.ask(question, budget, max_tokens=24)) == answer
+        engine.forget()
+        together = engine.ask_all(REQUESTS, max_tokens=24)
+        assert [token_ids(output) for output in together] == simple
+
+
+def test_preemption_by_a_tiny_cache(start_engine: StartEngine, clip_llava: Path) -> None:
+    requests = [(f"{question} {number}", 64) for question, _ in REQUESTS[:2] for number in (1, 2)]
+    # Four prompts of 3 blocks fit into 16, the 6 blocks that each grows to do not.
+    with start_engine(
+        clip_llava,
+        block_size=32,
+        num_gpu_blocks_override=16,
+        max_model_len=400,
+        max_num_seqs=4,
+        disable_log_stats=False,
+    ) as engine:
+
+        def preemptions() -> int:
+            (count,) = (
+                metric.value  # type: ignore[attr-defined]
+                for metric in engine.llm.get_metrics()
+                if metric.name == "vllm:num_preemptions"
+            )
+            return int(count)
+
+        alone = [token_ids(engine.ask(*request, max_tokens=80)) for request in requests]
+        assert preemptions() == 0
+        engine.forget()
+        together = engine.ask_all(requests, max_tokens=80)
+        assert [token_ids(output) for output in together] == alone
+        assert preemptions() > 0
+
+
+def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
+    start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process, so that the tower can be watched.
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with start_engine(
+        clip_llava, max_num_batched_tokens=2048, max_num_seqs=30, max_model_len=1024
+    ) as engine:
+        batches: list[int] = []
+
+        def watch(model: object) -> None:
+            tower = model.vision_tower  # type: ignore[attr-defined]
+            tower.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+
+        engine.llm.apply_model(watch)
+        images = [photo("astronaut").resize((336, 300 + index)) for index in range(30)]
+
+        def largest_batch(budget: int | None) -> int:
+            from vllm import SamplingParams
+
+            engine.forget()
+            batches.clear()
+            prompts = [
+                {
+                    "prompt": "USER: <image>\nwhat is it? ASSISTANT:",
+                    "multi_modal_data": {"image": image},
+                    "mm_processor_kwargs": {"visual_budget": budget},
+                }
+                for image in images
+            ]
+            engine.llm.generate(
+                prompts,  # type: ignore[arg-type]
+                SamplingParams(temperature=0, max_tokens=1),
+                use_tqdm=False,
+            )
+            assert sum(batches) == len(images)
+            return max(batches)
+
+        whole = largest_batch(None)
+        assert whole > 1, "the unpruned run must batch for the comparison to mean anything"
+        assert largest_batch(16) <= whole
+
+
+def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
+    start_engine: StartEngine,
+    clip_llava: Path,
+    simple: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Left to itself, vLLM wants a memory node for each rank.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with start_engine(clip_llava, tensor_parallel_size=2) as engine:
+        for (question, budget), answer in zip(REQUESTS, simple, strict=True):
+            engine.forget()
+            assert token_ids(engine.ask(question, budget, max_tokens=24)) == answer
+        engine.forget()
+        engine.ask_all(REQUESTS)
+        first, second = engine.kept(rank=0), engine.kept(rank=1)
+        assert first == second
+        assert len(first) == 2 * sum(budget is not None for _, budget in REQUESTS)

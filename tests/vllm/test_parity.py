@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM with a budget against Hugging Face Transformers fed with the same kept features."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from demo.photo import photo
+from flashvlm_vllm.selection import fused_scores
+from flashvlm_vllm.vision.attention import received_attention
+from tests.vllm.conftest import StartEngine, token_ids
+
+QUESTION = "what color is the suit?"
+
+
+class Reference:
+    """Transformers' own model, eager attention, float32."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.processor: Any = AutoProcessor.from_pretrained(path)
+
+    @torch.inference_mode()
+    def encode(self, image: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Tower features (crops, N, C), saliency (crops, N) and projections (crops, N, D)."""
+        pixels = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        config = self.model.config
+        out = self.model.model.vision_tower(
+            pixels.reshape(-1, *pixels.shape[-3:]),
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        features = out.hidden_states[config.vision_feature_layer]
+        attention = out.attentions[config.vision_feature_layer].mean(dim=1)
+        if config.vision_config.model_type == "clip_vision_model":
+            features, saliency = features[:, 1:], attention[:, 0, 1:]
+        else:
+            saliency = attention.sum(dim=1)
+        return features, saliency, self.model.model.multi_modal_projector(features)
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, kept: Tensor, tokens: int) -> list[int]:
+        """Greedy ids after a prompt whose image is the embeddings ``kept`` (n, D)."""
+        embed = self.model.get_input_embeddings()
+        tokenize = self.processor.tokenizer
+        before, after = prompt.split("<image>")
+        # As vLLM tokenises a prompt: with whatever the tokenizer puts first.
+        head = torch.tensor(tokenize(before).input_ids)
+        tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
+        inputs = torch.cat([embed(head), kept, embed(tail)])[None]
+        ids = self.model.generate(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=tokens,
+        )
+        return ids[0].tolist()[-tokens:]
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_llava_answers_as_transformers_does(
+    tower: str, clip_llava: Path, siglip_llava: Path, start_engine: StartEngine
+) -> None:
+    path = clip_llava if tower == "clip" else siglip_llava
+    image = photo("astronaut")
+    reference = Reference(path)
+    _, saliency, projected = (part[0] for part in reference.encode(image))
+    embed = reference.model.get_input_embeddings()
+    with start_engine(path) as engine:
+        for budget in (16, 64, 200):
+            ids = token_ids(engine.ask(QUESTION, budget, [image]))
+            record = engine.kept()[-1]
+            kept = torch.tensor(record["kept"])
+            prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
+            assert ids == reference.generate(prompt, projected[kept], len(ids)), budget
+
+            # The important half follows from Transformers' own attention and embeddings. The
+            # diverse half does so too, but a difference in the seventh digit re-pairs its loop.
+            with torch.inference_mode():
+                scores = fused_scores(projected, saliency, embed(torch.tensor(record["query"])))
+            important = scores.topk(budget // 2).indices.tolist()
+            assert set(important) <= set(record["kept"]), budget
+
+
+def test_llava_next_answers_as_transformers_does(
+    llava_next: Path, start_engine: StartEngine
+) -> None:
+    reference = Reference(llava_next)
+    with start_engine(llava_next, max_model_len=8192) as engine:
+        for name, size in (("astronaut", (512, 512)), ("cat", (640, 300)), ("coffee", (200, 900))):
+            image = photo(name).resize(size)
+            _, _, projected = reference.encode(image)
+            ids = token_ids(engine.ask(QUESTION, 60, [image]))
+            order = torch.tensor(engine.kept()[-1]["kept"])
+            assert len(order) == 60
+            picture = torch.cat([projected[0], picture_patches(reference, projected, image)])
+            prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
+            assert ids == reference.generate(prompt, picture[order], len(ids)), name
+
+
+@torch.inference_mode()
+def picture_patches(reference: Reference, projected: Tensor, image: Any) -> Tensor:
+    """Transformers' own layout of the tiles, (M, D), without its row newlines."""
+    marker = torch.full_like(reference.model.model.image_newline, 1e9)
+    packed, _ = reference.model.model.pack_image_features(
+        [projected],
+        torch.tensor([[image.height, image.width]]),
+        vision_feature_select_strategy="default",
+        image_newline=marker,
+    )
+    packed = packed[0] if isinstance(packed, list | tuple) else packed
+    tiles = packed[projected.shape[1] :]
+    return tiles[(tiles != marker).any(dim=-1)]
+
+
+def test_an_unpruned_llava_next_answer_is_stocks(
+    llava_next: Path, start_engine: StartEngine
+) -> None:
+    image = photo("cat").resize((640, 300))
+    with start_engine(llava_next, max_model_len=8192) as engine:
+        whole = engine.ask(QUESTION, None, [image])
+        count = len(whole.prompt_token_ids)
+        engine.forget()
+        assert token_ids(engine.ask(QUESTION, count, [image])) == token_ids(whole)
+        # One image is pruned, the other is smaller than the budget and kept whole.
+        small = photo("astronaut").resize((336, 672))
+        engine.forget()
+        alone = engine.ask(QUESTION, None, [small, small])
+        both = engine.ask(QUESTION, 1800, [image, small])
+        assert len(both.prompt_token_ids) < count + len(alone.prompt_token_ids)
+
+
+def test_blockwise_received_attention_equals_the_whole_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 2, 300, 3, 16, generator=generator)
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * 0.25
+    whole = logits.softmax(dim=-1).sum(dim=(1, 2))
+    torch.testing.assert_close(received_attention(query, key, 0.25), whole)
