@@ -26,6 +26,7 @@ BUDGET = "visual_budget"
 QUERY = "visual_query"
 KEPT_FIELD = "visual_kept_tokens"
 QUERY_FIELD = "visual_query_ids"
+IDENTITY_FIELD = "visual_identity"
 REPORT = "visual_tokens"
 
 _PLAN = "flashvlm_plan"
@@ -49,14 +50,14 @@ class VisualPlan:
     budget: Budget
     query_ids: tuple[int, ...]
 
-    def identity(self, stock: str) -> str:
-        """Derive an item's identity from ``stock``, its identity without pruning.
+    def identity(self, stock: str) -> bytes:
+        """Derive an item's identity, 32 bytes, from ``stock``, its identity without pruning.
 
         The kept tokens depend on the budget and on the question, so a cache keyed by the
         pixels alone would answer one question with another's tokens.
         """
         factors = json.dumps([_SELECTION_VERSION, stock, self.budget, self.query_ids])
-        return "flashvlm-" + hashlib.sha256(factors.encode()).hexdigest()
+        return hashlib.sha256(factors.encode()).digest()
 
 
 @dataclass
@@ -75,7 +76,7 @@ class PlannedInputs(ProcessorInputs):
         hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
         if plan is not None and "image" in hashes:
             hashes["image"] = [
-                plan.identity(stock) if pruned else stock
+                f"flashvlm-{plan.identity(stock).hex()}" if pruned else stock
                 for stock, pruned in zip(hashes["image"], self.pruned, strict=True)
             ]
         return hashes
@@ -231,7 +232,19 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             query = torch.tensor(plan.query_ids, dtype=torch.int64)
             processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
             processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
+            processed[IDENTITY_FIELD] = self._identities(mm_items, plan)
         return processed
+
+    def _identities(self, items: MultiModalDataItems, plan: VisualPlan) -> torch.Tensor:
+        """Tell the worker which items are one and the same, ``(n, 32)`` uint8.
+
+        Hashed from the pixels, whatever uuid a client gave: vLLM does not pass its own hashes
+        to this step.
+        """
+        pixels = ProcessorInputs([], MultiModalDataItems({"image": items["image"]}))
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        hashes = pixels.get_mm_hashes(self.info.model_id, algorithm)["image"]
+        return torch.tensor([list(plan.identity(each)) for each in hashes], dtype=torch.uint8)
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
@@ -245,6 +258,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             # On the host: the counts size the gather, and reading them from a device would wait.
             config[KEPT_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
             config[QUERY_FIELD] = MultiModalFieldConfig.batched("image")
+            config[IDENTITY_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         return config
 
     def _get_prompt_updates(

@@ -16,7 +16,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flashvlm_vllm.models.pruning import VisualTokenSelection, Wanted
+from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
 from flashvlm_vllm.processing import KEPT_FIELD, VisualTokenProcessor
 from flashvlm_vllm.vision.tower import SalientTower
 
@@ -78,7 +78,18 @@ class PrunedLlava(VisualTokenSelection, LlavaForConditionalGeneration):
             )
             projected = self.multi_modal_projector(features)
             rows = self.select(
-                list(projected), list(saliency), text[batch], wanted.kept[batch], list(features)
+                [
+                    Candidates(*each)
+                    for each in zip(
+                        wanted.identities[batch],
+                        wanted.kept[batch],
+                        projected,
+                        saliency,
+                        text[batch],
+                        features,
+                        strict=True,
+                    )
+                ]
             )
             embeddings += [
                 image[kept_rows] for image, kept_rows in zip(projected, rows, strict=True)

@@ -22,7 +22,7 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
-from flashvlm_vllm.models.pruning import VisualTokenSelection, Wanted
+from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
 from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
 from flashvlm_vllm.vision.tower import SalientTower
 
@@ -93,7 +93,11 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
         embeddings: list[Tensor] = []
         for batch in self.encoder_batches(totals):
             batch_kept, batch_embeddings = self._embed_batch(
-                images[batch], sizes[batch], text[batch], wanted.kept[batch]
+                images[batch],
+                sizes[batch],
+                text[batch],
+                wanted.kept[batch],
+                wanted.identities[batch],
             )
             kept += batch_kept
             embeddings += batch_embeddings
@@ -106,6 +110,7 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
         sizes: list[tuple[int, int]],
         text: list[Tensor | None],
         budgets: list[int],
+        identities: list[bytes],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Encode a few images together.
 
@@ -115,58 +120,60 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
 
         """
         crop_counts = [len(crops) for crops in images]
-        features, saliency = self._salient_tower.run(self._encode, torch.cat(images))
-        projected = self.multi_modal_projector(features).split(crop_counts)
-        by_image = zip(
-            projected,
-            features.split(crop_counts),
-            saliency.split(crop_counts),
-            strict=True,
-        )
-        flat = [[part.flatten(0, 1) for part in parts] for parts in by_image]
+        tower_features, attention = self._salient_tower.run(self._encode, torch.cat(images))
+        projected = self.multi_modal_projector(tower_features).split(crop_counts)
+        by_image = [
+            (features.flatten(0, 1), saliency.flatten(), diversity.flatten(0, 1))
+            for features, saliency, diversity in zip(
+                projected,
+                attention.split(crop_counts),
+                tower_features.split(crop_counts),
+                strict=True,
+            )
+        ]
+        crops = [self._crops(size, attention.device) for size in sizes]
 
-        crops = [self._crops(size, features.device) for size in sizes]
-        patches = [[len(crop.rows) for crop in image] for image in crops]
-        shares = [
-            spread_budget(min(budget, sum(counts)), counts)
-            for budget, counts in zip(budgets, patches, strict=True)
-        ]
-        candidates = [
-            (image, crop, share)
-            for image in range(len(images))
-            for crop, share in zip(crops[image], shares[image], strict=True)
-            if share
-        ]
-        chosen = self.select(
-            [flat[image][0][crop.rows] for image, crop, _ in candidates],
-            [flat[image][2][crop.rows] for image, crop, _ in candidates],
-            [text[image] for image, _, _ in candidates],
-            [share for _, _, share in candidates],
-            [flat[image][1][crop.rows] for image, crop, _ in candidates],
-        )
+        parts: list[tuple[int, _Crop]] = []
+        candidates: list[Candidates] = []
+        for image, (features, saliency, diversity) in enumerate(by_image):
+            patches = [len(crop.rows) for crop in crops[image]]
+            shares = spread_budget(min(budgets[image], sum(patches)), patches)
+            for number, (crop, share) in enumerate(zip(crops[image], shares, strict=True)):
+                if share:
+                    parts.append((image, crop))
+                    candidates.append(
+                        Candidates(
+                            (identities[image], number),
+                            share,
+                            features[crop.rows],
+                            saliency[crop.rows],
+                            text[image],
+                            diversity[crop.rows],
+                        )
+                    )
+        chosen = self.select(candidates)
+
         kept, embeddings = [], []
-        for image in range(len(images)):
+        for image, (features, _, _) in enumerate(by_image):
             mine = [
                 (crop, rows)
-                for (owner, crop, _), rows in zip(candidates, chosen, strict=True)
+                for (owner, crop), rows in zip(parts, chosen, strict=True)
                 if owner == image
             ]
             order, position = torch.cat([crop.order[rows] for crop, rows in mine]).sort()
             rows = torch.cat([crop.rows[rows] for crop, rows in mine])[position]
-            whole = self._whole_image(projected[image], sizes[image], budgets[image])
             kept.append(order)
-            embeddings.append(flat[image][0][rows] if whole is None else whole)
+            if budgets[image] > sum(len(crop.rows) for crop in crops[image]):
+                # Kept whole beside a larger image of the same request: with its newlines.
+                size = torch.tensor(sizes[image])
+                embeddings.append(
+                    self._merge_image_patch_embeddings(
+                        size, projected[image], strategy="spatial_unpad"
+                    )
+                )
+            else:
+                embeddings.append(features[rows])
         return kept, embeddings
-
-    def _whole_image(self, projected: Tensor, size: tuple[int, int], budget: int) -> Tensor | None:
-        """Return the image as stock vLLM lays it out when its budget does not bind.
-
-        That happens when a request's other images are larger and are pruned.
-        """
-        whole: Tensor = self._merge_image_patch_embeddings(
-            torch.tensor(size), projected, strategy="spatial_unpad"
-        )
-        return whole if len(whole) == budget else None
 
     def _crops(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
         """List an image's crops with the patches that unpadding leaves, base first."""

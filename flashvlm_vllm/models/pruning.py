@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every pruned model does alike in the worker: read the fields, select, keep ranks equal."""
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
 
 from flashvlm_vllm import trace
-from flashvlm_vllm.processing import KEPT_FIELD, QUERY_FIELD
+from flashvlm_vllm.processing import IDENTITY_FIELD, KEPT_FIELD, QUERY_FIELD
 from flashvlm_vllm.selection import SelectionConfig, select_visual_tokens_ragged
 from flashvlm_vllm.timing import SELECTION_CLOCK
+
+_REMEMBERED_SELECTIONS = 4096
+"""Items whose kept indices are remembered: 2 MiB at 64 tokens each."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,43 @@ class Wanted:
 
     kept: list[int]
     queries: list[Tensor]
+    identities: list[bytes]
 
     @classmethod
     def take_from(cls, kwargs: dict[str, Any]) -> "Wanted | None":
         """Remove the plugin's fields from model inputs; ``None`` when nothing is pruned."""
         kept = kwargs.pop(KEPT_FIELD, None)
         queries = kwargs.pop(QUERY_FIELD, None)
-        if kept is None or queries is None:
+        identities = kwargs.pop(IDENTITY_FIELD, None)
+        if kept is None or queries is None or identities is None:
             return None
-        counts = torch.stack(list(kept)).flatten().tolist()
-        return cls(counts, [query.flatten() for query in queries])
+        return cls(
+            torch.stack(list(kept)).flatten().tolist(),
+            [query.flatten() for query in queries],
+            [bytes(identity.flatten().tolist()) for identity in identities],
+        )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What one selection chooses from, and how many."""
+
+    identity: Hashable
+    """Equal for what must get the same answer: the image, its question, its budget."""
+    budget: int
+    features: Tensor
+    """``(N, D)`` projected."""
+    saliency: Tensor
+    """``(N,)``."""
+    text: Tensor | None
+    """``(L, D)``."""
+    diversity_features: Tensor
+    """``(N, C)`` before the projector."""
+
+    @property
+    def kept(self) -> int:
+        """How many indices the selection returns."""
+        return min(self.budget, len(self.features))
 
 
 class VisualTokenSelection:
@@ -46,6 +77,7 @@ class VisualTokenSelection:
         self._encoder_tokens = min(
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
+        self._selections: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
         """Cut items into batches that the encoder was profiled for.
@@ -80,37 +112,48 @@ class VisualTokenSelection:
         embeddings = self.language_model.embed_input_ids(ids)
         return list(embeddings.split([len(query) for query in queries]))
 
-    def select(
-        self,
-        features: Sequence[Tensor],
-        saliency: Sequence[Tensor],
-        text: Sequence[Tensor | None],
-        budgets: Sequence[int],
-        diversity_features: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Select on rank 0 and give every rank the same indices.
+    def select(self, candidates: Sequence[Candidates]) -> list[Tensor]:
+        """Decide once, on rank 0, and give every rank and every later call the same indices.
 
-        The residual loop re-pairs everything after one swap of nearly equal scores, so ranks
-        that decide for themselves from almost equal inputs would keep different tokens.
+        The residual loop re-pairs everything after one swap of nearly equal scores. Ranks that
+        decide for themselves from almost equal inputs would keep different tokens; so would an
+        image that is encoded again, in another batch, for the rest of a request whose first
+        blocks are in the prefix cache.
 
         Returns:
-            ascending int64 indices per item, ``min(budget, N)`` of them.
+            ascending int64 indices per candidate, ``min(budget, N)`` of them.
 
         """
         group = get_tp_group()
-        counts = [
-            min(budget, len(feature)) for budget, feature in zip(budgets, features, strict=True)
-        ]
-        device = features[0].device
+        counts = [each.kept for each in candidates]
         if group.rank_in_group == 0:
-            with SELECTION_CLOCK.measure(device, items=len(features)):
-                chosen = select_visual_tokens_ragged(
-                    features, saliency, text, budgets, diversity_features, self.selection_config
-                )
-                kept = torch.cat(chosen)
+            kept = torch.cat(self._select_here(candidates))
         else:
+            device = candidates[0].features.device
             kept = torch.empty(sum(counts), dtype=torch.int64, device=device)
         return list(group.broadcast(kept, src=0).split(counts))
+
+    def _select_here(self, candidates: Sequence[Candidates]) -> list[Tensor]:
+        remembered = self._selections
+        new = {each.identity: each for each in candidates if each.identity not in remembered}
+        if new:
+            items = list(new.values())
+            with SELECTION_CLOCK.measure(items[0].features.device, items=len(items)):
+                chosen = select_visual_tokens_ragged(
+                    [each.features for each in items],
+                    [each.saliency for each in items],
+                    [each.text for each in items],
+                    [each.budget for each in items],
+                    [each.diversity_features for each in items],
+                    self.selection_config,
+                )
+            remembered.update(zip(new, chosen, strict=True))
+        for each in candidates:
+            remembered.move_to_end(each.identity)
+        kept = [remembered[each.identity] for each in candidates]
+        while len(remembered) > _REMEMBERED_SELECTIONS:
+            remembered.popitem(last=False)
+        return kept
 
     def trace(
         self, totals: Sequence[int], kept: Sequence[Tensor], queries: Sequence[Tensor]

@@ -127,3 +127,30 @@ def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
         first, second = engine.kept(rank=0), engine.kept(rank=1)
         assert first == second
         assert len(first) == 2 * sum(budget is not None for _, budget in REQUESTS)
+
+
+def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
+    start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process, so that the selection can be watched.
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from flashvlm_vllm.models import pruning
+
+    with start_engine(clip_llava) as engine:
+        calls: list[int] = []
+        select = pruning.select_visual_tokens_ragged
+
+        def watched(features: list[object], *arguments: object) -> object:
+            calls.append(len(features))
+            return select(features, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pruning, "select_visual_tokens_ragged", watched)
+        for budget in (64, 65):
+            for _ in range(2):
+                engine.forget()
+                engine.ask("where is the flag?", budget)
+        first, second, third, fourth = engine.kept()
+        assert first == second
+        assert third == fourth
+        # Encoded four times, decided twice: rounding in another batch cannot change a decision.
+        assert calls == [1, 1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM with a budget against Hugging Face Transformers fed with the same kept features."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,35 +107,49 @@ def test_llava_next_answers_as_transformers_does(
 
 
 @torch.inference_mode()
-def picture_patches(reference: Reference, projected: Tensor, image: Any) -> Tensor:
-    """Transformers' own layout of the tiles, (M, D), without its row newlines."""
-    marker = torch.full_like(reference.model.model.image_newline, 1e9)
-    packed, _ = reference.model.model.pack_image_features(
+def packed(reference: Reference, projected: Tensor, image: Any, newline: Tensor) -> Tensor:
+    """Transformers' own layout of base, tiles and row newlines, (n, D)."""
+    features, _ = reference.model.model.pack_image_features(
         [projected],
         torch.tensor([[image.height, image.width]]),
         vision_feature_select_strategy="default",
-        image_newline=marker,
+        image_newline=newline,
     )
-    packed = packed[0] if isinstance(packed, list | tuple) else packed
-    tiles = packed[projected.shape[1] :]
+    return features[0] if isinstance(features, list | tuple) else features
+
+
+def picture_patches(reference: Reference, projected: Tensor, image: Any) -> Tensor:
+    """The tiles of that layout, (M, D), without its row newlines."""
+    marker = torch.full_like(reference.model.model.image_newline, 1e9)
+    tiles = packed(reference, projected, image, marker)[projected.shape[1] :]
     return tiles[(tiles != marker).any(dim=-1)]
 
 
-def test_an_unpruned_llava_next_answer_is_stocks(
+def test_llava_next_images_that_the_budget_does_not_bind_are_laid_out_as_stock(
     llava_next: Path, start_engine: StartEngine
 ) -> None:
-    image = photo("cat").resize((640, 300))
+    image_token = json.loads((llava_next / "config.json").read_text())["image_token_index"]
+    small, large = photo("cat").resize((336, 336)), photo("cat").resize((672, 672))
+    reference = Reference(llava_next)
     with start_engine(llava_next, max_model_len=8192) as engine:
-        whole = engine.ask(QUESTION, None, [image])
-        count = len(whole.prompt_token_ids)
+        alone = engine.ask(QUESTION, None, [small])
+        whole = list(alone.prompt_token_ids).count(image_token)
+        both = engine.ask(QUESTION, 1800, [large, small])
+        assert list(both.prompt_token_ids).count(image_token) == 1800 + whole
+        # The small one was known already: kept whole, it is the image of the request before.
+        (record,) = engine.kept()
+        order = torch.tensor(record["kept"])
         engine.forget()
-        assert token_ids(engine.ask(QUESTION, count, [image])) == token_ids(whole)
-        # One image is pruned, the other is smaller than the budget and kept whole.
-        small = photo("astronaut").resize((336, 672))
-        engine.forget()
-        alone = engine.ask(QUESTION, None, [small, small])
-        both = engine.ask(QUESTION, 1800, [image, small])
-        assert len(both.prompt_token_ids) < count + len(alone.prompt_token_ids)
+        assert token_ids(engine.ask(QUESTION, 1800, [large, small])) == token_ids(both)
+
+    with torch.inference_mode():
+        _, _, crops = reference.encode(large)
+        pruned = torch.cat([crops[0], picture_patches(reference, crops, large)])[order]
+        _, _, crops = reference.encode(small)
+        stock = packed(reference, crops, small, reference.model.model.image_newline)
+    ids = token_ids(both)
+    prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
+    assert ids == reference.generate(prompt, torch.cat([pruned, stock]), len(ids))
 
 
 def test_blockwise_received_attention_equals_the_whole_map() -> None:
@@ -143,3 +158,23 @@ def test_blockwise_received_attention_equals_the_whole_map() -> None:
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * 0.25
     whole = logits.softmax(dim=-1).sum(dim=(1, 2))
     torch.testing.assert_close(received_attention(query, key, 0.25), whole)
+
+
+def test_llava_next_counts_hold_for_any_shape_and_budget(
+    llava_next: Path, start_engine: StartEngine
+) -> None:
+    image_token = json.loads((llava_next / "config.json").read_text())["image_token_index"]
+    with start_engine(llava_next, max_model_len=8192) as engine:
+        for size in ((336, 336), (1000, 90), (90, 1000), (37, 41), (700, 672), (1, 1)):
+            image = photo("coffee").resize(size)
+            whole = list(engine.ask(QUESTION, None, [image]).prompt_token_ids).count(image_token)
+            for budget in (1, 4, 5, 63, 600, whole - 1, whole, whole + 1):
+                output = engine.ask(QUESTION, budget, [image], max_tokens=1)
+                count = list(output.prompt_token_ids).count(image_token)
+                if budget >= whole:
+                    assert count == whole, (size, budget)
+                    continue
+                # Row newlines go first, so just below the whole count fewer are kept.
+                kept = engine.kept()[-1]["kept"]
+                assert count == len(kept) == len(set(kept)) <= budget, (size, budget)
+                assert count == budget or count > whole * 0.9, (size, budget)

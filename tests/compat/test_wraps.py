@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``compat`` wraps is there, is wrapped once, and is still needed.
+
+A test of the last kind fails on the vLLM release that makes a wrap superfluous: delete the
+wrap then, once that release is the lowest supported one.
+"""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def stock(program: str) -> str:
+    """Run a program in a process where no plugin is loaded; returns what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "VLLM_PLUGINS": "", "VLLM_LOGGING_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wrapped_calls_take_what_is_passed_to_them() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    assert parameters(OnlineRenderer.preprocess_chat)[:3] == ["self", "request", "messages"]
+    assert parameters(EngineArgs.add_cli_args)[:1] == ["parser"]
+    assert parameters(EngineArgs.from_cli_args)[:1] == ["args"]
+    assert parameters(EngineArgs.create_engine_config)[:1] == ["self"]
+    assert set(parameters(validate_request_mm_kwargs)) == {
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "trust_request_mm_kwargs",
+    }
+    for create in (
+        OpenAIServingChat.create_chat_completion,
+        OpenAIServingChatBatch.create_batch_chat_completion,
+        OpenAIServingResponses.create_responses,
+    ):
+        assert parameters(create)[:3] == ["self", "request", "raw_request"]
+
+
+def test_the_processor_hooks_are_called_by_the_names_that_the_mixin_overrides() -> None:
+    from vllm.multimodal.processing import BaseMultiModalProcessor
+    from vllm.multimodal.processing.inputs import ProcessorInputs
+
+    for hook, names in {
+        "apply": ["inputs", "timing_ctx"],
+        "_apply_hf_processor_main": ["mm_items", "hf_kwargs"],
+        "_get_mm_fields_config": ["hf_inputs", "hf_processor_mm_kwargs"],
+        "_get_prompt_updates": ["mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"],
+    }.items():
+        assert parameters(getattr(BaseMultiModalProcessor, hook)) == ["self", *names], hook
+    assert parameters(ProcessorInputs.get_mm_hashes) == ["self", "model_id", "hash_algorithm"]
+
+
+def test_registering_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    from flashvlm_vllm import compat
+    from flashvlm_vllm.plugin import register
+
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    register()
+    compat.attach_to_serving()
+    once = (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
+    register()
+    compat.attach_to_serving()
+    assert once == (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
+
+
+def test_stock_vllm_still_has_no_flag_that_names_plugins() -> None:
+    program = (
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser as P\n"
+        "from vllm.engine.arg_utils import EngineArgs\n"
+        "flags = EngineArgs.add_cli_args(P())._option_string_actions\n"
+        "print('--plugins' in flags, '--visual-budget' in flags)"
+    )
+    assert stock(program).split() == ["False", "False"]
+
+
+def test_stock_vllm_still_passes_unknown_processor_arguments_on() -> None:
+    program = (
+        "import dataclasses\n"
+        "from vllm.config import MultiModalConfig\n"
+        "names = {field.name for field in dataclasses.fields(MultiModalConfig)}\n"
+        "print([name for name in names if 'plugin' in name or 'extra' in name])"
+    )
+    assert stock(program).strip() == "[]"
+
+
+def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> None:
+    program = (
+        "import os\n"
+        "os.environ.pop('VLLM_PLUGINS')\n"
+        "from flashvlm_vllm.plugin import MODELS, register\n"
+        "register()\n"
+        "from vllm import ModelRegistry\n"
+        "from vllm.renderers.online_renderer import OnlineRenderer\n"
+        "from vllm.engine.arg_utils import EngineArgs\n"
+        "targets = [ModelRegistry.models[name].module_name for name in MODELS]\n"
+        "wrapped = hasattr(OnlineRenderer.preprocess_chat, '__flashvlm_wrapped__')\n"
+        "engine = hasattr(EngineArgs.create_engine_config, '__flashvlm_wrapped__')\n"
+        "print(any('flashvlm' in target for target in targets), wrapped, engine)"
+    )
+    assert stock(program).split() == ["False", "False", "False"]
