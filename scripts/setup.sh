@@ -34,7 +34,7 @@ explain() {
         { grep -q ResolutionImpossible "$LOG" && grep -q 'torch==.*+cpu' "$LOG"; }; then
         fail "pip cannot find the CPU build of PyTorch that $VLLM needs." \
             "Set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index (see vLLM's CPU installation page)" \
-            "and run this again. For an NVIDIA GPU: make setup VLLM=\"vllm==0.33.0\""
+            "and run this again. For an NVIDIA GPU: make setup VLLM=\"vllm==0.32.0\""
     fi
     tail -n 20 "$LOG" >&2
     fail "$1 failed; the lines above say why, $LOG has all of them"

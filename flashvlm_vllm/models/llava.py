@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-1.5 and its relatives with a CLIP or SigLIP tower."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,68 +33,94 @@ def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
     return PrunedLlavaProcessor(info, dummy_inputs, **kwargs)
 
 
+class LlavaSelection(VisualTokenSelection):
+    """What LLaVA-1.5 and LLaVA-NeXT share: a tower, a projector, and fields per image.
+
+    Derive from this first and from vLLM's model second, and embed a batch of images.
+    """
+
+    config: Any
+    vision_tower: Any
+    _image_pixels_to_features: Any
+    _parse_and_validate_image_input: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.set_up_selection(vllm_config)
+
+    def embed_batch(
+        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode a few images together.
+
+        Args:
+            image_input: vLLM's validated image inputs of the whole call.
+            batch: which of its images.
+            wanted: what their requests ask for.
+            text: the embeddings of their steering words.
+
+        Returns:
+            per image the kept positions, ascending, and their embeddings.
+
+        """
+        raise NotImplementedError
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images; those with a budget come back as their kept tokens only."""
+        wanted = Wanted.take_from(kwargs)
+        if wanted is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        text = self.embed_queries(wanted.queries)
+        totals = [
+            self.salient_tower.tokens * (len(image) if image.dim() == 4 else 1)
+            for image in image_input["pixel_values"]
+        ]
+        kept: list[Tensor] = []
+        embeddings: list[Tensor] = []
+        for batch in self.encoder_batches(totals):
+            positions, rows = self.embed_batch(image_input, batch, wanted[batch], text[batch])
+            kept += positions
+            embeddings += rows
+        self.trace(totals, kept, wanted.queries)
+        return embeddings
+
+    @cached_property
+    def salient_tower(self) -> SalientTower:
+        """The tower, which a model loaded without its vision part does not have."""
+        return SalientTower(self.vision_tower, self.config)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(B, N, C)`` and saliency ``(B, N)`` of images or crops."""
+        return self.salient_tower.run(
+            lambda crops: self._image_pixels_to_features(self.vision_tower, crops), pixels
+        )
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     build_processor, info=_build_llava_or_pixtral_hf_info, dummy_inputs=LlavaDummyInputsBuilder
 )
-class PrunedLlava(VisualTokenSelection, LlavaForConditionalGeneration):
+class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
     """LLaVA that keeps, of each image, the tokens its request's question selects."""
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.set_up_selection(vllm_config)
-
-    @cached_property
-    def _salient_tower(self) -> SalientTower:
-        return SalientTower(self.vision_tower, self.config)
 
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
     ) -> tuple[int, int | None]:
         """Count what an adapter on the tower or the projector sees: whole images."""
         if mm_kwargs is not None and KEPT_FIELD in mm_kwargs:
-            num_mm_embeds = self._salient_tower.tokens
+            num_mm_embeds = self.salient_tower.tokens
         return super().get_mm_lora_token_counts(
             modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
         )
 
-    def _encode(self, pixels: Tensor) -> Any:
-        return self._image_pixels_to_features(self.vision_tower, pixels)
-
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images; those with a budget come back as their kept tokens only."""
-        wanted = Wanted.take_from(kwargs)
-        if wanted is None:
-            return super().embed_multimodal(**kwargs)
-        image_input = self._parse_and_validate_image_input(**kwargs)
-        assert image_input is not None, "the processor adds budgets to pixels only"
-        pixels = image_input["pixel_values"]
-        text = self.embed_queries(wanted.queries)
-        totals = [self._salient_tower.tokens] * len(wanted.kept)
-        kept: list[Tensor] = []
-        embeddings: list[Tensor] = []
-        for batch in self.encoder_batches(totals):
-            features, saliency = self._salient_tower.run(
-                self._encode,
-                pixels[batch],
-            )
-            projected = self.multi_modal_projector(features)
-            rows = self.select(
-                [
-                    Candidates(*each)
-                    for each in zip(
-                        wanted.identities[batch],
-                        wanted.kept[batch],
-                        projected,
-                        saliency,
-                        text[batch],
-                        features,
-                        strict=True,
-                    )
-                ]
-            )
-            embeddings += [
-                image[kept_rows] for image, kept_rows in zip(projected, rows, strict=True)
-            ]
-            kept += rows
-        self.trace(totals, kept, wanted.queries)
-        return embeddings
+    def embed_batch(
+        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode a few images together; positions are patches in raster order."""
+        features, saliency = self.encode(image_input["pixel_values"][batch])
+        projected = self.multi_modal_projector(features)
+        candidates = zip(
+            wanted.identities, wanted.kept, projected, saliency, text, features, strict=True
+        )
+        kept = self.select([Candidates(*each) for each in candidates])
+        return kept, [image[stay] for image, stay in zip(projected, kept, strict=True)]

@@ -5,14 +5,13 @@ An image that is pruned loses its row newlines: they mark the end of picture row
 only some patches are left, and the published LLaVA-NeXT results for pruning have none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
 from vllm.model_executor.models.llava_next import (
     LlavaNextForConditionalGeneration,
@@ -22,9 +21,9 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.llava import LlavaSelection
+from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
-from flashvlm_vllm.vision.tower import SalientTower
 
 
 class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]):
@@ -63,64 +62,21 @@ class _Crop:
     info=LlavaNextProcessingInfo,
     dummy_inputs=LlavaDummyInputsBuilder,
 )
-class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
+class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT that keeps, of each image, the tokens its request's question selects."""
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.set_up_selection(vllm_config)
-
-    @cached_property
-    def _salient_tower(self) -> SalientTower:
-        return SalientTower(self.vision_tower, self.config)
-
-    def _encode(self, crops: Tensor) -> Tensor:
-        tower: Any = self.vision_tower
-        return self._image_pixels_to_features(tower, crops)
-
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images; those with a budget come back as their kept tokens only."""
-        wanted = Wanted.take_from(kwargs)
-        if wanted is None:
-            return super().embed_multimodal(**kwargs)
-        image_input = self._parse_and_validate_image_input(**kwargs)
-        assert image_input is not None, "the processor adds budgets to pixels only"
-        images = list(image_input["pixel_values"])
-        sizes = [tuple(size) for size in image_input["image_sizes"].tolist()]
-        text = self.embed_queries(wanted.queries)
-        totals = [len(crops) * self._salient_tower.tokens for crops in images]
-        kept: list[Tensor] = []
-        embeddings: list[Tensor] = []
-        for batch in self.encoder_batches(totals):
-            batch_kept, batch_embeddings = self._embed_batch(
-                images[batch],
-                sizes[batch],
-                text[batch],
-                wanted.kept[batch],
-                wanted.identities[batch],
-            )
-            kept += batch_kept
-            embeddings += batch_embeddings
-        self.trace(totals, kept, wanted.queries)
-        return embeddings
-
-    def _embed_batch(
-        self,
-        images: list[Tensor],
-        sizes: list[tuple[int, int]],
-        text: list[Tensor | None],
-        budgets: list[int],
-        identities: list[bytes],
+    def embed_batch(
+        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Encode a few images together.
 
-        Returns:
-            per image the kept picture positions (base patches first, then tile patches in
-            raster order) and the embeddings ``(budget, D)`` in that order.
-
+        Positions are those of the picture: base patches first, then the tiles' patches that
+        unpadding leaves, in raster order.
         """
+        images = list(image_input["pixel_values"][batch])
+        sizes = [tuple(size) for size in image_input["image_sizes"][batch].tolist()]
         crop_counts = [len(crops) for crops in images]
-        tower_features, attention = self._salient_tower.run(self._encode, torch.cat(images))
+        tower_features, attention = self.encode(torch.cat(images))
         projected = self.multi_modal_projector(tower_features).split(crop_counts)
         by_image = [
             (features.flatten(0, 1), saliency.flatten(), diversity.flatten(0, 1))
@@ -137,13 +93,13 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
         candidates: list[Candidates] = []
         for image, (features, saliency, diversity) in enumerate(by_image):
             patches = [len(crop.rows) for crop in crops[image]]
-            shares = spread_budget(min(budgets[image], sum(patches)), patches)
+            shares = spread_budget(min(wanted.kept[image], sum(patches)), patches)
             for number, (crop, share) in enumerate(zip(crops[image], shares, strict=True)):
                 if share:
                     parts.append((image, crop))
                     candidates.append(
                         Candidates(
-                            (identities[image], number),
+                            (wanted.identities[image], number),
                             share,
                             features[crop.rows],
                             saliency[crop.rows],
@@ -163,7 +119,7 @@ class PrunedLlavaNext(VisualTokenSelection, LlavaNextForConditionalGeneration):
             order, position = torch.cat([crop.order[rows] for crop, rows in mine]).sort()
             rows = torch.cat([crop.rows[rows] for crop, rows in mine])[position]
             kept.append(order)
-            if budgets[image] > sum(len(crop.rows) for crop in crops[image]):
+            if wanted.kept[image] > sum(len(crop.rows) for crop in crops[image]):
                 # Kept whole beside a larger image of the same request: with its newlines.
                 size = torch.tensor(sizes[image])
                 embeddings.append(

@@ -42,6 +42,10 @@ class Wanted:
             [bytes(identity.flatten().tolist()) for identity in identities],
         )
 
+    def __getitem__(self, batch: slice) -> "Wanted":
+        """Return the wishes of some consecutive items."""
+        return Wanted(self.kept[batch], self.queries[batch], self.identities[batch])
+
 
 @dataclass(frozen=True)
 class Candidates:

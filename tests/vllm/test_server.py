@@ -63,7 +63,8 @@ def text_of(answer: Any) -> str:
 @pytest.fixture(scope="module")
 def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with Server(clip_llava, ("--plugins", "flashvlm", *ARGUMENTS), log=log) as server:
+    options = ("--plugins", "flashvlm", "--enable-scale-out")
+    with Server(clip_llava, (*options, *ARGUMENTS), log=log) as server:
         yield Client(server)
 
 
@@ -340,7 +341,12 @@ def test_processor_arguments_are_refused_on_the_other_endpoints_too(client: Clie
     arguments = {"mm_processor_kwargs": {"visual_budget": 64}}
     respond = {"model": client.server.model, "input": "hello", **arguments}
     tokenize = {"model": client.server.model, "messages": conversation(), **arguments}
-    for path, body in (("/v1/responses", respond), ("/tokenize", tokenize)):
+    for path, body in (
+        ("/v1/responses", respond),
+        ("/tokenize", tokenize),
+        ("/invocations", tokenize),
+        ("/v1/chat/completions/render", tokenize),
+    ):
         answer = client.post(path, {**body, "visual_budget": 64})
         assert answer.status_code == 400, path
         assert "--trust-request-mm-kwargs" in answer.text
@@ -351,6 +357,19 @@ def test_tokenize_counts_what_a_request_would_cost(client: Client) -> None:
     whole = client.post("/tokenize", body).json()["count"]
     pruned = client.post("/tokenize", {**body, "visual_budget": 64}).json()["count"]
     assert whole - pruned == 512
+
+
+def test_the_other_ways_to_chat_take_the_budget_too(client: Client) -> None:
+    body = {"model": client.server.model, "messages": conversation(), "max_tokens": 4}
+    answer = client.post("/invocations", {**body, "visual_budget": 64})
+    assert answer.json()["usage"]["visual_tokens"]["kept"] == 64
+
+    def rendered(**extra: Any) -> int:
+        return len(
+            client.post("/v1/chat/completions/render", {**body, **extra}).json()["token_ids"]
+        )
+
+    assert rendered() - rendered(visual_budget=64) == 512
 
 
 def test_metrics_count_tokens_and_time_the_selection(client: Client) -> None:
