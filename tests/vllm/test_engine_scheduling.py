@@ -110,6 +110,33 @@ def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
         assert largest_batch(16) <= whole
 
 
+def test_a_default_for_the_engine_and_requests_that_say_otherwise(
+    start_engine: StartEngine, clip_llava: Path
+) -> None:
+    from vllm import SamplingParams
+
+    def cost(**arguments: object) -> int:
+        (output,) = engine.llm.generate(
+            {  # type: ignore[arg-type]
+                "prompt": "USER: <image>\nwhat is it? ASSISTANT:",
+                "multi_modal_data": {"image": photo("astronaut")},
+                "mm_processor_kwargs": arguments,
+            },
+            SamplingParams(temperature=0, max_tokens=1),
+            use_tqdm=False,
+        )
+        return len(output.prompt_token_ids)
+
+    with start_engine(clip_llava, mm_processor_kwargs={"visual_budget": 20}) as engine:
+        whole = cost(visual_budget=None)
+        assert cost() == whole - 576 + 20
+        assert cost(visual_budget=64) == whole - 576 + 64
+        # Equal to the default: the same item, encoded once.
+        before = len(engine.kept())
+        assert cost(visual_budget=20) == cost()
+        assert len(engine.kept()) == before
+
+
 def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
     start_engine: StartEngine,
     clip_llava: Path,
