@@ -110,6 +110,36 @@ def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
         assert largest_batch(16) <= whole
 
 
+def test_kv_blocks_are_allocated_for_the_kept_tokens_only(
+    start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process, so that the block pool can be read while a request is resident.
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm import SamplingParams
+
+    with start_engine(clip_llava, block_size=32) as engine:
+        llm_engine = engine.llm.llm_engine
+        pool = llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+
+        def blocks_in_use(budget: int | None) -> int:
+            free = pool.get_num_free_blocks()
+            prompt = {
+                "prompt": "USER: <image>\nwhat is it? ASSISTANT:",
+                "multi_modal_data": {"image": photo("astronaut")},
+                "mm_processor_kwargs": {"visual_budget": budget},
+            }
+            (request,) = engine.llm.enqueue([prompt], SamplingParams(max_tokens=8))
+            llm_engine.step()
+            used = free - pool.get_num_free_blocks()
+            llm_engine.abort_request([request])
+            while llm_engine.has_unfinished_requests():
+                llm_engine.step()
+            return int(used)
+
+        # 14 words and layout around the image: 590, 78 and 46 tokens in blocks of 32.
+        assert [blocks_in_use(budget) for budget in (None, 64, 32)] == [19, 3, 2]
+
+
 def test_a_default_for_the_engine_and_requests_that_say_otherwise(
     start_engine: StartEngine, clip_llava: Path
 ) -> None:

@@ -4,7 +4,6 @@
 import asyncio
 import json
 import math
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -124,31 +123,6 @@ def test_a_server_that_does_not_name_the_plugin_is_stock_and_says_how_to_turn_it
     assert len(hints) == 1
     schema = httpx.get(f"{stock.server.url}/openapi.json", timeout=30).text
     assert "visual_budget" not in schema
-
-
-def test_kv_blocks_shrink_with_the_budget(client: Client) -> None:
-    pattern = r'num_gpu_blocks="(\d+)"'
-    page = httpx.get(f"{client.server.url}/metrics", timeout=30).text
-    blocks = int(re.search(pattern, page).group(1))  # type: ignore[union-attr]
-
-    def in_use(budget: int | None) -> int:
-        """Blocks in use while one request runs, whose answer fits into its last block."""
-        for _ in range(50):
-            answer = threading.Thread(
-                target=client.ask,
-                args=("how many blocks?",),
-                kwargs={"visual_budget": budget, "max_tokens": 40, "ignore_eos": True},
-            )
-            answer.start()
-            seen = client.metric("vllm:kv_cache_usage_perc")
-            answer.join()
-            if seen:
-                # The pool's block 0 is a dummy that no request gets.
-                return round(seen * (blocks - 1))
-        pytest.fail("no scrape met a running request")
-
-    # Blocks of 128 tokens for prompts of 590 and 78, and answers of 40.
-    assert (in_use(None), in_use(64)) == (5, 1)
 
 
 async def test_requests_in_flight_together_get_what_each_asked_for(client: Client) -> None:

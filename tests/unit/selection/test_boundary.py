@@ -28,7 +28,7 @@ def test_importing_it_does_not_import_vllm() -> None:
 
 def test_it_names_no_other_dependency() -> None:
     named = set()
-    for source in PACKAGE.glob("*.py"):
+    for source in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}

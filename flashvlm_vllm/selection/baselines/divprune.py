@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DivPrune (arXiv 2503.02175, CVPR 2025): keep tokens that are far from one another.
+
+The paper sees pruning as a max-min diversity problem: the smallest cosine distance between two
+kept tokens should be as large as possible. That is NP-hard; the method solves it greedily. It
+knows neither attention nor the question.
+
+Written from the description of the method. Deviations and choices of our own:
+
+* Distances below `NO_DISTANCE` count as zero, so that exact copies tie, and the lower index wins
+  whatever the last bit of a matrix product says.
+* A token whose vector is zero or not finite has no direction. It is nobody's neighbour and is
+  kept only after all others; taken literally, it would be at distance 1 from everything and
+  among the first.
+* The result is in raster order, not in order of selection.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.partition import cosine_gram
+
+# Rounding in a float32 product of two unit vectors stays below this.
+NO_DISTANCE: Final = 1e-6
+# In place of a distance for a token without a direction: below all distances, above what is kept.
+BROKEN: Final = -1.0
+
+
+def divprune(image_features: Tensor, budget: int) -> Tensor:
+    """Indices of tokens that are far apart, O(N^2 C) for the distances and O(N T) for the rest.
+
+    1. Keep the token whose nearest neighbour is farthest.
+    2. Again and again keep the token whose nearest kept token is farthest.
+
+    Args:
+        image_features: (N, D), any float dtype; the paper takes them after the projector.
+        budget: tokens to keep, at least 1; N or more keeps all.
+
+    Returns:
+        (min(budget, N),) int64, ascending, on the device of `image_features`.
+
+    Raises:
+        TypeError: the budget is no int or the features are not floating point.
+        ValueError: the budget is below 1 or the shape does not fit.
+    """
+    check_count("budget", budget)
+    check_tensor("image_features", image_features, ("N", "D"), like=image_features)
+    if budget >= image_features.shape[0]:
+        return torch.arange(image_features.shape[0], device=image_features.device)
+    with torch.no_grad():
+        return _farthest_first(cosine_gram(image_features), budget)
+
+
+def _farthest_first(similarity: Tensor, budget: int) -> Tensor:
+    # A unit vector has a product of 1 with itself, a broken one of 0.
+    broken = similarity.diagonal() < 0.5
+    distance = 1.0 - similarity
+    distance = torch.where(distance < NO_DISTANCE, 0.0, distance)
+    distance.masked_fill_(broken, math.inf)  # whole columns: it is nobody's neighbour
+    distance.fill_diagonal_(math.inf)
+
+    nearest = distance.amin(dim=1).masked_fill(broken, BROKEN)
+    chosen = [nearest.argmax().view(1)]
+    nearest = torch.full_like(nearest, math.inf).masked_fill(broken, BROKEN)
+    for _ in range(budget - 1):
+        to_newest = distance.index_select(0, chosen[-1])[0]
+        nearest = torch.minimum(nearest, to_newest).index_fill(0, chosen[-1], -math.inf)
+        chosen.append(nearest.argmax().view(1))
+    return torch.sort(torch.cat(chosen)).values

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two merging baselines share: their ranking, their cosines, sums without broken rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashvlm_vllm.selection.config import SelectionConfig
+from flashvlm_vllm.selection.partition import rank
+from flashvlm_vllm.selection.saliency import intrinsic_saliency
+from flashvlm_vllm.selection.scaling import unit_rows
+
+
+def rank_by_attention(attention: Tensor) -> Tensor:
+    """Token indices by descending attention; non-finite entries last, ties by index.
+
+    Args:
+        attention: (N,), any float dtype.
+
+    Returns:
+        (N,) int64.
+    """
+    return rank(intrinsic_saliency(attention, SelectionConfig().epsilon))
+
+
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosines of every row with every column vector; 0 where one is zero or not finite.
+
+    Args:
+        rows: (A, K), any float dtype.
+        columns: (B, K), any float dtype.
+
+    Returns:
+        (A, B) float32 in [-1, 1] up to rounding.
+    """
+    return (unit_rows(rows) @ unit_rows(columns).T).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def summable(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features that can be summed: one NaN would spread to all tokens through a product.
+
+    Args:
+        features: (N, C), any float dtype.
+
+    Returns:
+        (N, C) float32 with zeros for rows that have a non-finite entry, and (N, 1) bool: False
+        for those rows.
+    """
+    features = features.float()
+    intact = torch.isfinite(features).all(dim=1, keepdim=True)
+    return torch.where(intact, features, 0.0), intact

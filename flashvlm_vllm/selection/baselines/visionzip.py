@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VisionZip (arXiv 2412.04467, CVPR 2025): the most attended tokens, and the rest merged into few.
+
+Written from the description of the method. Deviations and choices of our own:
+
+* **Split.** Published pairs of dominant and contextual counts are 162 + 30, 108 + 20 and 54 + 10;
+  other budgets follow their ratio 27 : 5, the contextual share rounded to the nearest. Budgets
+  below 4 therefore merge nothing.
+* **CLS.** Published, the CLS token is one of the dominant ones, comes first and reaches the
+  language model. That is `cls_feature` given. Without it (towers that have none, models that
+  expect patches only) every dominant token is a patch.
+* A budget for everything returns everything, in order; the published code would only reorder.
+* Patches with a non-finite feature are left out of the merging. A dominant one is passed on as it
+  is: what the language model gets of it is not this function's to invent.
+* Equal attention and equal similarity resolve to the lower index.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.baselines.merging import cosines, rank_by_attention, summable
+
+# 54 dominant and 10 contextual tokens of 64, reduced.
+CONTEXTUAL_PARTS: Final = 5
+ALL_PARTS: Final = 32
+
+
+def contextual_count(budget: int) -> int:
+    """How many of the tokens are merged ones: the nearest integer to 5/32 of the budget.
+
+    Args:
+        budget: at least 1.
+
+    Returns:
+        0 to budget - 1.
+    """
+    return (2 * CONTEXTUAL_PARTS * budget + ALL_PARTS) // (2 * ALL_PARTS)
+
+
+def visionzip(
+    tower_features: Tensor,
+    attention: Tensor,
+    keys: Tensor,
+    budget: int,
+    *,
+    cls_feature: Tensor | None = None,
+) -> Tensor:
+    """Features for the projector instead of those of all patches.
+
+    1. Dominant: the patches with the most attention, in raster order (one fewer with CLS).
+    2. Contextual targets: every k-th of the remaining patches, k their number divided by that of
+       the targets, rounded down.
+    3. Each other remaining patch joins the target whose key is most similar to its own.
+    4. Contextual tokens: target **plus** the mean of those that joined it; alone, the target.
+
+    Args:
+        tower_features: (N, C) patches out of the vision tower's last layer but one, before the
+            projector, any float dtype.
+        attention: (N,) that the patches get from CLS in that layer, sum or mean over the heads.
+        keys: (N, K) of that layer, mean over the heads.
+        budget: tokens to return, CLS among them, at least 1; all there are or more changes
+            nothing.
+        cls_feature: (C,) CLS out of the same layer as the patches; None: patches only.
+
+    Returns:
+        (min(budget, N), C), or (min(budget, N + 1), C) with CLS: CLS, dominant in raster order,
+        contextual in the order of their targets; dtype and device of `tower_features`. Sums are
+        float32.
+
+    Raises:
+        TypeError: the budget is no int or a tensor is not floating point.
+        ValueError: the budget is below 1, or shapes or devices do not fit together.
+    """
+    check_count("budget", budget)
+    check_tensor("tower_features", tower_features, ("N", "C"), like=tower_features)
+    count, width = tower_features.shape
+    check_tensor("attention", attention, (count,), like=tower_features)
+    check_tensor("keys", keys, (count, "K"), like=tower_features)
+    if cls_feature is not None:
+        check_tensor("cls_feature", cls_feature, (width,), like=tower_features)
+    with torch.no_grad():
+        parts = [] if cls_feature is None else [cls_feature.to(tower_features.dtype)[None]]
+        patches = budget - len(parts)
+        if patches >= count:
+            return torch.cat([*parts, tower_features])
+
+        contextual = contextual_count(budget)
+        dominant = patches - contextual
+        ranking = rank_by_attention(attention)
+        kept, rest = torch.sort(ranking[:dominant]).values, torch.sort(ranking[dominant:]).values
+        parts.append(tower_features.index_select(0, kept))
+        if contextual > 0:
+            merged = merge_into_targets(
+                tower_features.index_select(0, rest), keys.index_select(0, rest), contextual
+            )
+            parts.append(merged.to(tower_features.dtype))
+        return torch.cat(parts)
+
+
+def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:
+    """Steps 2 to 4: evenly spaced targets take in all others.
+
+    Args:
+        features: (R, C) of the patches that are not dominant, in raster order.
+        keys: (R, K) of the same patches.
+        contextual: targets, 1 to R.
+
+    Returns:
+        (contextual, C) float32.
+    """
+    stride = features.shape[0] // contextual
+    numbers = torch.arange(contextual, device=features.device)
+    targets = stride * numbers
+    features, intact = summable(features)
+    most_similar = cosines(keys, keys.index_select(0, targets)).argmax(dim=1, keepdim=True)
+    # A product with a 0/1 matrix instead of a scattered sum, whose order varies on a GPU.
+    joins = ((most_similar == numbers) & intact).float().index_fill_(0, targets, 0.0)
+    members = joins.sum(dim=0).clamp_min(1.0)
+    return features.index_select(0, targets) + joins.T @ features / members[:, None]
