@@ -6,6 +6,9 @@ import math
 Budget = int | float
 """Whole tokens per image (an ``int`` of 1 or more) or a fraction strictly between 0 and 1."""
 
+BUDGET = "visual_budget"
+"""The name under which requests, flags and processor arguments carry it."""
+
 ALLOWED = (
     "a whole number of tokens per image (1 or more), a fraction strictly between 0 and 1, "
     "or null for no pruning"

@@ -11,18 +11,17 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from flashvlm_vllm.budget import parse_budget, parse_budget_text
+from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
 
 _WRAPPED = "__flashvlm_wrapped__"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
-BUDGET = "visual_budget"
 
 
 def add_command_line_flags() -> None:
     """Give ``vllm serve`` and ``vllm run-batch`` the flags ``--plugins``, ``--visual-budget``.
 
     Why: vLLM names plugins in the variable ``VLLM_PLUGINS`` only, and has no hook through which
-    a plugin adds flags. Seen: 0.31 to 0.33. End: when vLLM has ``--plugins`` and a flag hook.
+    a plugin adds flags. Seen: 0.32. End: when vLLM has ``--plugins`` and a flag hook.
     """
     from vllm.engine.arg_utils import EngineArgs
 
@@ -38,11 +37,11 @@ def attach_to_engine() -> None:
     """Wrap what every engine needs, offline ones too.
 
     ``EngineArgs.create_engine_config``. Why: a default budget must reach the processor without
-    being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.31 to
-    0.33. End: when vLLM's multimodal config takes plugin settings.
+    being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.32. End:
+    when vLLM's multimodal config takes plugin settings.
 
     ``WorkerBase``. Why: a named worker method is what ``collective_rpc`` can call without
-    pickling code. Seen: all. End: when worker metrics have a channel of their own.
+    pickling code. Seen: 0.32. End: when worker metrics have a channel of their own.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.worker.worker_base import WorkerBase
@@ -56,11 +55,11 @@ def attach_to_serving() -> None:
 
     ``OnlineRenderer.preprocess_chat``. Why: it is where every chat-like endpoint turns a
     request into a prompt; request fields of a plugin have no other way to the processor
-    (``mm_processor_kwargs`` are refused from untrusted clients, rightly). Seen: 0.31 to 0.33.
+    (``mm_processor_kwargs`` are refused from untrusted clients, rightly). Seen: 0.32.
     End: when vLLM offers a request-to-processor hook.
 
     ``create_chat_completion`` and its siblings. Why: ``usage`` has no field for plugins, and
-    ``vllm run-batch`` calls the handlers without any route. Seen: 0.31 to 0.33. End: when
+    ``vllm run-batch`` calls the handlers without any route. Seen: 0.32. End: when
     usage can be extended.
     """
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
@@ -217,10 +216,9 @@ def _stop(engine_args: Any, error: ValueError) -> NoReturn:
 
 
 def _set_default_budget(model_config: Any, default: Any) -> None:
-    from flashvlm_vllm.plugin import MODELS
+    from flashvlm_vllm.plugin import MODELS, covers
 
-    is_covered = any(name in MODELS for name in model_config.architectures)
-    if not is_covered or model_config.hf_config.vision_config.model_type == "pixtral":
+    if not covers(model_config):
         raise ValueError(
             f"a default visual budget needs a model that is covered ({', '.join(sorted(MODELS))} "
             f"with a CLIP or SigLIP tower); {model_config.model} is "

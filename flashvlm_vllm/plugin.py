@@ -2,6 +2,7 @@
 """The ``vllm.general_plugins`` entry point. vLLM calls it in every process, maybe twice."""
 
 import os
+from typing import Any
 
 NAME = "flashvlm"
 
@@ -10,6 +11,14 @@ MODELS = {
     "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
 }
 """Covered architectures and the classes that replace vLLM's own (imported on first use)."""
+
+
+def covers(model_config: Any) -> bool:
+    """Tell whether budgets apply to a model, given vLLM's ``ModelConfig``."""
+    if not any(name in MODELS for name in model_config.architectures):
+        return False
+    # vLLM serves Pixtral by LLaVA's class. Its tower puts break tokens between patch rows.
+    return bool(model_config.hf_config.vision_config.model_type != "pixtral")
 
 
 def register() -> None:

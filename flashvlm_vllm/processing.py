@@ -20,11 +20,9 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, Mult
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
-from flashvlm_vllm.budget import Budget, kept_tokens, parse_budget
-from flashvlm_vllm.query import UserTurn, user_turn_of
+from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
+from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
 
-BUDGET = "visual_budget"
-QUERY = "visual_query"
 KEPT_FIELD = "visual_kept_tokens"
 QUERY_FIELD = "visual_query_ids"
 IDENTITY_FIELD = "visual_identity"

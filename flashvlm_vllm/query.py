@@ -8,6 +8,9 @@ Template, role and system words would enter every query alike and steer nothing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+QUERY = "visual_query"
+"""The name under which requests and processor arguments give the words themselves."""
+
 _MARKS = ("flashvlm-first-question", "flashvlm-answer", "flashvlm-second-question")
 
 

@@ -32,14 +32,12 @@ class Wanted:
     def take_from(cls, kwargs: dict[str, Any]) -> "Wanted | None":
         """Remove the plugin's fields from model inputs; ``None`` when nothing is pruned."""
         kept = kwargs.pop(KEPT_FIELD, None)
-        queries = kwargs.pop(QUERY_FIELD, None)
-        identities = kwargs.pop(IDENTITY_FIELD, None)
-        if kept is None or queries is None or identities is None:
+        if kept is None:
             return None
         return cls(
             torch.stack(list(kept)).flatten().tolist(),
-            [query.flatten() for query in queries],
-            [bytes(identity.flatten().tolist()) for identity in identities],
+            [query.flatten() for query in kwargs.pop(QUERY_FIELD)],
+            [bytes(identity.flatten().tolist()) for identity in kwargs.pop(IDENTITY_FIELD)],
         )
 
     def __getitem__(self, batch: slice) -> "Wanted":

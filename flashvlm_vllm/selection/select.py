@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from flashvlm_vllm.selection.arguments import check_count
 from flashvlm_vllm.selection.config import SelectionConfig
 from flashvlm_vllm.selection.fusion import fuse
 from flashvlm_vllm.selection.partition import partition
@@ -98,7 +99,7 @@ def select_visual_tokens_ragged(
     )
     for number, (features, attention, text, budget, diversity) in enumerate(items):
         where = f"image {number}: " if len(items) > 1 else ""
-        _check_budget(where, budget)
+        check_count(f"{where}budget", budget)
         _check_tensors(where, features, attention, text, diversity)
     with torch.no_grad():
         return [_select(*item, config) for item in items]
@@ -165,13 +166,6 @@ def _select(
         config.important_fraction,
         config.removed_per_round,
     )
-
-
-def _check_budget(where: str, budget: int) -> None:
-    if isinstance(budget, bool) or not isinstance(budget, int):
-        raise TypeError(f"{where}budget is {budget!r}; allowed: an int of at least 1")
-    if budget < 1:
-        raise ValueError(f"{where}budget is {budget}; allowed: an int of at least 1")
 
 
 def _check_tensors(

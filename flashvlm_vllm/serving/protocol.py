@@ -10,8 +10,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 )
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from flashvlm_vllm.budget import parse_budget
-from flashvlm_vllm.serving.settings import BUDGET, QUERY
+from flashvlm_vllm.budget import BUDGET, parse_budget
+from flashvlm_vllm.query import QUERY
 
 VisualBudget = Annotated[
     Any,

@@ -7,17 +7,12 @@ from typing import Any
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.exceptions import VLLMValidationError
 
-from flashvlm_vllm.plugin import MODELS
-from flashvlm_vllm.processing import REPORT, VisualTokenProcessor, default_budget
-from flashvlm_vllm.query import query_from_messages
+from flashvlm_vllm.budget import BUDGET
+from flashvlm_vllm.plugin import MODELS, covers
+from flashvlm_vllm.processing import REPORT, default_budget
+from flashvlm_vllm.query import QUERY, query_from_messages
 from flashvlm_vllm.serving import metrics, report
-from flashvlm_vllm.serving.settings import (
-    BUDGET,
-    QUERY,
-    SettingsError,
-    VisualSettings,
-    read_settings,
-)
+from flashvlm_vllm.serving.settings import SettingsError, VisualSettings, read_settings
 
 Render = Callable[..., Awaitable[Any]]
 
@@ -50,7 +45,7 @@ async def render_with_budget(
         settings = read_settings(request)
     except SettingsError as error:
         raise VLLMValidationError(str(error), parameter=error.field) from None
-    if not _is_covered(renderer):
+    if not covers(renderer.model_config):
         if settings.budget is not None:
             raise VLLMValidationError(
                 f"{BUDGET}: the served model is not covered by the flashvlm plugin; covered "
@@ -77,12 +72,6 @@ async def render_with_budget(
             request.mm_processor_kwargs = own
     _take_report(renderer, result)
     return result
-
-
-def _is_covered(renderer: Any) -> bool:
-    return renderer.model_config.is_multimodal_model and isinstance(
-        renderer.renderer.get_mm_processor(), VisualTokenProcessor
-    )
 
 
 def _processor_arguments(

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flashvlm_vllm.budget import Budget, parse_budget, parse_budget_text
-
-BUDGET = "visual_budget"
-QUERY = "visual_query"
+from flashvlm_vllm.budget import BUDGET, Budget, parse_budget, parse_budget_text
+from flashvlm_vllm.query import QUERY
 
 
 class SettingsError(ValueError):

@@ -35,7 +35,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.partition import cosine_gram
 from flashvlm_vllm.selection.scaling import min_max, unit_rows
 

@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.partition import cosine_gram
 
 # Rounding in a float32 product of two unit vectors stays below this.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection.baselines.arguments import check_count
+from flashvlm_vllm.selection.arguments import check_count
 
 
 def uniform(total: int, budget: int) -> Tensor:

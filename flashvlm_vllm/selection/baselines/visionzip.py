@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.baselines.merging import cosines, rank_by_attention, summable
 
 # 54 dominant and 10 contextual tokens of 64, reduced.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection.baselines.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.config import SelectionConfig
 from flashvlm_vllm.selection.partition import partition
 from flashvlm_vllm.selection.saliency import intrinsic_saliency

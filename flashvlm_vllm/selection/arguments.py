@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the baselines refuse. Looks at types, shapes and devices only, never at values."""
+"""What the selection refuses. Looks at types, shapes and devices only, never at values."""
 
 from __future__ import annotations
 
