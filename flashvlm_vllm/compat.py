@@ -12,13 +12,14 @@ import sys
 from typing import Any, NoReturn
 
 from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
+from flashvlm_vllm.selector import SELECTOR
 
 _WRAPPED = "__flashvlm_wrapped__"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
 
 
 def add_command_line_flags() -> None:
-    """Give ``vllm serve`` and ``vllm run-batch`` the flags ``--plugins``, ``--visual-budget``.
+    """Give ``vllm serve`` and ``vllm run-batch`` ``--plugins`` and the visual defaults' flags.
 
     Why: vLLM names plugins in the variable ``VLLM_PLUGINS`` only, and has no hook through which
     a plugin adds flags. Seen: 0.32. End: when vLLM has ``--plugins`` and a flag hook.
@@ -36,11 +37,11 @@ def add_command_line_flags() -> None:
 def attach_to_engine() -> None:
     """Wrap what every engine needs, offline ones too.
 
-    ``EngineArgs.create_engine_config``. Why: a default budget must reach the processor without
-    being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.32. End:
-    when vLLM's multimodal config takes plugin settings.
+    ``EngineArgs.create_engine_config``. Why: default budget and selector must reach the processor
+    without being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.32.
+    End: when vLLM's multimodal config takes plugin settings.
 
-    ``WorkerBase``. Why: a named worker method is what ``collective_rpc`` can call without
+    ``WorkerBase``. Why: named worker methods are what ``collective_rpc`` can call without
     pickling code. Seen: 0.32. End: when worker metrics have a channel of their own.
     """
     from vllm.engine.arg_utils import EngineArgs
@@ -48,6 +49,7 @@ def attach_to_engine() -> None:
 
     _wrap(EngineArgs, "create_engine_config", _create_engine_config)
     WorkerBase.flashvlm_selection_time = _selection_time  # type: ignore[attr-defined]
+    WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
 
 
 def attach_to_serving() -> None:
@@ -130,20 +132,28 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         help="Visual tokens to keep of each image where a request does not say: a whole number, "
         "or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
     )
+    group.add_argument(
+        "--visual-selector",
+        metavar="NAME",
+        help="How the tokens are chosen where a request does not say: flashvlm (the default), "
+        "or another installed selector. Needs --plugins flashvlm.",
+    )
     return parser
 
 
 def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     from flashvlm_vllm.plugin import is_named
 
+    given = {name: getattr(args, name, None) for name in (BUDGET, SELECTOR)}
+    defaults = {name: value for name, value in given.items() if value is not None}
     if is_named():
         attach_to_serving()
-        default = getattr(args, BUDGET, None)
-        if default is not None:
+        if defaults:
             # On the namespace, which vLLM also hands to the API servers that it spawns.
-            args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), BUDGET: default}
-    elif getattr(args, BUDGET, None) is not None:
-        sys.exit("flashvlm: --visual-budget does nothing without --plugins flashvlm")
+            args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), **defaults}
+    elif defaults:
+        flag = f"--{next(iter(defaults)).replace('_', '-')}"
+        sys.exit(f"flashvlm: {flag} does nothing without --plugins flashvlm")
     else:
         _tell_how_to_turn_on()
     engine_args = original(cls, args)
@@ -188,24 +198,37 @@ def _tell_how_to_turn_on() -> None:
 
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     given = engine_args.mm_processor_kwargs
-    if BUDGET not in (given or {}):
+    asked = {name: given[name] for name in (BUDGET, SELECTOR) if name in (given or {})}
+    if not asked:
         return original(engine_args, *args, **kwargs)
     try:
-        default = parse_budget(given[BUDGET])
+        defaults = _checked_defaults(asked)
     except ValueError as error:
         _stop(engine_args, error)
-    others = {key: value for key, value in given.items() if key != BUDGET}
+    others = {key: value for key, value in given.items() if key not in asked}
     engine_args.mm_processor_kwargs = others or None
     try:
         config = original(engine_args, *args, **kwargs)
     finally:
         engine_args.mm_processor_kwargs = given
-    if default is not None:
+    if defaults:
         try:
-            _set_default_budget(config.model_config, default)
+            _set_defaults(config.model_config, defaults)
         except ValueError as error:
             _stop(engine_args, error)
     return config
+
+
+def _checked_defaults(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set of the defaults asked for."""
+    from flashvlm_vllm.selection.registry import find_selector
+    from flashvlm_vllm.selector import parse_selector
+
+    selector = parse_selector(asked.get(SELECTOR))
+    if selector is not None:
+        find_selector(selector)
+    defaults = {BUDGET: parse_budget(asked.get(BUDGET)), SELECTOR: selector}
+    return {name: value for name, value in defaults.items() if value is not None}
 
 
 def _stop(engine_args: Any, error: ValueError) -> NoReturn:
@@ -215,16 +238,17 @@ def _stop(engine_args: Any, error: ValueError) -> NoReturn:
     raise error
 
 
-def _set_default_budget(model_config: Any, default: Any) -> None:
+def _set_defaults(model_config: Any, defaults: dict[str, Any]) -> None:
     from flashvlm_vllm.plugin import MODELS, covers
 
     if not covers(model_config):
         raise ValueError(
-            f"a default visual budget needs a model that is covered ({', '.join(sorted(MODELS))} "
-            f"with a CLIP or SigLIP tower); {model_config.model} is "
+            f"a default visual budget or selector needs a model that is covered "
+            f"({', '.join(sorted(MODELS))} with a CLIP or SigLIP tower); {model_config.model} is "
             f"{', '.join(model_config.architectures)}"
         )
-    setattr(model_config.multimodal_config, BUDGET, default)
+    for name, value in defaults.items():
+        setattr(model_config.multimodal_config, name, value)
 
 
 async def _preprocess_chat(
@@ -240,14 +264,21 @@ async def _preprocess_chat(
 
 
 async def _create_answer(original: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
-    from flashvlm_vllm.serving import report
+    from flashvlm_vllm.serving import outcome, report
 
-    with report.collecting() as counts:
+    with report.collecting() as collected:
         answer = await original(handler, *args, **kwargs)
-    return report.annotated(answer, counts)
+    answer = await outcome.checked(answer, collected.unproven, handler)
+    return report.annotated(answer, collected.counts)
 
 
 def _selection_time(worker: Any) -> dict[str, float]:
     from flashvlm_vllm.timing import SELECTION_CLOCK
 
     return SELECTION_CLOCK.read()
+
+
+def _selection_failures(worker: Any, identities: list[str]) -> dict[str, str]:
+    from flashvlm_vllm.failures import SELECTION_FAILURES
+
+    return SELECTION_FAILURES.among(identities)

@@ -22,17 +22,34 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
+from flashvlm_vllm.selector import DEFAULT_SELECTOR, LONGEST_NAME, SELECTOR, parse_selector
 
 KEPT_FIELD = "visual_kept_tokens"
 QUERY_FIELD = "visual_query_ids"
 IDENTITY_FIELD = "visual_identity"
+SELECTOR_FIELD = "visual_selector_name"
+FIELDS = (KEPT_FIELD, QUERY_FIELD, IDENTITY_FIELD, SELECTOR_FIELD)
+"""What travels to the worker with each image of a request that is pruned."""
 REPORT = "visual_tokens"
 
 _PLAN = "flashvlm_plan"
 _REMEMBERED_UUIDS = 10_000
-_SELECTION_VERSION = 1
+_REMEMBERED_IDENTITIES = 100_000
+_SELECTION_VERSION = 2
 """Part of every pruned item's identity. Raise it whenever the same request would keep other
 tokens than before: external KV stores outlive a process."""
+
+
+@dataclass(frozen=True)
+class VisualReport:
+    """What one prompt's images cost, for the answer and for the check behind it."""
+
+    counts: tuple[tuple[int, int], ...]
+    """``(total, kept)`` per image whose size is known."""
+    unproven: tuple[str, ...] = ()
+    """Identities (hex) of images whose tokens a selector of another package chooses. Whether
+    that succeeded only the worker knows."""
 
 
 class TokenCount(NamedTuple):
@@ -47,15 +64,17 @@ class VisualPlan:
     """What one request asks of the selection; the same for each of its images."""
 
     budget: Budget
+    selector: str
     query_ids: tuple[int, ...]
 
     def identity(self, stock: str) -> bytes:
         """Derive an item's identity, 32 bytes, from ``stock``, its identity without pruning.
 
-        The kept tokens depend on the budget and on the question, so a cache keyed by the
-        pixels alone would answer one question with another's tokens.
+        The kept tokens depend on the budget, the selector and the question, so a cache keyed by
+        the pixels alone would answer one question with another's tokens.
         """
-        factors = json.dumps([_SELECTION_VERSION, stock, self.budget, self.query_ids])
+        wishes = [self.budget, self.selector, self.query_ids]
+        factors = json.dumps([_SELECTION_VERSION, stock, *wishes])
         return hashlib.sha256(factors.encode()).digest()
 
 
@@ -92,6 +111,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         super().__init__(*args, **kwargs)
         self._counts_by_uuid: dict[str, TokenCount] = {}
         self._uuid_lock = threading.Lock()
+        self._identities_by_hash: dict[str, str] = {}
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count the visual tokens of an image of ``width`` x ``height`` pixels, unpruned."""
@@ -105,16 +125,19 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         return inputs
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
-        """Process one prompt; ``result["visual_tokens"]`` lists ``(total, kept)`` per image.
+        """Process one prompt; ``result["visual_tokens"]`` is its ``VisualReport``.
 
         Raises:
-            VLLMValidationError: the budget or the query is not valid, or a budget was asked
-                for images given as embeddings.
+            VLLMValidationError: the budget, the selector or the query is not valid, or a budget
+                was asked for images given as embeddings.
 
         """
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         budget = self._budget(kwargs, inputs.mm_data_items)
         query = _query(kwargs.pop(QUERY, None))
+        selector = checked_selector(kwargs.pop(SELECTOR, None)) or default_selector(
+            self.info.ctx.model_config
+        )
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
         counts = self._image_counts(inputs)
@@ -124,15 +147,36 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             for count, stay in zip(counts, kept, strict=True)
         )
         if budget is not None and any(pruned):
-            plan = VisualPlan(budget, self._query_ids(query, inputs.prompt))
+            uses_question = find_selector(selector).uses_question
+            words = self._query_ids(query, inputs.prompt) if uses_question else ()
+            plan = VisualPlan(budget, selector, words)
             inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
             inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
 
         result = super().apply(inputs, timing_ctx)
-        result[REPORT] = [  # type: ignore[literal-required]
-            (count.total, stay) for count, stay in zip(counts, kept, strict=True) if count
-        ]
+        result[REPORT] = VisualReport(  # type: ignore[literal-required]
+            tuple(
+                (count.total, stay)
+                for count, stay in zip(counts, kept, strict=True)
+                if count is not None and stay is not None
+            ),
+            self._unproven(result) if selector not in BUILT_IN else (),
+        )
         return result
+
+    def _unproven(self, result: Any) -> tuple[str, ...]:
+        """List the pruned images' identities, from their fields or as seen before.
+
+        An image that vLLM has in its cache comes without its fields.
+        """
+        known = self._identities_by_hash
+        hashes = result["mm_hashes"].get("image", ())
+        for name, item in zip(hashes, result["mm_kwargs"].get("image", ()), strict=True):
+            if item is not None and IDENTITY_FIELD in item:
+                known[name] = bytes(item[IDENTITY_FIELD].data.flatten().tolist()).hex()
+                if len(known) > _REMEMBERED_IDENTITIES:
+                    known.pop(next(iter(known)))
+        return tuple(known[name] for name in hashes if name in known)
 
     def _budget(self, kwargs: dict[str, Any], items: MultiModalDataItems) -> Budget | None:
         """Take the request's budget out of ``kwargs``, or fall back to the engine's default."""
@@ -239,6 +283,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
             processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
             processed[IDENTITY_FIELD] = self._identities(mm_items, hf_kwargs, plan)
+            name = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
+            processed[SELECTOR_FIELD] = torch.tensor([list(name)] * len(counts), dtype=torch.uint8)
         return processed
 
     def _identities(
@@ -271,6 +317,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             config[KEPT_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
             config[QUERY_FIELD] = MultiModalFieldConfig.batched("image")
             config[IDENTITY_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+            config[SELECTOR_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         return config
 
     def _get_prompt_updates(
@@ -295,6 +342,27 @@ def default_budget(model_config: Any) -> Budget | None:
     """Return the engine's default budget (``--visual-budget``), ``None`` when there is none."""
     budget: Budget | None = getattr(model_config.multimodal_config, BUDGET, None)
     return budget
+
+
+def default_selector(model_config: Any) -> str:
+    """Return the engine's default selector (``--visual-selector``)."""
+    return getattr(model_config.multimodal_config, SELECTOR, None) or DEFAULT_SELECTOR
+
+
+def checked_selector(value: object) -> str | None:
+    """Return a request's selector, ``None`` when it names none.
+
+    Raises:
+        VLLMValidationError: there is no such selector; the message lists those there are.
+
+    """
+    try:
+        name = parse_selector(value)
+        if name is not None:
+            find_selector(name)
+    except ValueError as error:
+        raise VLLMValidationError(f"{SELECTOR}: {error}", parameter=SELECTOR) from None
+    return name
 
 
 def _shrunk(update: PromptUpdate, budget: Budget, counts: Sequence[TokenCount]) -> PromptUpdate:

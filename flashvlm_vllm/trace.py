@@ -17,15 +17,17 @@ def is_tracing() -> bool:
 
 
 def record(
-    rank: int, totals: Sequence[int], kept: Sequence[Tensor], queries: Sequence[Tensor]
+    rank: int, totals: Sequence[int], kept: Sequence[Tensor | None], queries: Sequence[Tensor]
 ) -> None:
     """Append one JSON line per item to ``rank-<rank>.jsonl``.
 
-    A line holds ``total``, ``kept`` (ascending indices) and ``query`` (token ids of the
-    steering words). Reading them waits for the device, so never trace a server that serves.
+    A line holds ``total``, ``kept`` (ascending indices; null where tokens were merged) and
+    ``query`` (token ids of the steering words). Reading them waits for the device, so never
+    trace a server that serves.
     """
     path = Path(os.environ[DIRECTORY]) / f"rank-{rank}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         for total, indices, query in zip(totals, kept, queries, strict=True):
-            line = {"total": total, "kept": indices.tolist(), "query": query.tolist()}
+            patches = None if indices is None else indices.tolist()
+            line = {"total": total, "kept": patches, "query": query.tolist()}
             file.write(json.dumps(line) + "\n")

@@ -19,7 +19,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
 from flashvlm_vllm.processing import KEPT_FIELD, VisualTokenProcessor
-from flashvlm_vllm.vision.tower import SalientTower
+from flashvlm_vllm.vision.tower import Encoded, SalientTower
 
 
 class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
@@ -50,7 +50,7 @@ class LlavaSelection(VisualTokenSelection):
 
     def embed_batch(
         self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
         """Encode a few images together.
 
         Args:
@@ -60,7 +60,8 @@ class LlavaSelection(VisualTokenSelection):
             text: the embeddings of their steering words.
 
         Returns:
-            per image the kept positions, ascending, and their embeddings.
+            per image the kept positions, ascending (``None`` where tokens were merged), and the
+            embeddings.
 
         """
         raise NotImplementedError
@@ -76,7 +77,7 @@ class LlavaSelection(VisualTokenSelection):
             self.salient_tower.tokens * (len(image) if image.dim() == 4 else 1)
             for image in image_input["pixel_values"]
         ]
-        kept: list[Tensor] = []
+        kept: list[Tensor | None] = []
         embeddings: list[Tensor] = []
         for batch in self.encoder_batches(totals):
             positions, rows = self.embed_batch(image_input, batch, wanted[batch], text[batch])
@@ -90,10 +91,12 @@ class LlavaSelection(VisualTokenSelection):
         """The tower, which a model loaded without its vision part does not have."""
         return SalientTower(self.vision_tower, self.config)
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features ``(B, N, C)`` and saliency ``(B, N)`` of images or crops."""
+    def encode(self, pixels: Tensor, wanted: Wanted) -> Encoded:
+        """Run the tower on images or crops."""
         return self.salient_tower.run(
-            lambda crops: self._image_pixels_to_features(self.vision_tower, crops), pixels
+            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
+            pixels,
+            with_keys=wanted.use_keys,
         )
 
 
@@ -115,12 +118,23 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
 
     def embed_batch(
         self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
         """Encode a few images together; positions are patches in raster order."""
-        features, saliency = self.encode(image_input["pixel_values"][batch])
-        projected = self.multi_modal_projector(features)
-        candidates = zip(
-            wanted.identities, wanted.kept, projected, saliency, text, features, strict=True
-        )
-        kept = self.select([Candidates(*each) for each in candidates])
-        return kept, [image[stay] for image, stay in zip(projected, kept, strict=True)]
+        encoded = self.encode(image_input["pixel_values"][batch], wanted)
+        projected = self.multi_modal_projector(encoded.features)
+        candidates = [
+            Candidates(
+                wanted.selectors[image],
+                wanted.identities[image],
+                wanted.kept[image],
+                projected[image],
+                encoded.features[image],
+                encoded.saliency[image],
+                text[image],
+                None if encoded.keys is None else encoded.keys[image],
+            )
+            for image in range(len(projected))
+        ]
+        chosen = self.select(candidates)
+        embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
+        return [each.indices for each in chosen], embeddings

@@ -24,6 +24,7 @@ from flashvlm_vllm.models.anyres import spread_budget, tile_patches
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
+from flashvlm_vllm.selection import Selection
 
 
 class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]):
@@ -57,6 +58,15 @@ class _Crop:
     order: Tensor
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One crop of one image with what is selected from it."""
+
+    image: int
+    crop: _Crop
+    candidates: Candidates
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedLlavaNextProcessor,
     info=LlavaNextProcessingInfo,
@@ -67,7 +77,7 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
 
     def embed_batch(
         self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
         """Encode a few images together.
 
         Positions are those of the picture: base patches first, then the tiles' patches that
@@ -76,60 +86,72 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
         images = list(image_input["pixel_values"][batch])
         sizes = [tuple(size) for size in image_input["image_sizes"][batch].tolist()]
         crop_counts = [len(crops) for crops in images]
-        tower_features, attention = self.encode(torch.cat(images))
-        projected = self.multi_modal_projector(tower_features).split(crop_counts)
-        by_image = [
-            (features.flatten(0, 1), saliency.flatten(), diversity.flatten(0, 1))
-            for features, saliency, diversity in zip(
-                projected,
-                attention.split(crop_counts),
-                tower_features.split(crop_counts),
-                strict=True,
-            )
-        ]
-        crops = [self._crops(size, attention.device) for size in sizes]
+        encoded = self.encode(torch.cat(images), wanted)
+        projected = self.multi_modal_projector(encoded.features).split(crop_counts)
+        features = encoded.features.split(crop_counts)
+        saliency = encoded.saliency.split(crop_counts)
+        keys = [None] * len(images) if encoded.keys is None else encoded.keys.split(crop_counts)
 
-        parts: list[tuple[int, _Crop]] = []
-        candidates: list[Candidates] = []
-        for image, (features, saliency, diversity) in enumerate(by_image):
-            patches = [len(crop.rows) for crop in crops[image]]
+        parts: list[_Part] = []
+        for image, size in enumerate(sizes):
+            crops = self._crops(size, encoded.saliency.device)
+            patches = [len(crop.rows) for crop in crops]
             shares = spread_budget(min(wanted.kept[image], sum(patches)), patches)
-            for number, (crop, share) in enumerate(zip(crops[image], shares, strict=True)):
+            for number, (crop, share) in enumerate(zip(crops, shares, strict=True)):
                 if share:
-                    parts.append((image, crop))
-                    candidates.append(
-                        Candidates(
-                            (wanted.identities[image], number),
-                            share,
-                            features[crop.rows],
-                            saliency[crop.rows],
-                            text[image],
-                            diversity[crop.rows],
-                        )
+                    own_keys = keys[image]
+                    candidates = Candidates(
+                        wanted.selectors[image],
+                        wanted.identities[image],
+                        share,
+                        projected[image].flatten(0, 1)[crop.rows],
+                        features[image].flatten(0, 1)[crop.rows],
+                        saliency[image].flatten()[crop.rows],
+                        text[image],
+                        None if own_keys is None else own_keys.flatten(0, 1)[crop.rows],
+                        part=number,
                     )
-        chosen = self.select(candidates)
+                    parts.append(_Part(image, crop, candidates))
+        chosen = self.select([part.candidates for part in parts])
 
-        kept, embeddings = [], []
-        for image, (features, _, _) in enumerate(by_image):
+        kept: list[Tensor | None] = []
+        embeddings: list[Tensor] = []
+        for image, size in enumerate(sizes):
             mine = [
-                (crop, rows)
-                for (owner, crop), rows in zip(parts, chosen, strict=True)
-                if owner == image
+                (part, selection)
+                for part, selection in zip(parts, chosen, strict=True)
+                if part.image == image
             ]
-            order, position = torch.cat([crop.order[rows] for crop, rows in mine]).sort()
-            rows = torch.cat([crop.rows[rows] for crop, rows in mine])[position]
-            kept.append(order)
-            if wanted.kept[image] > sum(len(crop.rows) for crop in crops[image]):
+            order, rows = self._in_picture_order(mine)
+            if wanted.kept[image] > len(rows):
                 # Kept whole beside a larger image of the same request: with its newlines.
-                size = torch.tensor(sizes[image])
-                embeddings.append(
-                    self._merge_image_patch_embeddings(
-                        size, projected[image], strategy="spatial_unpad"
-                    )
+                rows = self._merge_image_patch_embeddings(
+                    torch.tensor(size), projected[image], strategy="spatial_unpad"
                 )
-            else:
-                embeddings.append(features[rows])
+            kept.append(order)
+            embeddings.append(rows)
         return kept, embeddings
+
+    def _in_picture_order(
+        self, parts: Sequence[tuple[_Part, Selection]]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Put an image's kept tokens together.
+
+        Returns:
+            their positions, ascending, and embeddings. Merged tokens have no position
+            (``None``) and stay crop by crop.
+
+        """
+        rows = torch.cat([self.embed(part.candidates, selection) for part, selection in parts])
+        orders = [
+            part.crop.order[selection.indices]
+            for part, selection in parts
+            if selection.indices is not None
+        ]
+        if len(orders) < len(parts):
+            return None, rows
+        order, position = torch.cat(orders).sort()
+        return order, rows[position]
 
     def _crops(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
         """List an image's crops with the patches that unpadding leaves, base first."""

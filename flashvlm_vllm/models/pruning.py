@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every pruned model does alike in the worker: read the fields, select, keep ranks equal."""
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +9,23 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
+from vllm.logger import init_logger
 
 from flashvlm_vllm import trace
-from flashvlm_vllm.processing import IDENTITY_FIELD, KEPT_FIELD, QUERY_FIELD
-from flashvlm_vllm.selection import SelectionConfig, select_visual_tokens_ragged
+from flashvlm_vllm.failures import SELECTION_FAILURES
+from flashvlm_vllm.models.memory import SelectionMemory
+from flashvlm_vllm.processing import (
+    FIELDS,
+    IDENTITY_FIELD,
+    KEPT_FIELD,
+    QUERY_FIELD,
+    SELECTOR_FIELD,
+)
+from flashvlm_vllm.selection import Selection, SelectorError, VisualTokens, run_selector, stand_in
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 from flashvlm_vllm.timing import SELECTION_CLOCK
 
-_REMEMBERED_SELECTIONS = 4096
-"""Items whose kept indices are remembered: 2 MiB at 64 tokens each."""
+logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
 
 @dataclass(frozen=True)
@@ -27,51 +35,78 @@ class Wanted:
     kept: list[int]
     queries: list[Tensor]
     identities: list[bytes]
+    selectors: list[str]
 
     @classmethod
     def take_from(cls, kwargs: dict[str, Any]) -> "Wanted | None":
         """Remove the plugin's fields from model inputs; ``None`` when nothing is pruned."""
-        kept = kwargs.pop(KEPT_FIELD, None)
-        if kept is None:
+        fields = {name: kwargs.pop(name) for name in FIELDS if name in kwargs}
+        if not fields:
             return None
         return cls(
-            torch.stack(list(kept)).flatten().tolist(),
-            [query.flatten() for query in kwargs.pop(QUERY_FIELD)],
-            [bytes(identity.flatten().tolist()) for identity in kwargs.pop(IDENTITY_FIELD)],
+            torch.stack(list(fields[KEPT_FIELD])).flatten().tolist(),
+            [query.flatten() for query in fields[QUERY_FIELD]],
+            [bytes(identity.flatten().tolist()) for identity in fields[IDENTITY_FIELD]],
+            [
+                bytes(name.flatten().tolist()).rstrip(b"\0").decode()
+                for name in fields[SELECTOR_FIELD]
+            ],
         )
 
     def __getitem__(self, batch: slice) -> "Wanted":
         """Return the wishes of some consecutive items."""
-        return Wanted(self.kept[batch], self.queries[batch], self.identities[batch])
+        return Wanted(
+            self.kept[batch], self.queries[batch], self.identities[batch], self.selectors[batch]
+        )
+
+    @property
+    def use_keys(self) -> bool:
+        """Whether any item's selector looks at the keys of the tower's attention."""
+        return any(find_selector(name).uses_keys for name in self.selectors)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What one selection chooses from, and how many."""
+    """What one selection chooses from, how, and how many."""
 
-    identity: Hashable
+    selector: str
+    identity: bytes
     """Equal for what must get the same answer: the image, its question, its budget."""
     budget: int
+    projected: Tensor
+    """``(N, D)``."""
     features: Tensor
-    """``(N, D)`` projected."""
+    """``(N, C)`` before the projector."""
     saliency: Tensor
     """``(N,)``."""
     text: Tensor | None
     """``(L, D)``."""
-    diversity_features: Tensor
-    """``(N, C)`` before the projector."""
+    keys: Tensor | None
+    """``(N, H, d)``; ``None`` unless a selector of the batch uses them."""
+    part: int = 0
+    """Number of the crop, in images that have several."""
 
     @property
     def kept(self) -> int:
-        """How many indices the selection returns."""
-        return min(self.budget, len(self.features))
+        """How many tokens the selection returns."""
+        return min(self.budget, len(self.projected))
+
+    @property
+    def are_merged(self) -> bool:
+        """Whether the selection returns features in place of indices."""
+        return self.budget < len(self.projected) and find_selector(self.selector).merges
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """What the selection is remembered by."""
+        return self.identity, self.part
 
 
 class VisualTokenSelection:
     """Mixin of a vLLM model whose visual tokens are selected per request."""
 
     language_model: Any
-    selection_config = SelectionConfig()
+    multi_modal_projector: Any
 
     def set_up_selection(self, vllm_config: VllmConfig) -> None:
         """Remember how many encoder tokens the engine profiled its memory for."""
@@ -79,7 +114,7 @@ class VisualTokenSelection:
         self._encoder_tokens = min(
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
-        self._selections: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._selections = SelectionMemory()
 
     def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
         """Cut items into batches that the encoder was profiled for.
@@ -114,8 +149,8 @@ class VisualTokenSelection:
         embeddings = self.language_model.embed_input_ids(ids)
         return list(embeddings.split([len(query) for query in queries]))
 
-    def select(self, candidates: Sequence[Candidates]) -> list[Tensor]:
-        """Decide once, on rank 0, and give every rank and every later call the same indices.
+    def select(self, candidates: Sequence[Candidates]) -> list[Selection]:
+        """Decide once, on rank 0, and give every rank and every later call the same tokens.
 
         The residual loop re-pairs everything after one swap of nearly equal scores. Ranks that
         decide for themselves from almost equal inputs would keep different tokens; so would an
@@ -123,42 +158,82 @@ class VisualTokenSelection:
         blocks are in the prefix cache.
 
         Returns:
-            ascending int64 indices per candidate, ``min(budget, N)`` of them.
+            ``min(budget, N)`` tokens per candidate. Where a selector of another package failed
+            they stand in for what it should have chosen, and the failure is noted.
 
         """
         group = get_tp_group()
-        counts = [each.kept for each in candidates]
-        if group.rank_in_group == 0:
-            kept = torch.cat(self._select_here(candidates))
-        else:
-            device = candidates[0].features.device
-            kept = torch.empty(sum(counts), dtype=torch.int64, device=device)
-        return list(group.broadcast(kept, src=0).split(counts))
+        if group.world_size == 1:
+            return self._select_here(candidates)
+        first = group.rank_in_group == 0
+        chosen = self._select_here(candidates) if first else None
+        merged = [each for each in candidates if each.are_merged]
+        whole = [each for each in candidates if not each.are_merged]
+        like = candidates[0]
+        selections: dict[int, Selection] = {}
+        for kind, items, empty in (
+            ("indices", whole, like.features.new_empty(0, dtype=torch.int64)),
+            ("merged", merged, like.features[:0]),
+        ):
+            if not items:
+                continue
+            counts = [each.kept for each in items]
+            if chosen is None:
+                sent = empty.new_empty(sum(counts), *empty.shape[1:])
+            else:
+                answers = [getattr(each, kind) for each in chosen]
+                sent = torch.cat([each for each in answers if each is not None])
+            parts = group.broadcast(sent, src=0).split(counts)
+            for each, part in zip(items, parts, strict=True):
+                selections[id(each)] = Selection(**{kind: part})
+        return [selections[id(each)] for each in candidates]
 
-    def _select_here(self, candidates: Sequence[Candidates]) -> list[Tensor]:
-        remembered = self._selections
-        new = {each.identity: each for each in candidates if each.identity not in remembered}
-        if new:
-            items = list(new.values())
-            with SELECTION_CLOCK.measure(items[0].features.device, items=len(items)):
-                chosen = select_visual_tokens_ragged(
-                    [each.features for each in items],
-                    [each.saliency for each in items],
-                    [each.text for each in items],
-                    [each.budget for each in items],
-                    [each.diversity_features for each in items],
-                    self.selection_config,
-                )
-            remembered.update(zip(new, chosen, strict=True))
+    def _select_here(self, candidates: Sequence[Candidates]) -> list[Selection]:
+        selections: dict[tuple[bytes, int], Selection] = {}
+        new: dict[tuple[bytes, int], Candidates] = {}
         for each in candidates:
-            remembered.move_to_end(each.identity)
-        kept = [remembered[each.identity] for each in candidates]
-        while len(remembered) > _REMEMBERED_SELECTIONS:
-            remembered.popitem(last=False)
-        return kept
+            remembered = self._selections.get(each.key)
+            if remembered is None:
+                new[each.key] = each
+            else:
+                selections[each.key] = remembered
+        if new:
+            with SELECTION_CLOCK.measure(candidates[0].projected.device, items=len(new)):
+                selections |= {key: self._choose(each) for key, each in new.items()}
+            for key in new:
+                self._selections.put(key, selections[key])
+        return [selections[each.key] for each in candidates]
+
+    def _choose(self, candidates: Candidates) -> Selection:
+        count = len(candidates.projected)
+        if candidates.budget >= count:
+            return Selection(indices=torch.arange(count, device=candidates.projected.device))
+        name, selector = candidates.selector, find_selector(candidates.selector)
+        tokens = VisualTokens(
+            budget=candidates.budget,
+            projected=candidates.projected,
+            features=candidates.features,
+            saliency=candidates.saliency,
+            text=candidates.text if selector.uses_question else None,
+            keys=candidates.keys if selector.uses_keys else None,
+            seed=int.from_bytes(candidates.identity[:8], "big") >> 1,
+        )
+        try:
+            return run_selector(name, selector, tokens, trusted=name in BUILT_IN)
+        except SelectorError as error:
+            SELECTION_FAILURES.note(candidates.identity.hex(), str(error))
+            logger.error("flashvlm: selector %s; its request fails", error)
+            return stand_in(selector, tokens)
+
+    def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
+        """Return the embeddings ``(T, D)`` of what stays."""
+        if selection.indices is not None:
+            return candidates.projected[selection.indices]
+        embeddings: Tensor = self.multi_modal_projector(selection.merged)
+        return embeddings
 
     def trace(
-        self, totals: Sequence[int], kept: Sequence[Tensor], queries: Sequence[Tensor]
+        self, totals: Sequence[int], kept: Sequence[Tensor | None], queries: Sequence[Tensor]
     ) -> None:
         """Write what was kept of each item, where a trace is asked for."""
         if trace.is_tracing():

@@ -7,11 +7,25 @@ from flashvlm_vllm.selection.select import (
     select_visual_tokens,
     select_visual_tokens_ragged,
 )
+from flashvlm_vllm.selection.selectors import (
+    Selection,
+    Selector,
+    SelectorError,
+    VisualTokens,
+    run_selector,
+    stand_in,
+)
 
 __all__ = [
     "ABLATIONS",
+    "Selection",
     "SelectionConfig",
+    "Selector",
+    "SelectorError",
+    "VisualTokens",
     "fused_scores",
+    "run_selector",
     "select_visual_tokens",
     "select_visual_tokens_ragged",
+    "stand_in",
 ]

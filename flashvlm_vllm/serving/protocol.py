@@ -12,6 +12,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from flashvlm_vllm.budget import BUDGET, parse_budget
 from flashvlm_vllm.query import QUERY
+from flashvlm_vllm.selector import SELECTOR
 
 VisualBudget = Annotated[
     Any,
@@ -47,6 +48,13 @@ class VisualFields(BaseModel):
             "empty string selects by visual saliency alone."
         ),
     )
+    visual_selector: str | None = Field(
+        default=None,
+        description=(
+            "The method that chooses the tokens, by name; left out or null, the server's default "
+            "(--visual-selector) applies. An unknown name is answered with those there are."
+        ),
+    )
 
 
 class VisualChatCompletionRequest(VisualFields, ChatCompletionRequest):
@@ -66,7 +74,7 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
         vLLM drops null fields on the way, and here null says "no pruning".
         """
         request = super().to_chat_completion_request(messages)
-        for field in (BUDGET, QUERY):
+        for field in (BUDGET, QUERY, SELECTOR):
             if field in self.model_fields_set:
                 setattr(request, field, getattr(self, field))
         return request

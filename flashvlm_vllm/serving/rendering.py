@@ -9,8 +9,9 @@ from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.budget import BUDGET
 from flashvlm_vllm.plugin import MODELS, covers
-from flashvlm_vllm.processing import REPORT, default_budget
+from flashvlm_vllm.processing import REPORT, checked_selector, default_budget
 from flashvlm_vllm.query import QUERY, query_from_messages
+from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, report
 from flashvlm_vllm.serving.settings import SettingsError, VisualSettings, read_settings
 
@@ -54,6 +55,7 @@ async def render_with_budget(
             )
         return await render(renderer, request, messages, *args, **kwargs)
 
+    checked_selector(settings.selector)
     extra = _processor_arguments(settings, renderer, messages)
     if not extra:
         result = await render(renderer, request, messages, *args, **kwargs)
@@ -82,13 +84,19 @@ def _processor_arguments(
     if budget is None:
         return {BUDGET: None} if settings.has_budget else {}
     query = query_from_messages(messages) if settings.query is None else settings.query
-    # The default is left to the processor, which knows when it cannot apply.
-    return {QUERY: query, **({BUDGET: budget} if settings.has_budget else {})}
+    # Defaults are left to the processor, which knows when they cannot apply.
+    extra: dict[str, Any] = {QUERY: query}
+    if settings.has_budget:
+        extra[BUDGET] = budget
+    if settings.selector is not None:
+        extra[SELECTOR] = settings.selector
+    return extra
 
 
 def _take_report(renderer: Any, result: Any) -> None:
     _, engine_inputs = result
     for engine_input in engine_inputs:
-        counts = engine_input.pop(REPORT, [])
-        metrics.count_tokens(renderer.model_config.served_model_name, counts)
-        report.note(counts)
+        told = engine_input.pop(REPORT, None)
+        if told is not None:
+            metrics.count_tokens(renderer.model_config.served_model_name, told.counts)
+            report.note(told.counts, told.unproven)

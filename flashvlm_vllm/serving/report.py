@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 FIELD = "visual_tokens"
@@ -16,25 +17,36 @@ FIELD = "visual_tokens"
 Counts = list[tuple[int, int]]
 """``(total, kept)`` per image."""
 
-_collected: ContextVar[Counts | None] = ContextVar("flashvlm_visual_tokens", default=None)
+
+@dataclass
+class Collected:
+    """What was noted while one answer was in the making."""
+
+    counts: Counts = field(default_factory=list)
+    unproven: list[str] = field(default_factory=list)
+    """Identities of images whose selection may have failed in the worker."""
+
+
+_collected: ContextVar[Collected | None] = ContextVar("flashvlm_visual_tokens", default=None)
 
 
 @contextmanager
-def collecting() -> Iterator[Counts]:
+def collecting() -> Iterator[Collected]:
     """Collect what ``note`` is told inside the block."""
-    counts: Counts = []
-    token = _collected.set(counts)
+    collected = Collected()
+    token = _collected.set(collected)
     try:
-        yield counts
+        yield collected
     finally:
         _collected.reset(token)
 
 
-def note(counts: Sequence[tuple[int, int]]) -> None:
-    """Remember the counts of a rendered prompt for the answer, if one is being built."""
+def note(counts: Sequence[tuple[int, int]], unproven: Sequence[str]) -> None:
+    """Remember what a rendered prompt costs, for the answer, if one is being built."""
     collected = _collected.get()
     if collected is not None:
-        collected.extend(counts)
+        collected.counts.extend(counts)
+        collected.unproven.extend(unproven)
 
 
 def summary(counts: Counts) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flashvlm_vllm.budget import BUDGET, Budget, parse_budget, parse_budget_text
 from flashvlm_vllm.query import QUERY
+from flashvlm_vllm.selector import SELECTOR, parse_selector
 
 
 class SettingsError(ValueError):
@@ -28,6 +29,7 @@ class VisualSettings:
     has_budget: bool = False
     budget: Budget | None = None
     query: str | None = None
+    selector: str | None = None
 
 
 def read_settings(request: Any) -> VisualSettings:
@@ -55,12 +57,12 @@ def read_settings(request: Any) -> VisualSettings:
         raise SettingsError(
             QUERY, f"the words that steer the selection are a string; got {type(query).__name__}"
         )
-    return VisualSettings(has_budget, budget, query)
+    selector = getattr(request, SELECTOR, None) if SELECTOR in given else metadata.get(SELECTOR)
+    return VisualSettings(has_budget, budget, query, _parse(parse_selector, selector, SELECTOR))
 
 
-def _parse(parse: Any, value: object, field: str) -> Budget | None:
+def _parse(parse: Any, value: object, field: str) -> Any:
     try:
-        result: Budget | None = parse(value)
+        return parse(value)
     except ValueError as error:
         raise SettingsError(field, f"{field}: {error}") from None
-    return result

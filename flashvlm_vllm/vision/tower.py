@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features and saliency of CLIP and SigLIP towers in one pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.distributed import (
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.vision import (
@@ -15,7 +19,19 @@ from vllm.model_executor.models.vision import (
 )
 
 from flashvlm_vllm.vision.attention import cls_attention, received_attention
-from flashvlm_vllm.vision.tap import AttentionTap
+from flashvlm_vllm.vision.tap import AttentionTap, TappedAttention
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tower tells about a batch of ``B`` images or crops of ``N`` tokens."""
+
+    features: Tensor
+    """``(B, N, C)``."""
+    saliency: Tensor
+    """``(B, N)`` float32."""
+    keys: Tensor | None
+    """``(B, N, H, d)``, where asked for."""
 
 
 class SalientTower:
@@ -46,16 +62,19 @@ class SalientTower:
         """Feature tokens per image or crop."""
         self._first = positions - self.tokens
 
-    def run(self, encode: Callable[[Tensor], Any], pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def run(
+        self, encode: Callable[[Tensor], Any], pixel_values: Tensor, *, with_keys: bool = False
+    ) -> Encoded:
         """Encode images or crops.
 
         Args:
             encode: runs the tower on pixels and returns its features.
             pixel_values: ``(B, 3, H, W)`` of the tower's size.
+            with_keys: whether to return the keys as well.
 
         Returns:
-            features ``(B, N, C)`` and saliency ``(B, N)`` float32: the mean over heads of
-            the CLS row (CLIP), or of the attention received from all tokens (SigLIP).
+            features, and as saliency the mean over heads of the CLS row (CLIP), or of the
+            attention received from all tokens (SigLIP).
 
         """
         with self._tap.listen() as heard:
@@ -65,4 +84,14 @@ class SalientTower:
         if self._is_sharded:
             # Each rank holds some of the heads.
             saliency = tensor_model_parallel_all_reduce(saliency)
-        return features, saliency[:, self._first :] / self._heads
+        return Encoded(
+            features,
+            saliency[:, self._first :] / self._heads,
+            self._keys(heard) if with_keys else None,
+        )
+
+    def _keys(self, heard: Sequence[TappedAttention]) -> Tensor:
+        keys = torch.cat([each.key for each in heard])[:, self._first :].contiguous()
+        if self._is_sharded:
+            keys = tensor_model_parallel_all_gather(keys, dim=2)
+        return keys

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every selector by its name: this package's own, and those that other packages bring."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Final
+
+from torch import Tensor
+
+from flashvlm_vllm.selection.baselines import (
+    cdpruner,
+    divprune,
+    prumerge_plus,
+    random_tokens,
+    uniform,
+    visionzip,
+    vispruner,
+)
+from flashvlm_vllm.selection.select import select_visual_tokens
+from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
+from flashvlm_vllm.selector import LONGEST_NAME
+
+
+def _flashvlm(tokens: VisualTokens) -> Tensor:
+    return select_visual_tokens(
+        tokens.projected, tokens.saliency, tokens.text, tokens.budget, tokens.features
+    )
+
+
+def _vispruner(tokens: VisualTokens) -> Tensor:
+    return vispruner(tokens.saliency, tokens.features, tokens.budget)
+
+
+def _visionzip(tokens: VisualTokens) -> Tensor:
+    keys = _keys(tokens).float().mean(dim=1)
+    return visionzip(tokens.features, tokens.saliency, keys, tokens.budget)
+
+
+def _prumerge_plus(tokens: VisualTokens) -> Tensor:
+    # The published attention and keys are of the last layer, undivided; vLLM builds the tower
+    # up to the layer before, so here both are of that one.
+    keys = _keys(tokens).flatten(1)
+    return prumerge_plus(tokens.features, tokens.saliency, keys, tokens.budget)
+
+
+def _cdpruner(tokens: VisualTokens) -> Tensor:
+    return cdpruner(tokens.projected, tokens.text, tokens.budget)
+
+
+def _divprune(tokens: VisualTokens) -> Tensor:
+    return divprune(tokens.projected, tokens.budget)
+
+
+def _random(tokens: VisualTokens) -> Tensor:
+    return random_tokens(len(tokens.projected), tokens.budget, tokens.seed)
+
+
+def _uniform(tokens: VisualTokens) -> Tensor:
+    return uniform(len(tokens.projected), tokens.budget)
+
+
+def _keys(tokens: VisualTokens) -> Tensor:
+    if tokens.keys is None:
+        raise ValueError("this selector needs the keys of the tower's attention")
+    return tokens.keys
+
+
+BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
+    {
+        "flashvlm": Selector(_flashvlm),
+        "vispruner": Selector(_vispruner, uses_question=False),
+        "visionzip": Selector(_visionzip, merges=True, uses_question=False, uses_keys=True),
+        "prumerge+": Selector(_prumerge_plus, merges=True, uses_question=False, uses_keys=True),
+        "cdpruner": Selector(_cdpruner),
+        "divprune": Selector(_divprune, uses_question=False),
+        "random": Selector(_random, uses_question=False),
+        "uniform": Selector(_uniform, uses_question=False),
+    }
+)
+"""This package's selectors, by the names that requests use."""
+
+
+@functools.cache
+def selectors() -> Mapping[str, Selector]:
+    """Return every selector that is installed, this package's first.
+
+    Raises:
+        TypeError: an installed entry point is not a `Selector`.
+        ValueError: its name is taken, or too long.
+
+    """
+    known = dict(BUILT_IN)
+    for entry in entry_points(group=GROUP):
+        if entry.name in known:
+            raise ValueError(f"{GROUP}: two selectors are called {entry.name!r} ({entry.value})")
+        if not 1 <= len(entry.name.encode()) <= LONGEST_NAME:
+            raise ValueError(f"{GROUP}: {entry.name!r} has more than {LONGEST_NAME} bytes")
+        selector = entry.load()
+        if not isinstance(selector, Selector):
+            raise TypeError(
+                f"{GROUP}: {entry.name!r} ({entry.value}) is {type(selector).__name__}; allowed: "
+                "a flashvlm_vllm.selection.Selector"
+            )
+        known[entry.name] = selector
+    return MappingProxyType(known)
+
+
+def find_selector(name: str) -> Selector:
+    """Return a selector.
+
+    Raises:
+        ValueError: there is none of this name; the message lists those there are.
+
+    """
+    selector = selectors().get(name)
+    if selector is None:
+        raise ValueError(f"unknown selector {name!r}; known: {', '.join(selectors())}")
+    return selector

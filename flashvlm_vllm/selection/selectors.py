@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a selector is, and everything that no selector may differ on: count, order, guards.
+
+A selector looks at one image (or one crop of it) and either chooses which tokens stay or merges
+them into fewer. Third parties add theirs through the entry-point group `GROUP`; the entry is a
+`Selector`:
+
+    [project.entry-points."flashvlm.selectors"]
+    brightest = "my_package:BRIGHTEST"
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+GROUP: Final = "flashvlm.selectors"
+
+
+class SelectorError(RuntimeError):
+    """A selector raised, or returned what cannot be used; the message names it and says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisualTokens:
+    """One image's tokens as a selector sees them. All tensors are on one device."""
+
+    budget: int
+    """Tokens to return, 1 to N - 1: an image that stays whole is never shown to a selector."""
+    projected: Tensor
+    """(N, D) in the language model's space, raster order, any float dtype."""
+    features: Tensor
+    """(N, C) out of the vision tower, before the projector."""
+    saliency: Tensor
+    """(N,) float32: CLS attention in the layer that `features` leave, mean over the heads;
+    attention received from all tokens where the tower has no CLS."""
+    text: Tensor | None
+    """(L, D) raw input embeddings of the question's words; None without words, and for a
+    selector that says it does not use them."""
+    keys: Tensor | None
+    """(N, H, d) keys of that layer by head; None unless the selector asks for them."""
+    seed: int
+    """0 to 2^63 - 1, the same whenever the same image is selected from with the same wishes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A named way from N visual tokens to fewer."""
+
+    choose: Callable[[VisualTokens], Tensor]
+    """Returns (budget,) int64 distinct indices in any order, or with `merges` (budget, C)
+    features for the projector, in the order in which the language model shall see them."""
+    merges: bool = False
+    uses_question: bool = True
+    """False: the same tokens whatever is asked, so a second question about the same image hits
+    the prefix cache."""
+    uses_keys: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What stays of one image: exactly one of the two is set."""
+
+    indices: Tensor | None = None
+    """(T,) int64, ascending."""
+    merged: Tensor | None = None
+    """(T, C) in the tower's space; the projector comes after."""
+
+
+def run_selector(
+    name: str, selector: Selector, tokens: VisualTokens, *, trusted: bool
+) -> Selection:
+    """Let a selector choose and hold it to the contract.
+
+    Args:
+        name: of the selector, for messages.
+        selector: any.
+        tokens: what it chooses from.
+        trusted: leaves out the checks of values, which would wait for the device.
+
+    Raises:
+        SelectorError: it raised, or its answer has the wrong type, shape or values.
+
+    """
+    try:
+        with torch.no_grad():
+            answer = selector.choose(tokens)
+    # Whatever a stranger's code raises must not end the engine.
+    except Exception as error:
+        # Not str(error): an exception may fail even at that.
+        said = "".join(traceback.format_exception_only(error)).strip()
+        raise SelectorError(f"{name} raised {said}") from error
+    if not isinstance(answer, Tensor):
+        raise SelectorError(f"{name} returned {type(answer).__name__}; allowed: a tensor")
+    # Wherever a selector worked: a random permutation, say, is drawn on the host.
+    answer = answer.to(tokens.projected.device)
+    if selector.merges:
+        return Selection(merged=_checked_features(name, answer, tokens, trusted))
+    return Selection(indices=_checked_indices(name, answer, tokens, trusted))
+
+
+def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
+    """Return evenly spaced tokens for an image whose selector failed, in the form it would have.
+
+    Its request ends in an error; the engine needs some tokens all the same.
+    """
+    count = len(tokens.projected)
+    numbers = torch.arange(tokens.budget, device=tokens.projected.device)
+    indices = (2 * numbers + 1) * count // (2 * tokens.budget)
+    if selector.merges:
+        return Selection(merged=tokens.features[indices])
+    return Selection(indices=indices)
+
+
+def _checked_indices(name: str, answer: Tensor, tokens: VisualTokens, trusted: bool) -> Tensor:
+    budget, count = tokens.budget, len(tokens.projected)
+    if answer.dtype != torch.int64 or tuple(answer.shape) != (budget,):
+        raise SelectorError(
+            f"{name} returned {answer.dtype} {tuple(answer.shape)}; allowed: torch.int64 "
+            f"({budget},), one index per token to keep"
+        )
+    ascending = torch.sort(answer).values
+    if not trusted:
+        in_range = (ascending[0] >= 0) & (ascending[-1] < count)
+        if not bool(in_range & (ascending[1:] > ascending[:-1]).all()):
+            raise SelectorError(
+                f"{name} returned indices that repeat or lie outside 0 to {count - 1}"
+            )
+    return ascending
+
+
+def _checked_features(name: str, answer: Tensor, tokens: VisualTokens, trusted: bool) -> Tensor:
+    wanted = (tokens.budget, tokens.features.shape[1])
+    if not answer.is_floating_point() or tuple(answer.shape) != wanted:
+        raise SelectorError(
+            f"{name} returned {answer.dtype} {tuple(answer.shape)}; allowed: a floating-point "
+            f"tensor {wanted}, one row of tower features per token"
+        )
+    if not trusted and not bool(torch.isfinite(answer).all()):
+        raise SelectorError(f"{name} returned features that are not finite")
+    return answer.to(tokens.features.dtype)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which method chooses an image's tokens, by name."""
+
+SELECTOR = "visual_selector"
+"""The name under which requests, flags and processor arguments carry it."""
+
+DEFAULT_SELECTOR = "flashvlm"
+
+LONGEST_NAME = 64
+"""Bytes of a selector's name; it travels to the worker with every image."""
+
+
+def parse_selector(value: object) -> str | None:
+    """Check a selector's name as far as that goes without knowing which there are.
+
+    Args:
+        value: ``None`` (the default applies) or a string.
+
+    Raises:
+        ValueError: the value is neither, or no name at all.
+
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"a visual selector is given by its name; got {type(value).__name__}")
+    name = value.strip()
+    if not name or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a visual selector's name has 1 to {LONGEST_NAME} bytes")
+    return name

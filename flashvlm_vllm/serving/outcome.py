@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fails requests whose images a selector of another package could not handle.
+
+The worker notes such failures and lets tokens stand in, so that the engine and everybody else's
+requests go on; here the answer made from them is withheld. This package's own selectors are
+tested instead, and cost no question to the worker.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from vllm.exceptions import GenerationError
+
+from flashvlm_vllm.selector import SELECTOR
+
+WORKER_METHOD = "flashvlm_selection_failures"
+"""Name of the worker method that ``compat`` installs."""
+
+_BEFORE_THE_ENGINE = frozenset({"response.created", "response.in_progress"})
+
+
+async def checked(answer: Any, unproven: Sequence[str], handler: Any) -> Any:
+    """Return the answer, or an error in its place when a selection behind it failed.
+
+    Args:
+        answer: what a vLLM handler returned: a response, an error, or a stream of events.
+        unproven: identities of the images to ask the worker about; none, as a rule.
+        handler: that vLLM handler.
+
+    """
+    if not unproven:
+        return answer
+    if isinstance(answer, AsyncIterator):
+        return _checked_stream(answer, unproven, handler)
+    error = await _failure(unproven, handler)
+    return answer if error is None else handler.create_error_response(error)
+
+
+async def _checked_stream(
+    stream: AsyncIterator[Any], unproven: Sequence[str], handler: Any
+) -> AsyncIterator[Any]:
+    is_checked = False
+    async for event in stream:
+        if not is_checked and getattr(event, "type", None) not in _BEFORE_THE_ENGINE:
+            # The first token is there, so every image of the prompt has been encoded.
+            is_checked = True
+            error = await _failure(unproven, handler)
+            if error is not None:
+                if not isinstance(event, str):
+                    raise error
+                yield f"data: {handler.create_streaming_error_response(error)}\n\n"
+                yield "data: [DONE]\n\n"
+                return
+        yield event
+
+
+async def _failure(unproven: Sequence[str], handler: Any) -> GenerationError | None:
+    ranks = await handler.engine_client.collective_rpc(WORKER_METHOD, args=(list(unproven),))
+    for failures in ranks:
+        for message in failures.values():
+            return GenerationError(f"{SELECTOR}: {message}")
+    return None

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no selector may differ on, and where selectors come from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashvlm_vllm.selection import (
+    Selector,
+    SelectorError,
+    VisualTokens,
+    run_selector,
+    select_visual_tokens,
+    stand_in,
+)
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector, selectors
+from flashvlm_vllm.selector import LONGEST_NAME, parse_selector
+
+
+def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return VisualTokens(
+        budget=budget,
+        projected=draw(count, 12),
+        features=draw(count, 8),
+        saliency=draw(count).softmax(0),
+        text=draw(3, 12),
+        keys=draw(count, 2, 4),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("budget", [1, 2, 3, 7, 8, 9, 20, 33, 39])
+@pytest.mark.parametrize("count", [40, 41])
+def test_every_selector_keeps_exactly_the_budget(name: str, budget: int, count: int) -> None:
+    given = tokens(budget, count)
+    chosen = run_selector(name, BUILT_IN[name], given, trusted=False)
+    if chosen.indices is not None:
+        assert chosen.indices.dtype == torch.int64
+        assert chosen.indices.tolist() == sorted(set(chosen.indices.tolist()))
+        assert len(chosen.indices) == budget
+    else:
+        assert chosen.merged is not None
+        assert chosen.merged.shape == (budget, 8)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_selector_says_truly_whether_it_uses_the_question_and_the_keys(name: str) -> None:
+    selector = BUILT_IN[name]
+    given = tokens(16)
+    other = VisualTokens(
+        **{field: getattr(given, field) for field in VisualTokens.__dataclass_fields__}
+        | {"text": -given.text}  # type: ignore[operator]
+    )
+    first, second = (run_selector(name, selector, each, trusted=True) for each in (given, other))
+    if selector.merges:
+        assert first.merged is not None and second.merged is not None
+        assert torch.equal(first.merged, second.merged)
+        assert not selector.uses_question
+    else:
+        assert first.indices is not None and second.indices is not None
+        assert torch.equal(first.indices, second.indices) is not selector.uses_question
+
+
+def test_the_default_is_the_published_selection() -> None:
+    given = tokens(16)
+    expected = select_visual_tokens(given.projected, given.saliency, given.text, 16, given.features)
+    chosen = run_selector("flashvlm", find_selector("flashvlm"), given, trusted=False)
+    assert chosen.indices is not None
+    assert torch.equal(chosen.indices, expected)
+
+
+def test_order_and_device_are_not_the_selectors_business() -> None:
+    backwards = Selector(lambda given: torch.arange(given.budget).flip(0))
+    chosen = run_selector("backwards", backwards, tokens(5), trusted=False)
+    assert chosen.indices is not None
+    assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_merged_features_keep_their_order_and_take_the_towers_dtype() -> None:
+    given = tokens(5)
+    last_first = Selector(lambda each: each.features.flip(0)[:5].double(), merges=True)
+    chosen = run_selector("last_first", last_first, given, trusted=False)
+    assert chosen.merged is not None
+    assert chosen.merged.dtype == torch.float32
+    assert torch.equal(chosen.merged, given.features.flip(0)[:5])
+
+
+WRONG = {
+    "few": lambda given: torch.arange(given.budget - 1),
+    "many": lambda given: torch.arange(given.budget + 1),
+    "floats": lambda given: torch.arange(given.budget).float(),
+    "int32": lambda given: torch.arange(given.budget, dtype=torch.int32),
+    "mask": lambda given: torch.ones(40, dtype=torch.bool),
+    "column": lambda given: torch.arange(given.budget)[:, None],
+    "repeated": lambda given: torch.zeros(given.budget, dtype=torch.int64),
+    "negative": lambda given: torch.arange(given.budget) - 1,
+    "beyond": lambda given: torch.arange(given.budget) + 40,
+    "list": lambda given: list(range(given.budget)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_answer_that_cannot_be_used_is_named(name: str) -> None:
+    with pytest.raises(SelectorError, match=f"^{name} returned"):
+        run_selector(name, Selector(WRONG[name]), tokens(5), trusted=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_merged_features_of_the_wrong_number_are_refused(rows: int) -> None:
+    wrong = Selector(lambda given: given.features[:rows], merges=True)
+    with pytest.raises(SelectorError, match=r"allowed: a floating-point tensor \(5, 8\)"):
+        run_selector("wrong", wrong, tokens(5), trusted=True)
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_what_stands_in_has_the_form_of_what_it_stands_in_for(merges: bool) -> None:
+    given = tokens(7)
+    chosen = stand_in(Selector(lambda each: each.features, merges=merges), given)
+    assert (chosen.merged is not None) is merges
+    assert len(chosen.merged if merges else chosen.indices) == 7  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    info = tmp_path / "strange-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (tmp_path / "strange.py").write_text(
+        "from flashvlm_vllm.selection import Selector\n"
+        "GOOD = Selector(lambda tokens: tokens.saliency.topk(tokens.budget).indices)\n"
+        "BAD = len\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    selectors.cache_clear()
+    yield info / "entry_points.txt"
+    selectors.cache_clear()
+
+
+def test_another_package_adds_a_selector(package: Path) -> None:
+    package.write_text("[flashvlm.selectors]\nbrightest = strange:GOOD\n")
+    assert list(selectors()) == [*BUILT_IN, "brightest"]
+    given = tokens(6)
+    chosen = run_selector("brightest", find_selector("brightest"), given, trusted=False)
+    assert chosen.indices is not None
+    assert set(chosen.indices.tolist()) == set(given.saliency.topk(6).indices.tolist())
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ("flashvlm = strange:GOOD", ValueError, "two selectors are called 'flashvlm'"),
+        ("other = strange:BAD", TypeError, r"'other' \(strange:BAD\) is builtin_function"),
+        (f"{'x' * (LONGEST_NAME + 1)} = strange:GOOD", ValueError, "more than 64 bytes"),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named(
+    package: Path, entry: str, error: type[Exception], message: str
+) -> None:
+    package.write_text(f"[flashvlm.selectors]\n{entry}\n")
+    with pytest.raises(error, match=message):
+        selectors()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, visp"):
+        find_selector("flashvml")
+
+
+@pytest.mark.parametrize("value", ["", "  ", "x" * 65, "é" * 33, 5, True, ["flashvlm"]])
+def test_what_is_no_name(value: object) -> None:
+    with pytest.raises(ValueError, match="visual selector"):
+        parse_selector(value)
+
+
+def test_a_name_may_be_left_out_or_have_blanks_around_it() -> None:
+    assert parse_selector(None) is None
+    assert parse_selector(" vispruner ") == "vispruner"

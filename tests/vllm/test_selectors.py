@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every selector by its name, and selectors of other packages that go wrong."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openai import AsyncOpenAI, BadRequestError, InternalServerError
+from torch import Tensor
+from vllm.exceptions import VLLMValidationError
+
+from demo.photo import photo
+from demo.server import Server
+from flashvlm_vllm.selection.registry import BUILT_IN
+from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
+from tests.vllm.conftest import Engine, StartEngine, token_ids
+from tests.vllm.test_parity import Reference
+from tests.vllm.test_server import ARGUMENTS, Client, conversation, text_of
+from tests.vllm.test_server_options import VLLM
+
+QUESTION = "what color is the suit?"
+BUDGET = 65  # Odd: PruMerge+ then has its token for what was dropped.
+MERGING = [name for name, selector in BUILT_IN.items() if selector.merges]
+
+# Selectors of another package: one that works, and the ways in which one may not.
+STRANGERS = """
+import torch
+from flashvlm_vllm.selection import Selector
+
+def raises(tokens):
+    raise KeyError("no such colour")
+
+def first(tokens):
+    return torch.arange(tokens.budget)
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+def unprintable(tokens):
+    raise Unprintable
+
+FIRST = Selector(first)
+RAISES = Selector(raises)
+UNPRINTABLE = Selector(unprintable)
+SHORT = Selector(lambda tokens: first(tokens)[1:])
+TWICE = Selector(lambda tokens: first(tokens) // 2)
+OUTSIDE = Selector(lambda tokens: first(tokens) + 10**6)
+NOTHING = Selector(lambda tokens: None)
+NARROW = Selector(lambda tokens: tokens.features[: tokens.budget, 1:], merges=True)
+NAN = Selector(lambda tokens: tokens.features[: tokens.budget] * float("nan"), merges=True)
+DOUBLE = Selector(lambda tokens: tokens.features[: tokens.budget] * 2, merges=True)
+"""
+FAILURES = {
+    "raises": "KeyError: 'no such colour'",
+    "unprintable": "Unprintable",
+    "short": "returned torch.int64 (63,); allowed: torch.int64 (64,)",
+    "twice": "repeat or lie outside 0 to 575",
+    "outside": "repeat or lie outside 0 to 575",
+    "nothing": "returned NoneType; allowed: a tensor",
+    "narrow": "allowed: a floating-point tensor (64, 128)",
+    "nan": "not finite",
+}
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that, on Python's path, is an installed package with selectors."""
+    folder = tmp_path_factory.mktemp("strangers")
+    (folder / "strangers.py").write_text(STRANGERS)
+    info = folder / "strangers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
+    names = [*FAILURES, "first", "double"]
+    entries = "\n".join(f"{name} = strangers:{name.upper()}" for name in names)
+    (info / "entry_points.txt").write_text(f"[flashvlm.selectors]\n{entries}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(
+    clip_llava: Path, strangers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
+    log = tmp_path_factory.mktemp("selectors") / "log"
+    options = ("--plugins", "flashvlm", "--visual-selector", "vispruner", "--block-size", "32")
+    environment = {"PYTHONPATH": str(strangers)}
+    with Server(clip_llava, (*options, *ARGUMENTS), log=log, environment=environment) as server:
+        yield Client(server)
+
+
+@pytest.fixture(scope="module")
+def engine(clip_llava: Path, start_engine: StartEngine) -> Iterator[Engine]:
+    with start_engine(clip_llava) as started:
+        yield started
+
+
+def ask(engine: Engine, selector: str, question: str = QUESTION) -> list[int]:
+    prompt = {
+        "prompt": f"USER: <image>\n{question} ASSISTANT:",
+        "multi_modal_data": {"image": [photo("astronaut")]},
+        "mm_processor_kwargs": {"visual_budget": BUDGET, "visual_selector": selector},
+    }
+    from vllm import SamplingParams
+
+    settings = SamplingParams(temperature=0, max_tokens=8)
+    (output,) = engine.llm.generate([prompt], settings, use_tqdm=False)  # type: ignore[list-item]
+    return token_ids(output)
+
+
+class Seen:
+    """What Transformers sees of the photograph."""
+
+    def __init__(self, path: Path) -> None:
+        self.reference = Reference(path)
+        heard: list[Tensor] = []
+        layers = self.reference.model.model.vision_tower.encoder.layers
+        hook = layers[-2].self_attn.k_proj.register_forward_hook(
+            lambda module, inputs, output: heard.append(output)
+        )
+        parts = self.reference.encode(photo("astronaut"))
+        hook.remove()
+        self.features, self.saliency, self.projected = (part[0] for part in parts)
+        self.keys = heard[0][0, 1:].unflatten(-1, (-1, 32))
+
+    def tokens(self, query: list[int]) -> VisualTokens:
+        embed = self.reference.model.get_input_embeddings()
+        return VisualTokens(
+            budget=BUDGET,
+            projected=self.projected,
+            features=self.features,
+            saliency=self.saliency,
+            text=embed(torch.tensor(query)).detach() if query else None,
+            keys=self.keys,
+            seed=0,
+        )
+
+
+@pytest.fixture(scope="module")
+def seen(clip_llava: Path) -> Seen:
+    return Seen(clip_llava)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
+    name: str, engine: Engine, seen: Seen
+) -> None:
+    selector = BUILT_IN[name]
+    ids = ask(engine, name)
+    record = engine.kept()[-1]
+    assert record["total"] == 576
+    assert bool(record["query"]) is selector.uses_question
+    chosen = run_selector(name, selector, seen.tokens(record["query"]), trusted=False)
+    if name in MERGING:
+        assert record["kept"] is None
+        assert chosen.merged is not None
+        with torch.inference_mode():
+            visual = seen.reference.model.model.multi_modal_projector(chosen.merged)
+    else:
+        assert chosen.indices is not None
+        kept = set(record["kept"])
+        assert len(kept) == BUDGET
+        agreed = len(kept & set(chosen.indices.tolist()))
+        if name == "random":
+            assert agreed < BUDGET  # Its seed is the image's identity, which only vLLM knows.
+        else:
+            # Algorithm 1 and greedy searches turn a different last digit into other choices.
+            assert agreed >= (BUDGET if name == "uniform" else 0.7 * BUDGET), agreed
+        visual = seen.projected[torch.tensor(record["kept"])]
+    prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
+    assert ids == seen.reference.generate(prompt, visual, len(ids))
+
+
+def test_a_second_question_hits_the_prefix_cache_where_the_selector_does_not_read_it(
+    client: Client,
+) -> None:
+    def cached(question: str, selector: str) -> int:
+        fields = {"visual_budget": 300, "cache_salt": selector, "visual_selector": selector}
+        answer = client.ask(question, **fields)
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    for name, selector in BUILT_IN.items():
+        assert cached("what is he holding?", name) == 0
+        again = cached("where is the flag?", name)
+        assert again == 0 if selector.uses_question else again >= 256, name
+
+
+def test_the_server_has_a_default_and_a_request_overrides_it(client: Client) -> None:
+    default = text_of(client.ask(visual_budget=64))
+    assert default == text_of(client.ask(visual_budget=64, visual_selector="vispruner"))
+    assert default == text_of(client.ask(visual_budget=64, visual_selector=None))
+    by_metadata = client.ask(metadata={"visual_budget": "64", "visual_selector": "uniform"})
+    assert text_of(by_metadata) == text_of(client.ask(visual_budget=64, visual_selector="uniform"))
+    assert text_of(by_metadata) != default
+    assert by_metadata.usage.visual_tokens["kept"] == 64
+
+
+@pytest.mark.parametrize("name", ["flashvml", "FlashVLM", "../../etc", "x" * 64])
+@pytest.mark.parametrize("budget", [64, None])
+def test_an_unknown_selector_is_refused_with_those_there_are(
+    client: Client, name: str, budget: int | None
+) -> None:
+    with pytest.raises(BadRequestError) as error:
+        client.ask(visual_budget=budget, visual_selector=name)
+    for known in (*BUILT_IN, "first"):
+        assert known in str(error.value)
+    assert text_of(client.ask(visual_budget=64))
+
+
+@pytest.mark.parametrize("value", [5, True, [], {"name": "flashvlm"}, "", "   ", "x" * 65])
+def test_what_is_no_name_is_refused(client: Client, value: Any) -> None:
+    with pytest.raises(BadRequestError, match="visual_selector"):
+        client.ask(visual_budget=64, visual_selector=value)
+
+
+def test_an_unknown_selector_is_refused_offline_too(engine: Engine) -> None:
+    with pytest.raises(VLLMValidationError, match=r"known: flashvlm, vispruner"):
+        ask(engine, "flashvml")
+    assert ask(engine, "flashvlm")
+
+
+def test_a_server_does_not_start_with_an_unknown_default(clip_llava: Path) -> None:
+    command = [VLLM, "serve", str(clip_llava), "--plugins", "flashvlm"]
+    ended = subprocess.run(
+        [*command, "--visual-selector", "flashvml"], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode != 0
+    assert "known: flashvlm, vispruner" in ended.stderr + ended.stdout
+
+
+def test_a_stranger_that_works_is_served(client: Client) -> None:
+    assert client.ask(visual_budget=64, visual_selector="first").usage.visual_tokens["kept"] == 64
+    assert text_of(client.ask(visual_budget=64, visual_selector="double"))
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_stranger_that_fails_fails_its_own_request_only(client: Client, name: str) -> None:
+    expected = text_of(client.ask(visual_budget=64))
+    # The second time the image and the prompt's first blocks come out of caches.
+    for _ in range(2):
+        with pytest.raises(InternalServerError) as error:
+            client.ask(visual_budget=64, visual_selector=name)
+        assert f"visual_selector: {name}" in str(error.value)
+        assert FAILURES[name] in str(error.value)
+    assert text_of(client.ask(visual_budget=64)) == expected
+
+
+async def test_strangers_that_fail_among_requests_in_flight(client: Client) -> None:
+    wishes = [*FAILURES, "first", "flashvlm", "visionzip", None]
+    expected = {
+        name: text_of(client.ask("in flight?", visual_budget=64, visual_selector=name))
+        for name in wishes
+        if name not in FAILURES
+    }
+    server = client.server
+    together = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    answers = await asyncio.gather(
+        *(
+            together.chat.completions.create(
+                model=server.model,
+                messages=conversation("in flight?"),
+                max_tokens=8,
+                temperature=0,
+                extra_body={
+                    "visual_budget": 64,
+                    "visual_selector": name,
+                    "cache_salt": "in flight",
+                },
+            )
+            for name in wishes
+        ),
+        return_exceptions=True,
+    )
+    for name, answer in zip(wishes, answers, strict=True):
+        if name in FAILURES:
+            assert isinstance(answer, InternalServerError), name
+            assert FAILURES[name] in str(answer)
+        else:
+            assert text_of(answer) == expected[name], name
+
+
+def test_a_stranger_that_fails_mid_stream_sends_the_error_and_nothing_else(client: Client) -> None:
+    body = {
+        "model": client.server.model,
+        "messages": conversation("stream?"),
+        "max_tokens": 8,
+        "stream": True,
+        "visual_budget": 64,
+        "visual_selector": "short",
+    }
+    lines = client.post("/v1/chat/completions", body).text.split("\n\n")
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    (event,) = events[:-1]
+    assert FAILURES["short"] in json.loads(event)["error"]["message"]
+
+
+def test_openapi_describes_the_selector(client: Client) -> None:
+    import httpx
+
+    api = httpx.get(f"{client.server.url}/openapi.json", timeout=30).json()
+    field = api["components"]["schemas"]["VisualChatCompletionRequest"]["properties"][
+        "visual_selector"
+    ]
+    assert "by name" in field["description"]
