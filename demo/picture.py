@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws which patches of a photograph were kept for two questions, side by side."""
+"""Draws which patches of a picture were kept for two questions, side by side."""
 
 import math
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def compose(photo: Image.Image, first: Selection, second: Selection, note: str) 
     width, height = FIGURE
     figure = Figure(figsize=FIGURE, dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
-    title = f"One photograph, two questions: {_difference(first, second)}"
+    title = f"One picture, two questions: {_difference(first, second)}"
     figure.text(0.5, 0.945, title, color=INK, size=15, weight="bold", ha="center")
     for left, selection in ((0.025, first), (0.515, second)):
         panel = figure.add_axes((left, 0.115, 0.46, 0.46 * width / height))

@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A LLaVA small enough to be trained on two CPU cores, and the drawn world it can see."""
+
+from pathlib import Path
+from typing import Final
+
+WEIGHTS: Final = Path(__file__).parent / "weights"
+"""The trained model, as Transformers and vLLM read it, with the log of its training."""

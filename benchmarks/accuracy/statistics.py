@@ -57,7 +57,8 @@ def relative(
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = [ratio([rng.choice(rows, len(rows)) for rows in members]) for _ in range(RESAMPLES)]
         value = ratio(members)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    # A resample without any right answer of the reference has no ratio.
+    low, high = np.quantile([each for each in drawn if np.isfinite(each)], [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 

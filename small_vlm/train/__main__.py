@@ -1,52 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m small_vlm.train STAGE --seconds S``: train one stage of the small VLM."""
+"""Trains the small VLM, stage by stage: ``python -m small_vlm.train`` (about four hours of one
+core). A run that was interrupted goes on where its last checkpoint was.
+"""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
-from small_vlm.architecture import build_model, build_tokenizer
+from small_vlm import WEIGHTS
+from small_vlm.architecture import build_model, build_tokenizer, tower_of
+from small_vlm.train.export import export
 from small_vlm.train.language import LanguageStage
 from small_vlm.train.schedule import run_stage
 from small_vlm.train.sight import SightStage
 from small_vlm.train.tower import TowerStage
 
-parser = argparse.ArgumentParser()
-parser.add_argument("stage")
-parser.add_argument("--seconds", type=float, required=True)
-parser.add_argument("--folder", type=Path, required=True)
-parser.add_argument("--peak", type=float, default=1e-3)
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--threads", type=int, default=2)
-args = parser.parse_args()
-torch.set_num_threads(args.threads)
-tokenizer = build_tokenizer()
-model = build_model(tokenizer, args.seed)
-model.model.language_model.config._attn_implementation = "eager"
-parts = {
-    "tower": model.model.vision_tower.vision_model
-    if hasattr(model.model.vision_tower, "vision_model")
-    else model.model.vision_tower,
-    "projector": model.model.multi_modal_projector,
-    "language": model.model.language_model,
+CHECKPOINTS: Final = Path(".models/small-vlm-training")
+Stage = Callable[[Any, Any], Any]
+STAGES: Final[dict[str, tuple[Stage, float, float]]] = {
+    # name: what it trains, seconds, peak of the learning rate
+    "tower": (lambda model, tokenizer: TowerStage(model), 4500, 1.5e-3),
+    "language": (LanguageStage, 1200, 1.2e-3),
+    "projector": (lambda model, tokenizer: SightStage(model, tokenizer, ("projector",)), 600, 2e-3),
+    "both": (
+        lambda model, tokenizer: SightStage(model, tokenizer, ("projector", "language")),
+        2700,
+        8e-4,
+    ),
 }
-ORDER = ("tower", "language", "projector", "both")
-for earlier in ORDER[: ORDER.index(args.stage)]:
-    file = args.folder / f"{earlier}.pt"
-    if file.exists():
-        for key, state in torch.load(file, weights_only=True)["modules"].items():
-            if key in parts:
-                parts[key].load_state_dict(state)
-                print("loaded", key, "from", earlier, flush=True)
-if args.stage == "tower":
-    stage = TowerStage(model)
-elif args.stage == "language":
-    stage = LanguageStage(model, tokenizer)
-else:
-    stage = SightStage(
-        model,
-        tokenizer,
-        {"projector": ("projector",), "both": ("projector", "language")}[args.stage],
-    )
-run_stage(args.stage, stage, args.seconds, args.folder, args.seed, args.peak)
+
+
+def main() -> None:
+    """Train what is asked for and write the weights."""
+    parser = argparse.ArgumentParser(prog="small_vlm.train", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--seconds", type=float, help="in place of the stage's own")
+    parser.add_argument("--folder", type=Path, default=CHECKPOINTS)
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    unknown = set(asked.stages) - STAGES.keys()
+    if unknown:
+        parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    torch.set_num_threads(asked.threads)
+    for name in asked.stages or STAGES:
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, asked.seed)
+        # Faster than the fused kernel for these sizes, on a CPU and with a mask.
+        model.model.language_model.config._attn_implementation = "eager"
+        build, seconds, peak = STAGES[name]
+        stage = build(model, tokenizer)
+        load(model, asked.folder, until=name)
+        run_stage(name, stage, asked.seconds or seconds, asked.folder, asked.seed, peak)
+    if not asked.stages or "both" in asked.stages:
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, asked.seed)
+        load(model, asked.folder)
+        export(model, tokenizer, asked.folder, asked.output)
+
+
+def load(model: Any, folder: Path, until: str | None = None) -> None:
+    """Take over what the stages before ``until`` have learned, all of them if ``None``."""
+    parts = {
+        "tower": tower_of(model),
+        "projector": model.model.multi_modal_projector,
+        "language": model.model.language_model,
+    }
+    for name in STAGES:
+        if name == until:
+            return
+        file = folder / f"{name}.pt"
+        if file.exists():
+            for part, state in torch.load(file, weights_only=True)["modules"].items():
+                if part in parts:
+                    parts[part].load_state_dict(state)
+
+
+if __name__ == "__main__":
+    main()

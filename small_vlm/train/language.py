@@ -57,7 +57,11 @@ def asked_of(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, flo
     exist = [question for question in asked if question.family == "exist"][:2]
     asked = [question for question in asked if question.family != "exist"] + exist
     chosen = rng.permutation(len(asked))[:QUESTIONS]
-    branches = [(asked[index].text, asked[index].answer, 1.0) for index in chosen]
+    # Each word of an answer counts alike: the second of "top left" is as much to learn as any.
+    branches = [
+        (asked[index].text, asked[index].answer, 1.0 + asked[index].answer.count(" "))
+        for index in chosen
+    ]
     if rng.random() < DESCRIPTIONS:
         branches.append((DESCRIBE, description(scene), 4.0))
     return branches

@@ -25,8 +25,8 @@ class SightStage:
     """Trains on drawn pictures; ``modules`` says what moves."""
 
     phases = (
-        Phase("few objects", share=0.5, cells=2, objects=(1, 4), batch=48),
-        Phase("whole canvas", share=0.5, cells=4, objects=(2, 9), batch=16),
+        Phase("few objects", share=0.3, cells=2, objects=(1, 4), batch=24),
+        Phase("whole canvas", share=0.7, cells=4, objects=(2, 9), batch=8),
     )
 
     def __init__(self, model: Any, tokenizer: Any, moving: tuple[str, ...]) -> None:

@@ -211,7 +211,7 @@ def test_the_picture_names_questions_counts_and_difference() -> None:
     titles = [panel.get_title() for panel in figure.axes]
     assert titles == ["“left?”\n3 of 576 patches kept", "“right?”\n3 of 576 patches kept"]
     texts = [text.get_text() for text in figure.texts]
-    assert texts == ["One photograph, two questions: 2 of the 3 kept patches differ", "a note"]
+    assert texts == ["One picture, two questions: 2 of the 3 kept patches differ", "a note"]
 
 
 def test_patches_that_do_not_tile_the_image_are_refused() -> None:
@@ -246,7 +246,6 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
             events.append("stopped")
 
     monkeypatch.setattr(demo, "Server", Server)
-    monkeypatch.setattr(demo, "build_model", lambda _: tmp_path / "model")
     monkeypatch.setattr(demo, "entry_points", lambda **_: ["flashvlm"])
     monkeypatch.setattr(demo, "LOG", tmp_path / "server.log")
     monkeypatch.setattr(demo, "PICTURE", tmp_path / "kept.png")
@@ -260,7 +259,9 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
 def test_success_draws_after_the_server_stopped(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    selections = [picture.Selection(question, [0, 1], 576) for question in demo.TWO_QUESTIONS]
+    selections = [
+        picture.Selection(asked.question, [0, 1], 576) for asked in demo.PICTURES[0].questions
+    ]
     monkeypatch.setattr(demo, "talk", lambda *_: tuple(selections))
     assert demo.main() == 0
     assert stage == ["started", "stopped"]

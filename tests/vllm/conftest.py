@@ -69,27 +69,34 @@ class Engine:
         budget: object = None,
         images: Sequence[Any] | None = None,
         max_tokens: int = 8,
+        selector: str | None = None,
         **sampling: Any,
     ) -> Any:
         """Ask one question about images; returns vLLM's output."""
-        return self.ask_all([(question, budget)], images, max_tokens, **sampling)[0]
+        return self.ask_all([(question, budget)], images, max_tokens, selector, **sampling)[0]
 
     def ask_all(
         self,
         requests: Sequence[tuple[str, object]],
         images: Sequence[Any] | None = None,
         max_tokens: int = 8,
+        selector: str | None = None,
         **sampling: Any,
     ) -> list[Any]:
         """Ask several ``(question, budget)`` at once, each about the same images."""
         from vllm import SamplingParams
 
         images = [photo("astronaut")] if images is None else images
+        own = {} if selector is None else {"visual_selector": selector}
         prompts = [
             {
                 "prompt": f"USER: {'<image>' * len(images)}\n{question} ASSISTANT:",
                 "multi_modal_data": {"image": list(images)},
-                **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+                **(
+                    {}
+                    if budget is None
+                    else {"mm_processor_kwargs": {"visual_budget": budget, **own}}
+                ),
             }
             for question, budget in requests
         ]

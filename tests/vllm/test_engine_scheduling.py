@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from demo.photo import photo
+from flashvlm_vllm.selection import Selector, VisualTokens
+from flashvlm_vllm.selection.registry import BUILT_IN
 from tests.vllm.conftest import StartEngine, token_ids
+
+MERGING = [name for name, selector in BUILT_IN.items() if selector.merges]
 
 REQUESTS = [
     ("what color is the suit?", 300),
@@ -184,6 +188,11 @@ def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
         first, second = engine.kept(rank=0), engine.kept(rank=1)
         assert first == second
         assert len(first) == 2 * sum(budget is not None for _, budget in REQUESTS)
+        sharded = [engine.ask("where?", 64, selector=name) for name in MERGING]
+        assert engine.kept(rank=0) == engine.kept(rank=1)
+    with start_engine(clip_llava) as engine:
+        alone = [engine.ask("where?", 64, selector=name) for name in MERGING]
+    assert [token_ids(each) for each in sharded] == [token_ids(each) for each in alone]
 
 
 def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
@@ -195,13 +204,13 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
 
     with start_engine(clip_llava) as engine:
         calls: list[int] = []
-        select = pruning.select_visual_tokens_ragged
+        select = pruning.run_selector
 
-        def watched(features: list[object], *arguments: object) -> object:
-            calls.append(len(features))
-            return select(features, *arguments)  # type: ignore[arg-type]
+        def watched(name: str, selector: Selector, tokens: VisualTokens, **options: bool) -> object:
+            calls.append(tokens.budget)
+            return select(name, selector, tokens, **options)
 
-        monkeypatch.setattr(pruning, "select_visual_tokens_ragged", watched)
+        monkeypatch.setattr(pruning, "run_selector", watched)
         for budget in (64, 65):
             for _ in range(2):
                 engine.forget()
@@ -210,4 +219,4 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
         assert first == second
         assert third == fourth
         # Encoded four times, decided twice: rounding in another batch cannot change a decision.
-        assert calls == [1, 1]
+        assert calls == [64, 65]

@@ -99,19 +99,6 @@ def engine(clip_llava: Path, start_engine: StartEngine) -> Iterator[Engine]:
         yield started
 
 
-def ask(engine: Engine, selector: str, question: str = QUESTION) -> list[int]:
-    prompt = {
-        "prompt": f"USER: <image>\n{question} ASSISTANT:",
-        "multi_modal_data": {"image": [photo("astronaut")]},
-        "mm_processor_kwargs": {"visual_budget": BUDGET, "visual_selector": selector},
-    }
-    from vllm import SamplingParams
-
-    settings = SamplingParams(temperature=0, max_tokens=8)
-    (output,) = engine.llm.generate([prompt], settings, use_tqdm=False)  # type: ignore[list-item]
-    return token_ids(output)
-
-
 class Seen:
     """What Transformers sees of the photograph."""
 
@@ -150,7 +137,7 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
     name: str, engine: Engine, seen: Seen
 ) -> None:
     selector = BUILT_IN[name]
-    ids = ask(engine, name)
+    ids = token_ids(engine.ask(QUESTION, BUDGET, selector=name))
     record = engine.kept()[-1]
     assert record["total"] == 576
     assert bool(record["query"]) is selector.uses_question
@@ -219,8 +206,8 @@ def test_what_is_no_name_is_refused(client: Client, value: Any) -> None:
 
 def test_an_unknown_selector_is_refused_offline_too(engine: Engine) -> None:
     with pytest.raises(VLLMValidationError, match=r"known: flashvlm, vispruner"):
-        ask(engine, "flashvml")
-    assert ask(engine, "flashvlm")
+        engine.ask(QUESTION, BUDGET, selector="flashvml")
+    assert engine.ask(QUESTION, BUDGET, selector="flashvlm")
 
 
 def test_a_server_does_not_start_with_an_unknown_default(clip_llava: Path) -> None:

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills the accuracy tables: ``python -m benchmarks.accuracy`` (hours), or some of ``--parts``.
+
+Each part writes what it finds into ``results.json`` at once, so a run that ends early loses
+nothing and a later one can fill the rest; the tables are drawn from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks.accuracy import rows
+from benchmarks.accuracy.agreement import agreement
+from benchmarks.accuracy.grounding import alignment, measure
+from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.served import Asker, png
+from benchmarks.accuracy.sets import FRAMES, Item, clips, plain, stress
+from demo.server import Server
+from flashvlm_vllm.selection.registry import BUILT_IN
+from small_vlm import WEIGHTS
+from small_vlm.architecture import VISUAL_TOKENS
+
+HERE: Final = Path(__file__).parent
+SCRATCH: Final = HERE.parent / "output" / "accuracy"
+BUDGETS: Final = (128, 64, 32)
+"""22.2, 11.1 and 5.6 % of 576."""
+SETS: Final[dict[str, Callable[[int, int], list[Item]]]] = {
+    "plain": plain,
+    "stress": stress,
+    "clips": clips,
+}
+COUNTS: Final = {"plain": 600, "stress": 480, "clips": 240}
+SEEDS: Final = {"plain": 1, "stress": 2, "clips": 3}
+PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "grounding")
+
+
+class Results:
+    """What has been found so far, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def save(self) -> None:
+        """Write everything."""
+        self.path.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def record(self, name: str, row: str, items: list[Item], answers: list[str]) -> None:
+        """Note which answers of a row are right, one character each."""
+        marks = "".join(
+            "1" if said == item.question.answer else "0"
+            for said, item in zip(answers, items, strict=True)
+        )
+        self.found.setdefault("right", {}).setdefault(name, {})[row] = marks
+        share = marks.count("1") / len(marks)
+        print(f"{time.strftime('%H:%M:%S')} {name:7} {row:45} {share:.3f}", flush=True)
+        self.save()
+
+
+def main() -> int:
+    """Run the parts asked for and write the report."""
+    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--questions", type=float, default=1.0, help="share of each set's size")
+    parser.add_argument("--report-only", action="store_true", help="draw the tables again")
+    asked = parser.parse_args()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    results = Results(asked.output / "results.json")
+    if not asked.report_only:
+        run(asked, results)
+    write_report(results.found, asked.output)
+    return 0
+
+
+def run(asked: argparse.Namespace, results: Results) -> None:
+    """Fill ``results``."""
+    sets = {
+        name: SETS[name](round(COUNTS[name] * asked.questions), SEEDS[name]) for name in asked.sets
+    }
+    about = {
+        "weights": hashlib.sha256((asked.model / "model.safetensors").read_bytes()).hexdigest(),
+        "budgets": list(BUDGETS),
+        "visual_tokens": VISUAL_TOKENS,
+        "frames": FRAMES,
+        "seeds": SEEDS,
+        "torch": torch.__version__,
+    }
+    before = results.found.get("about")
+    if before is not None and before["weights"] != about["weights"]:
+        sys.exit(f"{results.path} is of other weights; remove it or choose another --output")
+    results.found["about"] = about
+    for name, items in sets.items():
+        results.found.setdefault("sets", {})[name] = {
+            "families": [item.question.family for item in items],
+            "answers": [item.question.answer for item in items],
+        }
+    if {"served", "agreement"} & set(asked.parts):
+        with serving(asked.model, SCRATCH) as (asker, trace):
+            if "agreement" in asked.parts:
+                results.found["agreement"] = agreement(asker, trace, rows.load(asked.model))
+                results.save()
+            if "served" in asked.parts:
+                ask_server(asker, sets, results)
+    if {"reference", "inside", "variants", "grounding"} & set(asked.parts):
+        ask_reference(asked, sets, results)
+
+
+@contextmanager
+def serving(model: Path, scratch: Path) -> Iterator[tuple[Asker, Path]]:
+    """Run a server for the block."""
+    trace = scratch / "trace"
+    trace.mkdir(parents=True, exist_ok=True)
+    for left in trace.iterdir():
+        left.unlink()
+    arguments = ("--plugins", "flashvlm", "--max-model-len", "4096", "--max-num-seqs", "16")
+    limits = ("--limit-mm-per-prompt", json.dumps({"image": FRAMES}))
+    environment = {"FLASHVLM_TRACE_DIR": str(trace), "VLLM_LOGGING_LEVEL": "WARNING"}
+    server = Server(
+        model, (*arguments, *limits), log=scratch / "server.log", environment=environment
+    )
+    with server:
+        yield Asker(server.url, server.model), trace / "rank-0.jsonl"
+
+
+def ask_server(asker: Asker, sets: dict[str, list[Item]], results: Results) -> None:
+    """Fill the rows of the server's own selectors, and the unpruned one."""
+    for name, items in sets.items():
+        pictures = [[png(picture) for picture in item.pictures()] for item in items]
+        frames = len(items[0].frames)
+        results.record(name, "unpruned", items, asker.answers(items, pictures, None, "flashvlm"))
+        for budget in BUDGETS:
+            for selector in BUILT_IN:
+                answers = asker.answers(items, pictures, budget * frames, selector)
+                results.record(name, f"{selector}@{budget}", items, answers)
+
+
+def ask_reference(asked: argparse.Namespace, sets: dict[str, list[Item]], results: Results) -> None:
+    """Fill the rows that need no server."""
+    reference = rows.load(asked.model)
+    for name, items in sets.items():
+        prepared = rows.prepare(reference, items)
+        answered = answers_of(asked.parts, reference, prepared, is_clip=name == "clips")
+        for row, answers in answered:
+            results.record(name, row, items, answers)
+        if "grounding" in asked.parts and name != "clips":
+            found = measure(reference, prepared, BUDGETS)
+            results.found.setdefault("grounding", {})[name] = found
+            results.found.setdefault("alignment", {})[name] = alignment(reference, prepared)
+            results.save()
+
+
+def answers_of(
+    parts: list[str], reference: Reference, prepared: rows.Prepared, is_clip: bool
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each row's name and its answers."""
+    frames = len(prepared.looks[0])
+    boundary: dict[str, rows.Choose] = {}
+    whole: dict[str, rows.Answer] = {}
+    if "reference" in parts:
+        yield "unpruned (Transformers)", rows.answers(reference, prepared, rows.unpruned, 0)
+        boundary["oracle"] = rows.oracle
+        whole["downscale"] = rows.downscaled
+    if "inside" in parts:
+        whole["tome"] = rows.merged_in_the_tower
+        whole["fastv"] = rows.inside_the_language_model("fastv")
+        whole["sparsevlm"] = rows.inside_the_language_model("sparsevlm")
+    if "variants" in parts and not is_clip:
+        boundary |= rows.ABLATED | rows.READINGS
+        for parameter, values in rows.SWEEPS.items():
+            boundary |= {f"{parameter} {v}": rows.by_config(each) for v, each in values.items()}
+    for row, choose in boundary.items():
+        for budget in BUDGETS:
+            yield f"{row}@{budget}", rows.answers(reference, prepared, choose, budget * frames)
+    for row, answer in whole.items():
+        for budget in BUDGETS:
+            tokens = max(budget, rows.LEAST.get(row, 1)) * frames
+            yield f"{row}@{budget}", answer(reference, prepared, tokens)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Server and Transformers, answer by answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.rows import by_selector, prepare
+from benchmarks.accuracy.served import Asker, png
+from benchmarks.accuracy.sets import plain
+from flashvlm_vllm.selection.registry import BUILT_IN
+
+QUESTIONS: Final = 60
+SEED: Final = 9
+BUDGET: Final = 64
+
+
+def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]:
+    """Ask some questions of both, by every selector.
+
+    Returns:
+        per selector, of ``questions``: ``answers``, how many are the same; and for selectors that
+        choose, ``kept``, how many kept sets are the same when Transformers' features decide, and
+        ``answers_given_kept``, how many answers are when both keep what the server kept. Rounding
+        differs between the two, and Algorithm 1 makes other choices of it.
+
+    """
+    items = plain(QUESTIONS, SEED)
+    pictures = [[png(picture) for picture in item.pictures()] for item in items]
+    prepared = prepare(reference, items)
+    found: dict[str, Any] = {"questions": QUESTIONS, "budget": BUDGET}
+    for name, selector in BUILT_IN.items():
+        served, ours, given, same = [], [], [], 0
+        choose = by_selector(name)
+        for item, urls, looks, text in zip(
+            items, pictures, prepared.looks, prepared.texts, strict=True
+        ):
+            # One at a time, so that the last line of the trace is this question's.
+            served += asker.answers([item], [urls], BUDGET, name)
+            seen = looks[0]
+            ours += reference.answer(
+                [choose(reference, item, seen, text, 0, BUDGET)], [item.question.text]
+            )
+            kept = json.loads(trace.read_text().splitlines()[-1])["kept"]
+            if kept is not None:
+                indices = torch.tensor(kept)
+                given += reference.answer([seen.projected[indices]], [item.question.text])
+                chosen = choose(reference, item, seen, text, 0, BUDGET)
+                same += bool(torch.equal(chosen, seen.projected[indices]))
+        row: dict[str, int] = {"answers": sum(a == b for a, b in zip(served, ours, strict=True))}
+        if not selector.merges:
+            row["kept"] = same
+            row["answers_given_kept"] = sum(a == b for a, b in zip(served, given, strict=True))
+        found[name] = row
+    return found

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well scores and kept tokens meet the object asked for (Table 3), against drawn boxes.
+
+The paper gives no formulas; these are ours. With scores ``s`` over N patches, ``p = s / sum(s)``,
+patch places ``x_i`` in units of a patch, the box's patches ``B`` and the kept ones ``K``:
+
+* attention distance: ``| sum_i p_i x_i  -  centre of the box |``, in patches;
+* score-map entropy: ``- sum_i p_i ln p_i``, in nats; even scores over 576 patches have 6.36;
+* token-box IoU: ``|K & B| / |K | B|``, and coverage: ``|K & B| / |B|``. A box has 9 to 49 patches,
+  so at 128 kept tokens even a perfect choice has a low IoU; coverage has no such bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy.inside.llama import Llama
+from benchmarks.accuracy.inside.sparsevlm import schedule
+from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
+from benchmarks.accuracy.rows import Prepared
+from benchmarks.accuracy.sets import Item, box_patches
+from flashvlm_vllm.selection import fused_scores, run_selector
+from flashvlm_vllm.selection.registry import find_selector
+from small_vlm.architecture import SIDE
+
+Scores = Callable[[Reference, Item, Seen, Tensor], Tensor]
+"""From a picture and the words' embeddings to (N,) scores, at least 0."""
+
+
+def distance(scores: Tensor, item: Item) -> float:
+    """Return the attention distance in patches."""
+    assert item.about is not None
+    left, top, right, bottom = item.about.box
+    patch = 168 / SIDE
+    centre = torch.tensor([(top + bottom) / 2 / patch - 0.5, (left + right) / 2 / patch - 0.5])
+    rows, columns = np.divmod(np.arange(len(scores)), SIDE)
+    places = torch.tensor(np.stack([rows, columns], 1), dtype=torch.float32)
+    weight = scores / scores.sum()
+    return float(torch.linalg.vector_norm(weight @ places - centre))
+
+
+def entropy(scores: Tensor) -> float:
+    """Return the entropy of a score map in nats."""
+    weight = scores / scores.sum()
+    return float(torch.special.entr(weight).sum())
+
+
+def overlap(kept: Tensor, item: Item) -> tuple[float, float]:
+    """Return IoU and coverage of the box by the kept patches."""
+    assert item.about is not None
+    box, chosen = set(box_patches(item.about)), set(kept.tolist())
+    both = len(box & chosen)
+    return both / len(box | chosen), both / len(box)
+
+
+def flashvlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """The fused score."""
+    return fused_scores(seen.projected, seen.saliency, text)
+
+
+def saliency_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """CLS attention: what VisPruner ranks by."""
+    return seen.saliency
+
+
+def _prompt(reference: Reference, item: Item, seen: Seen) -> tuple[Tensor, slice]:
+    head = reference.words(BEFORE)
+    tail = reference.words(f"{item.question.text} {AFTER}")
+    visual = slice(len(head), len(head) + len(seen.projected))
+    return torch.cat([head, seen.projected, tail]), visual
+
+
+def fastv_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """The last prompt token's attention in the layer before FastV prunes (1)."""
+    embeddings, visual = _prompt(reference, item, seen)
+    llama, places = Llama(reference.model), torch.arange(len(embeddings))
+    with torch.inference_mode():
+        hidden = llama.layer(0, embeddings, places)
+        return llama.attention(1, hidden, places, places[-1:])[0][visual]
+
+
+def sparsevlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """The text raters' attention in SparseVLM's first pruning layer."""
+    embeddings, visual = _prompt(reference, item, seen)
+    llama, places = Llama(reference.model), torch.arange(len(embeddings))
+    first = min(schedule(len(llama.layers), len(seen.projected), 64))
+    with torch.inference_mode():
+        tail = embeddings[visual.stop :]
+        rating = torch.softmax(embeddings[visual] @ tail.T, dim=1).mean(dim=0)
+        raters = places[visual.stop :][rating > rating.mean()]
+        hidden = embeddings
+        for layer in range(first):
+            hidden = llama.layer(layer, hidden, places)
+        attention = llama.attention(first, hidden, places, raters)
+        return attention[:, visual].mean(dim=0)
+
+
+SCORES: Final[dict[str, Scores]] = {
+    "fastv": fastv_scores,
+    "sparsevlm": sparsevlm_scores,
+    "vispruner": saliency_scores,
+    "flashvlm": flashvlm_scores,
+}
+
+
+def kept_by(
+    name: str, reference: Reference, item: Item, seen: Seen, text: Tensor, budget: int
+) -> Tensor:
+    """Return which patches a method keeps; those inside the model keep their best scores."""
+    if name in ("fastv", "sparsevlm"):
+        return SCORES[name](reference, item, seen, text).topk(budget).indices
+    chosen = run_selector(name, find_selector(name), seen.tokens(budget, text), trusted=True)
+    assert chosen.indices is not None
+    return chosen.indices
+
+
+def measure(
+    reference: Reference, prepared: Prepared, budgets: tuple[int, ...]
+) -> dict[str, dict[str, list[float]]]:
+    """Return per method and metric one value per question that asks for an object there is."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, scores in SCORES.items():
+        values: dict[str, list[float]] = {"distance": [], "entropy": []}
+        for budget in budgets:
+            values |= {f"iou {budget}": [], f"coverage {budget}": []}
+        for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
+            if item.about is None:
+                continue
+            seen = looks[0]
+            map_ = scores(reference, item, seen, text)
+            values["distance"].append(distance(map_, item))
+            values["entropy"].append(entropy(map_))
+            for budget in budgets:
+                kept = kept_by(name, reference, item, seen, text, budget)
+                iou, coverage = overlap(kept, item)
+                values[f"iou {budget}"].append(iou)
+                values[f"coverage {budget}"].append(coverage)
+        found[name] = values
+    return found
+
+
+def alignment(reference: Reference, prepared: Prepared) -> dict[str, float]:
+    """Return how near patches are to the words of the question: the largest cosine, on average.
+
+    Inside the asked object's box and outside it. Where the two are alike the text says nothing.
+    """
+    inside, outside = [], []
+    for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
+        if item.about is None:
+            continue
+        unit = torch.nn.functional.normalize
+        nearest = (unit(looks[0].projected) @ unit(text).T).amax(dim=1)
+        mask = torch.zeros(len(nearest), dtype=torch.bool)
+        mask[box_patches(item.about)] = True
+        inside.append(float(nearest[mask].mean()))
+        outside.append(float(nearest[~mask].mean()))
+    return {"inside": float(np.mean(inside)), "outside": float(np.mean(outside))}

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the tables and plots from ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
+from flashvlm_vllm.selection import ABLATIONS
+from flashvlm_vllm.selection.registry import BUILT_IN
+
+RIVAL: Final = "vispruner"
+INSIDE: Final = ("tome", "fastv", "sparsevlm")
+BOUNDS: Final = ("oracle", "downscale")
+# Table 1, column ACC, and Table 12 (means of its three sets), as the paper prints them.
+PAPER: Final[dict[str, dict[str, tuple[float, float, float]]]] = {
+    "plain": {
+        "tome": (83.9, 73.9, 61.4),
+        "fastv": (85.4, 75.9, 64.1),
+        "sparsevlm": (94.4, 86.4, 77.9),
+        "prumerge+": (95.8, 90.6, 83.0),
+        "visionzip": (98.4, 95.6, 89.0),
+        "vispruner": (99.7, 96.6, 91.5),
+        "flashvlm": (100.6, 97.9, 92.8),
+    },
+    "stress": {
+        "vispruner": (33.4, 26.2, 15.1),
+        "sparsevlm": (49.4, 40.4, 27.2),
+        "flashvlm": (60.4, 53.3, 47.1),
+    },
+    "clips": {
+        "fastv": (96.6, 92.1, 86.0),
+        "vispruner": (98.2, 95.1, 90.3),
+        "flashvlm": (98.8, 95.5, 90.7),
+    },
+}
+PAPER_GROUNDING: Final = {
+    "fastv": (2.86, 1.52, 0.21),
+    "sparsevlm": (2.43, 1.36, 0.27),
+    "vispruner": (1.63, 0.91, 0.35),
+    "flashvlm": (1.08, 0.76, 0.46),
+}
+TITLES: Final = {
+    "plain": "Accuracy by selector and budget (as Table 1)",
+    "stress": "The question is about a small object beside large ones (as Table 12)",
+    "clips": "Clips of four frames (as Table 2)",
+}
+PAPER_COLUMN: Final = {
+    "plain": "paper: ACC",
+    "stress": "paper: mean accuracy",
+    "clips": "paper: accuracy, share of unpruned",
+}
+
+
+class Set:
+    """One test set's answers."""
+
+    def __init__(self, found: dict[str, Any], name: str) -> None:
+        self.name = name
+        self.families: list[str] = found["sets"][name]["families"]
+        self.rows: dict[str, list[bool]] = {
+            row: [mark == "1" for mark in marks] for row, marks in found["right"][name].items()
+        }
+        self.budgets: list[int] = found["about"]["budgets"]
+        self.frames: int = found["about"]["frames"] if name == "clips" else 1
+
+    @property
+    def unpruned(self) -> list[bool]:
+        """The served model's answers without a budget, else those on Transformers."""
+        return self.rows.get("unpruned") or self.rows["unpruned (Transformers)"]
+
+    def family(self, row: Sequence[bool], family: str) -> float:
+        """Return a row's accuracy within a family of questions."""
+        marks = [ok for ok, each in zip(row, self.families, strict=True) if each == family]
+        return sum(marks) / len(marks)
+
+
+def write_report(found: dict[str, Any], folder: Path) -> None:
+    """Write ``tables.md`` and the plots."""
+    sets = {name: Set(found, name) for name in TITLES if name in found.get("right", {})}
+    parts = ["<!-- Written by python -m benchmarks.accuracy; edit report.py instead. -->\n"]
+    for one in sets.values():
+        parts.append(accuracy_table(one))
+    for name in ("plain", "stress"):
+        if name in sets and any(row.startswith("without_") for row in sets[name].rows):
+            parts += [variants_tables(sets[name])]
+    if "grounding" in found:
+        parts.append(grounding_table(found))
+    if "agreement" in found:
+        parts.append(agreement_table(found["agreement"]))
+    (folder / "tables.md").write_text("\n".join(parts))
+    for one in sets.values():
+        plot(one, folder / f"{one.name}.png")
+
+
+def accuracy_table(one: Set) -> str:
+    """Return a set's table, unpruned and oracle lines included."""
+    names = sorted(set(one.families))
+    families = [name for name in ("color", "shape", "letter", "where", "exist") if name in names]
+    total = 576 * one.frames
+    head = [
+        "tokens", "row", *families, "all (95 %)", "share of unpruned (95 %)",
+        f"against {RIVAL}", PAPER_COLUMN[one.name],
+    ]  # fmt: skip
+    lines = [line(head), line(["---"] * len(head))]
+    whole = one.unpruned
+    cells = [f"{one.family(whole, family):.3f}" for family in families]
+    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), "1", "", "100"]))
+    for index, budget in enumerate(one.budgets):
+        rival = one.rows.get(f"{RIVAL}@{budget}")
+        for row in (*BOUNDS, *INSIDE, *BUILT_IN):
+            right = one.rows.get(f"{row}@{budget}")
+            if right is None:
+                continue
+            against = "" if rival is None or row == RIVAL else tested(paired(right, rival))
+            paper = PAPER[one.name].get(row)
+            lines.append(
+                line(
+                    [
+                        str(budget * one.frames),
+                        f"**{row}**" if row.startswith("flashvlm") else row,
+                        *(f"{one.family(right, family):.3f}" for family in families),
+                        shown(share(right)),
+                        shown(relative(right, whole, one.families)),
+                        against,
+                        "" if paper is None else f"{paper[index]}",
+                    ]
+                )
+            )
+    return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n" + "\n".join(lines) + "\n"
+
+
+def variants_tables(one: Set) -> str:
+    """Return ablations (Table 5), sweeps (Table 11) and readings, each against the default."""
+    groups = {
+        "Ablations (as Table 5)": list(ABLATIONS),
+        "Sweeps (as Table 11)": [],
+        "Other readings of the method": [],
+    }
+    for key in one.rows:
+        row = key.rpartition("@")[0]
+        if row in ABLATIONS or row in (*BOUNDS, *INSIDE, *BUILT_IN) or not row:
+            continue
+        is_sweep = row.split(" ")[-1].replace(".", "").isdigit()
+        group = groups["Sweeps (as Table 11)" if is_sweep else "Other readings of the method"]
+        if row not in group:
+            group.append(row)
+    parts = []
+    for title, rows in groups.items():
+        head = ["", *(f"{budget} tokens" for budget in one.budgets)]
+        lines = [line(head), line(["---"] * len(head))]
+        default = {budget: one.rows.get(f"flashvlm@{budget}") for budget in one.budgets}
+        lines.append(
+            line(["default", *("" if d is None else shown(share(d)) for d in default.values())])
+        )
+        for row in rows:
+            cells = []
+            for budget in one.budgets:
+                right, base = one.rows.get(f"{row}@{budget}"), default[budget]
+                if right is None or base is None:
+                    cells.append("")
+                else:
+                    cells.append(f"{share(right).value:.3f} ({tested(paired(right, base))})")
+            lines.append(line([row.replace("_", " "), *cells]))
+        parts.append(f"## {title}, {one.name} set\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def grounding_table(found: dict[str, Any]) -> str:
+    """Return Table 3."""
+    budgets = found["about"]["budgets"]
+    parts = ["## Where scores and kept tokens lie (as Table 3)\n"]
+    for name, methods in found["grounding"].items():
+        head = ["row", "attention distance, patches", "score-map entropy, nats"]
+        head += [f"IoU / coverage at {budget}" for budget in budgets]
+        head.append("paper: distance, entropy, IoU")
+        lines = [line(head), line(["---"] * len(head))]
+        for method, values in methods.items():
+            cells = [with_error(values["distance"]), with_error(values["entropy"])]
+            for budget in budgets:
+                iou, cover = np.mean(values[f"iou {budget}"]), np.mean(values[f"coverage {budget}"])
+                cells.append(f"{iou:.3f} / {cover:.3f}")
+            paper = ", ".join(str(value) for value in PAPER_GROUNDING[method])
+            lines.append(line([method, *cells, paper]))
+        count = len(next(iter(methods.values()))["distance"])
+        near = found["alignment"][name]
+        parts.append(
+            f"{name} set, {count} questions about an object that is there (mean and standard "
+            f"error).\n\n" + "\n".join(lines) + "\n\nLargest cosine of a patch to the question's "
+            f"words: {near['inside']:.3f} in the asked object's box, {near['outside']:.3f} "
+            "outside.\n"
+        )
+    return "\n".join(parts)
+
+
+def agreement_table(found: dict[str, Any]) -> str:
+    """Return how often server and Transformers agree."""
+    head = ["selector", "same answer", "same kept set", "same answer from the same kept set"]
+    lines = [line(head), line(["---"] * len(head))]
+    count = found["questions"]
+    for name, row in found.items():
+        if isinstance(row, dict):
+            values = [row.get(key) for key in ("answers", "kept", "answers_given_kept")]
+            lines.append(
+                line([name, *("" if value is None else f"{value} of {count}" for value in values)])
+            )
+    return f"## Server and Transformers\n\nBudget {found['budget']}.\n\n" + "\n".join(lines) + "\n"
+
+
+def plot(one: Set, path: Path) -> None:
+    """Draw accuracy over budget with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    whole = share(one.unpruned)
+    axes.axhline(whole.value, color="black", linewidth=1, label="unpruned")
+    axes.axhspan(whole.low, whole.high, color="black", alpha=0.08)
+    for row in (*BOUNDS, *INSIDE, *BUILT_IN):
+        known = [budget for budget in one.budgets if f"{row}@{budget}" in one.rows]
+        if not known:
+            continue
+        values = [share(one.rows[f"{row}@{budget}"]) for budget in known]
+        middle = [each.value for each in values]
+        errors = [[m - v.low for m, v in zip(middle, values, strict=True)],
+                  [v.high - m for m, v in zip(middle, values, strict=True)]]  # fmt: skip
+        strong = row.startswith("flashvlm") or row == "oracle"
+        axes.errorbar(
+            [budget * one.frames for budget in known], middle, yerr=errors, label=row, capsize=2,
+            marker="o", markersize=4, linewidth=2.5 if strong else 1,
+            linestyle="--" if row in BOUNDS else "-",
+        )  # fmt: skip
+    ticks = [budget * one.frames for budget in one.budgets]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("visual tokens kept")
+    axes.set_ylabel("accuracy")
+    axes.set_title(TITLES[one.name])
+    axes.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(value: Interval) -> str:
+    """Return a value with its interval."""
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def tested(result: Paired) -> str:
+    """Return a difference with its p."""
+    p = "p < 0.001" if result.p < 0.001 else f"p = {result.p:.3f}"
+    return f"{result.difference:+.3f}, {p}"
+
+
+def with_error(values: Sequence[float]) -> str:
+    """Return a mean with its standard error."""
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in the rows of the tables: ways from a question and its pictures to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.accuracy.inside.fastv import fastv
+from benchmarks.accuracy.inside.sparsevlm import schedule, sparsevlm
+from benchmarks.accuracy.inside.tome import tome
+from benchmarks.accuracy.reference import AFTER, ANSWER_TOKENS, BEFORE, Reference, Seen
+from benchmarks.accuracy.sets import Item, batches, nearest_patches
+from flashvlm_vllm.selection import (
+    ABLATIONS,
+    SelectionConfig,
+    run_selector,
+    select_visual_tokens,
+)
+from flashvlm_vllm.selection.registry import find_selector
+from small_vlm.architecture import EOS, SIDE, normalized
+
+BATCH: Final = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A test set as the model sees it."""
+
+    items: list[Item]
+    looks: list[list[Seen]]
+    """Per item, per frame."""
+    texts: list[Tensor]
+    """Embeddings of the words that steer, (L, D): those of the question."""
+
+
+def prepare(reference: Reference, items: list[Item]) -> Prepared:
+    """Encode every picture once."""
+    looks: list[list[Seen]] = []
+    for batch in batches(items, BATCH):
+        for item in batch:
+            looks.append(reference.look(item.pictures()))
+    return Prepared(items, looks, [reference.words(item.question.text) for item in items])
+
+
+Choose = Callable[[Reference, Item, Seen, Tensor, int, int], Tensor]
+"""From a frame (its number comes first of the two, then its budget) to embeddings (T, D)."""
+
+
+def answers(reference: Reference, prepared: Prepared, choose: Choose, budget: int) -> list[str]:
+    """Answer every question of a set after a choice at the boundary; ``budget`` per item."""
+    said: list[str] = []
+    for start in range(0, len(prepared.items), BATCH):
+        rows = range(start, min(start + BATCH, len(prepared.items)))
+        visual, questions = [], []
+        for row in rows:
+            item, looks = prepared.items[row], prepared.looks[row]
+            each = budget // len(looks)
+            visual.append(
+                torch.cat(
+                    [
+                        choose(reference, item, seen, prepared.texts[row], frame, each)
+                        for frame, seen in enumerate(looks)
+                    ]
+                )
+            )
+            questions.append(item.question.text)
+        said += reference.answer(visual, questions)
+    return said
+
+
+Answer = Callable[[Reference, Prepared, int], list[str]]
+"""Answers a whole set with a budget per question."""
+
+LEAST: Final = {"tome": 36}
+"""ToMe halves at most in each of the four layers before the features leave the tower."""
+
+
+def unpruned(
+    reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
+) -> Tensor:
+    """Keep everything."""
+    return seen.projected
+
+
+def oracle(
+    reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
+) -> Tensor:
+    """Keep the tokens nearest to the object asked for, wherever the selectors would look.
+
+    Where it is not (another frame, or asked for and absent), evenly spaced tokens stay.
+    """
+    if item.about is None or frame not in item.frames_with_it():
+        count = len(seen.projected)
+        return seen.projected[(2 * torch.arange(budget) + 1) * count // (2 * budget)]
+    return seen.projected[torch.tensor(nearest_patches(item.about, budget))]
+
+
+def by_selector(name: str) -> Choose:
+    """Return a selector of the server by its name."""
+    selector = find_selector(name)
+
+    def choose(
+        reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
+    ) -> Tensor:
+        seed = item.frames[frame].seed
+        chosen = run_selector(name, selector, seen.tokens(budget, text, seed), trusted=True)
+        if chosen.merged is not None:
+            return reference.project(chosen.merged)
+        return seen.projected[chosen.indices]
+
+    return choose
+
+
+def by_config(config: SelectionConfig, *, space: str = "tower", scope: str = "user") -> Choose:
+    """Return the paper's method with other constants or another reading.
+
+    Args:
+        config: the constants.
+        space: where Algorithm 1 compares: ``tower`` features or ``projected`` ones.
+        scope: which words steer: the ``user``'s, or ``all`` of the prompt, as in released code;
+            ``rotated``: the user's, turned by a random rotation, so that they share no space
+            with the image.
+
+    """
+    generator = torch.Generator().manual_seed(0)
+    rotation: list[Tensor] = []
+
+    def choose(
+        reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
+    ) -> Tensor:
+        if scope == "all":
+            text = reference.words(f"{BEFORE} {item.question.text} {AFTER}")
+        elif scope == "rotated":
+            if not rotation:
+                width = text.shape[1]
+                rotation.append(torch.linalg.qr(torch.randn(width, width, generator=generator))[0])
+            text = text @ rotation[0]
+        features = seen.features if space == "tower" else seen.projected
+        kept = select_visual_tokens(seen.projected, seen.saliency, text, budget, features, config)
+        return seen.projected[kept]
+
+    return choose
+
+
+def downscaled(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
+    """Shrink the picture until it costs no more than the budget.
+
+    The tower's position embeddings are interpolated to the smaller grid, as Transformers does.
+    """
+    side = int((budget / len(prepared.looks[0])) ** 0.5)
+    pixels = side * (reference.model.config.vision_config.image_size // SIDE)
+    visual = []
+    for item in prepared.items:
+        small = []
+        for picture in item.pictures():
+            image = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.BICUBIC)
+            small.append(np.asarray(image))
+        with torch.inference_mode():
+            out = reference.tower(
+                normalized(small), output_hidden_states=True, interpolate_pos_encoding=True
+            )
+        layer = reference.model.config.vision_feature_layer
+        visual.append(reference.project(out.hidden_states[layer][:, 1:]).flatten(0, 1))
+    return _answer_all(reference, prepared, visual)
+
+
+def merged_in_the_tower(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
+    """ToMe: merge in every layer of the tower."""
+    visual = []
+    for item in prepared.items:
+        features = tome(reference.tower, normalized(item.pictures()), budget // len(item.frames))
+        visual.append(reference.project(features).flatten(0, 1))
+    return _answer_all(reference, prepared, visual)
+
+
+def _answer_all(reference: Reference, prepared: Prepared, visual: Sequence[Tensor]) -> list[str]:
+    said: list[str] = []
+    for start in range(0, len(visual), BATCH):
+        items = prepared.items[start : start + BATCH]
+        said += reference.answer(
+            visual[start : start + BATCH], [item.question.text for item in items]
+        )
+    return said
+
+
+def inside_the_language_model(method: str) -> Answer:
+    """Return FastV (``budget`` tokens from layer 2 on) or SparseVLM (average of the layers)."""
+
+    def run(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
+        layers = reference.model.config.text_config.num_hidden_layers
+        count = len(prepared.looks[0]) * SIDE * SIDE
+        keep = schedule(layers, count, budget) if method == "sparsevlm" else {}
+
+        def logits(embeddings: Tensor, visual: slice, prompt: int) -> Tensor:
+            if method == "fastv":
+                return fastv(reference.model, embeddings, visual, budget, prompt=prompt)
+            return sparsevlm(reference.model, embeddings, visual, keep, prompt=prompt)
+
+        head = reference.words(BEFORE)
+        said = []
+        for item, looks in zip(prepared.items, prepared.looks, strict=True):
+            image = torch.cat([seen.projected for seen in looks])
+            tail = reference.words(f"{item.question.text} {AFTER}")
+            embeddings = torch.cat([head, image, tail])
+            prompt, visual = len(embeddings), slice(len(head), len(head) + len(image))
+            ids: list[int] = []
+            for _ in range(ANSWER_TOKENS):
+                token = int(logits(embeddings, visual, prompt).argmax())
+                if token == EOS:
+                    break
+                ids.append(token)
+                new = reference.language.embed_tokens(torch.tensor([token])).detach()
+                embeddings = torch.cat([embeddings, new])
+            said.append(reference.tokenizer.decode(ids))
+        return said
+
+    return run
+
+
+SWEEPS: Final = {
+    "fusion weight": {f"{v}": SelectionConfig(text_weight=v) for v in (0.5, 0.3, 0.7)},
+    "temperature": {f"{v}": SelectionConfig(aggregation_temperature=v) for v in (0.01, 0.05, 0.1)},
+    "gate fraction": {f"{v}": SelectionConfig(gate_fraction=v) for v in (0.001, 0.005, 0.1)},
+    "important share": {f"{v}": SelectionConfig(important_fraction=v) for v in (0.3, 0.5, 0.7)},
+}
+"""The four sweeps of Table 11; the paper's grids are not legible, these are around its defaults."""
+
+READINGS: Final[dict[str, Choose]] = {
+    "gate none": by_config(SelectionConfig(query_gate="none")),
+    "gate as released for LLaVA": by_config(SelectionConfig(query_gate="normalized_first")),
+    "gate as written": by_config(SelectionConfig(query_gate="normalized_last")),
+    "words: the whole prompt": by_config(SelectionConfig(), scope="all"),
+    "diversity among projected features": by_config(SelectionConfig(), space="projected"),
+    "words and image unaligned (rotated)": by_config(SelectionConfig(), scope="rotated"),
+}
+"""Where the paper and its released code can be read differently (selectors.md 2.3)."""
+
+ABLATED: Final[dict[str, Choose]] = {name: by_config(each) for name, each in ABLATIONS.items()}
+
+
+def load(path: Path) -> Reference:
+    """Load the model for a table."""
+    torch.manual_seed(0)
+    return Reference(path)

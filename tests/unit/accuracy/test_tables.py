@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables' arithmetic, their test sets, and the model they are measured with."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.accuracy import rows
+from benchmarks.accuracy.grounding import distance, entropy, overlap
+from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.sets import (
+    Item,
+    box_patches,
+    clips,
+    nearest_patches,
+    plain,
+    stress,
+)
+from benchmarks.accuracy.statistics import paired, relative, share
+from small_vlm.architecture import SIDE, build_model, build_tokenizer
+from small_vlm.scenes import LARGE, SMALL
+from small_vlm.train.export import export
+
+# Selectors that need a trained model's statistics are compared on any model: the arithmetic is
+# the same.
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untrained")
+    tokenizer = build_tokenizer()
+    export(build_model(tokenizer, 0), tokenizer, folder / "none", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def reference(untrained: Path) -> Reference:
+    return rows.load(untrained)
+
+
+def test_wilson_interval() -> None:
+    # Newcombe 1998, table I: 81 of 263.
+    value = share([True] * 81 + [False] * 182)
+    assert value.value == pytest.approx(0.3080, abs=1e-4)
+    assert (value.low, value.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    first = [True] * 12 + [False] * 5 + [True] * 20
+    second = [False] * 12 + [True] * 5 + [True] * 20
+    result = paired(first, second)
+    assert (result.only_first, result.only_second) == (12, 5)
+    assert result.difference == pytest.approx(7 / 37)
+    # scipy.stats.binomtest(5, 17).pvalue
+    assert result.p == pytest.approx(0.14346, abs=1e-5)
+    assert paired(first, first).p == 1.0
+
+
+def test_relative_accuracy_is_the_mean_over_families() -> None:
+    groups = ["a"] * 4 + ["b"] * 2
+    reference = [True, True, True, True, True, False]
+    right = [True, True, False, False, True, True]
+    value = relative(right, reference, groups)
+    assert value.value == pytest.approx((0.5 / 1.0 + 1.0 / 0.5) / 2)
+    assert value.low <= value.value <= value.high
+
+
+@pytest.mark.parametrize("make", [plain, stress, clips])
+def test_sets_are_the_same_each_time_and_balanced(make: object) -> None:
+    items = make(20, 1)  # type: ignore[operator]
+    assert items == make(20, 1)  # type: ignore[operator]
+    assert items != make(20, 2)  # type: ignore[operator]
+    counts = Counter(item.question.family for item in items).values()
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_stress_set_asks_for_the_small_one() -> None:
+    for item in stress(40, 2):
+        assert item.about is not None
+        others = [thing for thing in item.frames[0].things if thing != item.about]
+        assert SMALL[0] <= item.about.radius <= SMALL[1]
+        assert len(others) >= 3
+        assert all(LARGE[0] <= thing.radius <= LARGE[1] for thing in others)
+
+
+def test_a_clip_has_what_stays_and_what_passes() -> None:
+    for item in clips(20, 3):
+        things = [set(scene.things) for scene in item.frames]
+        assert len(set.intersection(*things)) >= 2
+        assert len(set.union(*things)) > len(things[0])
+        assert item.frames_with_it() in ([0], [1], [2], [3], [0, 1, 2, 3])
+        grounds = {scene.seed for scene in item.frames}
+        assert len(grounds) == 1
+
+
+def test_boxes_in_patches() -> None:
+    for item in stress(20, 4):
+        assert item.about is not None
+        patches = box_patches(item.about)
+        left, top, right, bottom = item.about.box
+        for patch in range(SIDE * SIDE):
+            row, column = divmod(patch, SIDE)
+            touches = (
+                column * 7 < right and (column + 1) * 7 > left
+                and row * 7 < bottom and (row + 1) * 7 > top
+            )  # fmt: skip
+            assert (patch in patches) is touches
+        nearest = nearest_patches(item.about, 64)
+        assert len(set(nearest)) == 64
+        assert set(patches) <= set(nearest)
+
+
+def one_item() -> Item:
+    (item,) = stress(1, 5)
+    return item
+
+
+def test_grounding_metrics() -> None:
+    item = one_item()
+    assert item.about is not None
+    box = box_patches(item.about)
+    flat, peak = torch.ones(SIDE * SIDE), torch.zeros(SIDE * SIDE)
+    peak[box] = 1.0
+    assert entropy(flat) == pytest.approx(math.log(SIDE * SIDE), abs=1e-4)
+    assert entropy(peak) == pytest.approx(math.log(len(box)), abs=1e-4)
+    assert distance(peak, item) < 0.75
+    x, y = item.about.center
+    middle = SIDE * 7 / 2
+    assert distance(flat, item) == pytest.approx(math.hypot(x - middle, y - middle) / 7, abs=0.01)
+    assert overlap(torch.tensor(box), item) == (1.0, 1.0)
+    assert overlap(torch.tensor(box[:1]), item) == (1 / len(box), 1 / len(box))
+
+
+def test_the_reference_answers_as_transformers_generates(reference: Reference) -> None:
+    items = plain(6, 6)
+    prepared = rows.prepare(reference, items)
+    said = rows.answers(reference, prepared, rows.unpruned, 0)
+    from small_vlm.architecture import build_processor
+
+    processor = build_processor(reference.tokenizer)
+    for item, ours in zip(items, said, strict=True):
+        prompt = f"USER: <image>\n{item.question.text} ASSISTANT:"
+        inputs = processor(images=item.pictures()[0], text=prompt, return_tensors="pt")
+        ids = reference.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        assert ours == reference.tokenizer.decode(new, skip_special_tokens=True)
+
+
+@torch.inference_mode()
+def test_saliency_and_keys_are_those_of_the_layer_the_features_leave(
+    reference: Reference,
+) -> None:
+    item = one_item()
+    (seen,) = reference.look(item.pictures())
+    reference.model.set_attn_implementation("eager")
+    from small_vlm.architecture import normalized
+
+    out = reference.tower(
+        normalized(item.pictures()), output_hidden_states=True, output_attentions=True
+    )
+    reference.model.set_attn_implementation("sdpa")
+    expected = out.attentions[-2][0].mean(dim=0)[0, 1:]
+    torch.testing.assert_close(seen.saliency, expected, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(seen.features, out.hidden_states[-2][0, 1:], atol=1e-4, rtol=1e-4)
+    assert seen.keys.shape == (576, 4, 32)
+
+
+@pytest.mark.parametrize("make", [plain, clips])
+def test_every_row_gives_every_question_an_answer(reference: Reference, make: object) -> None:
+    items = make(3, 7)  # type: ignore[operator]
+    prepared = rows.prepare(reference, items)
+    budget = 48 * len(items[0].frames)
+    for choose in (rows.oracle, rows.by_selector("visionzip"), rows.ABLATED["linear_fusion"]):
+        assert len(rows.answers(reference, prepared, choose, budget)) == 3
+    for answer in (
+        rows.downscaled,
+        rows.merged_in_the_tower,
+        rows.inside_the_language_model("fastv"),
+        rows.inside_the_language_model("sparsevlm"),
+    ):
+        assert len(answer(reference, prepared, budget)) == 3
+
+
+def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = plain(40, 8)
+
+    def marks() -> str:
+        return "".join(rng.choice(["0", "1"], len(items)))
+
+    names = ("unpruned", "oracle@64", "vispruner@64", "flashvlm@64", "linear_fusion@64")
+    names = (*names, "without_query_gating@64")
+    found = {
+        "about": {"budgets": [64], "frames": 4},
+        "sets": {"plain": {"families": [item.question.family for item in items]}},
+        "right": {"plain": {name: marks() for name in names}},
+    }
+    write_report(found, tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    for name in ("unpruned", "oracle", "vispruner", "**flashvlm**", "linear fusion"):
+        assert name in text
+    right = found["right"]["plain"]["flashvlm@64"]  # type: ignore[index]
+    assert f"{right.count('1') / 40:.3f}" in text
+    assert (tmp_path / "plain.png").stat().st_size > 1000

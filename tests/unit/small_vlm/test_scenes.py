@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drawn world: pictures and what is said about them agree."""
+
+import numpy as np
+import pytest
+
+from small_vlm.language import (
+    FAMILIES,
+    WORDS,
+    Question,
+    description,
+    name_of,
+    place_of,
+    questions,
+)
+from small_vlm.scenes import (
+    CELL,
+    COLORS,
+    IMAGE_SIZE,
+    KINDS,
+    LETTERS,
+    Scene,
+    Thing,
+    draw,
+    sample_scene,
+    sprite,
+)
+
+
+def some_scenes(count: int = 60) -> list[Scene]:
+    rng = np.random.default_rng(0)
+    return [sample_scene(rng, int(rng.integers(1, 10)), radii=((8, 20),)) for _ in range(count)]
+
+
+def test_a_scene_always_looks_the_same_and_two_scenes_do_not() -> None:
+    first, second = some_scenes(2)
+    assert draw(first).shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert np.array_equal(draw(first), draw(first))
+    assert not np.array_equal(draw(first), draw(second))
+
+
+def test_every_object_lies_in_a_cell_of_its_own() -> None:
+    for scene in some_scenes():
+        cells = [thing.cell for thing in scene.things]
+        assert cells == sorted(set(cells))
+        for thing in scene.things:
+            row, column = thing.cell
+            left, top, right, bottom = thing.box
+            assert column * CELL <= left < right <= (column + 1) * CELL
+            assert row * CELL <= top < bottom <= (row + 1) * CELL
+
+
+def test_an_objects_colour_is_what_is_drawn_in_its_box() -> None:
+    for scene in some_scenes():
+        picture = draw(scene).astype(float)
+        for thing in scene.things:
+            left, top, right, bottom = thing.box
+            inside = picture[top:bottom, left:right][sprite(thing.kind, thing.radius) > 0.99]
+            nearest = min(COLORS, key=lambda name: np.abs(inside.mean(0) - COLORS[name]).sum())
+            assert nearest == thing.color
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_look_different_at_the_smallest_size(kind: str) -> None:
+    for other in KINDS:
+        if other != kind:
+            assert np.abs(sprite(kind, 8) - sprite(other, 8)).mean() > 0.05, other
+
+
+def test_a_piece_of_the_canvas_knows_where_it_lies() -> None:
+    rng = np.random.default_rng(1)
+    scene = sample_scene(rng, 4, cells=2, origin=(2, 1))
+    assert draw(scene).shape == (2 * CELL, 2 * CELL, 3)
+    assert {thing.cell for thing in scene.things} == {(2, 1), (2, 2), (3, 1), (3, 2)}
+    assert {place_of(thing) for thing in scene.things} == {"bottom left", "bottom right"}
+
+
+def fits(thing: Thing, question: Question) -> bool:
+    """Whether a question's words pick an object."""
+    text = question.text.split()
+    is_letter = thing.kind in LETTERS
+    if question.family in ("color", "where"):
+        return thing.kind in text
+    if question.family == "exist":
+        return thing.kind in text and thing.color in text
+    return thing.color in text and is_letter is (question.family == "letter")
+
+
+def test_every_question_has_one_answer_and_it_is_right() -> None:
+    rng = np.random.default_rng(2)
+    seen = set()
+    for scene in some_scenes():
+        for question in questions(scene, rng):
+            seen.add(question.family)
+            meant = [thing for thing in scene.things if fits(thing, question)]
+            if question.family == "exist":
+                assert question.answer == ("yes" if meant else "no")
+                continue
+            (thing,) = meant
+            assert scene.things[question.about or 0] == thing
+            expected = {
+                "color": thing.color,
+                "where": place_of(thing),
+                "shape": thing.kind,
+                "letter": thing.kind,
+            }
+            assert question.answer == expected[question.family]
+    assert seen == set(FAMILIES)
+
+
+def test_yes_and_no_are_as_frequent() -> None:
+    rng = np.random.default_rng(3)
+    answers = [
+        question.answer
+        for scene in some_scenes()
+        for question in questions(scene, rng)
+        if question.family == "exist"
+    ]
+    assert answers.count("yes") == answers.count("no")
+
+
+def test_all_that_is_said_is_in_the_vocabulary() -> None:
+    rng = np.random.default_rng(4)
+    for scene in some_scenes():
+        said = [description(scene)]
+        said += [f"{question.text} {question.answer}" for question in questions(scene, rng)]
+        assert set(" ".join(said).split()) <= set(WORDS)
+        assert all(name_of(thing.kind) in said[0] for thing in scene.things)
