@@ -22,8 +22,8 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
-from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
-from flashvlm_vllm.selector import DEFAULT_SELECTOR, LONGEST_NAME, SELECTOR, parse_selector
+from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
+from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
 
 KEPT_FIELD = "visual_kept_tokens"
 QUERY_FIELD = "visual_query_ids"

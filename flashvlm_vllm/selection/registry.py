@@ -22,7 +22,9 @@ from flashvlm_vllm.selection.baselines import (
 )
 from flashvlm_vllm.selection.select import select_visual_tokens
 from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
-from flashvlm_vllm.selector import LONGEST_NAME
+
+LONGEST_NAME: Final = 64
+"""Bytes of a selector's name; it travels to the worker with every image."""
 
 
 def _flashvlm(tokens: VisualTokens) -> Tensor:
@@ -118,5 +120,6 @@ def find_selector(name: str) -> Selector:
     """
     selector = selectors().get(name)
     if selector is None:
-        raise ValueError(f"unknown selector {name!r}; known: {', '.join(selectors())}")
+        shown = repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
+        raise ValueError(f"unknown selector {shown}; known: {', '.join(selectors())}")
     return selector

@@ -105,7 +105,6 @@ def test_a_dry_run_prints_one_command_per_cell(capsys: pytest.CaptureFixture[str
         ("--budgets 0", "1 or more"),
         ("--budgets 1.0", "say 1 to keep one token per image"),
         ("--budgets many", "a fraction strictly between 0 and 1"),
-        (f"--selectors {'x' * 65}", "1 to 64 bytes"),
         ("--limit 0", "1 or more"),
         ("--tasks gsm8k --dry-run", "allowed in this table: gqa, mmbench_cn_dev"),
         ("--output a,b --dry-run", "comma"),

@@ -15,8 +15,8 @@ from flashvlm_vllm.selection import (
     select_visual_tokens,
     stand_in,
 )
-from flashvlm_vllm.selection.registry import BUILT_IN, find_selector, selectors
-from flashvlm_vllm.selector import LONGEST_NAME, parse_selector
+from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector, selectors
+from flashvlm_vllm.selector import parse_selector
 
 
 def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:
@@ -172,9 +172,11 @@ def test_a_package_that_cannot_be_used_is_named(
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, visp"):
         find_selector("flashvml")
+    with pytest.raises(ValueError, match=r"unknown selector 'x{64}\.\.\.'; known: flashvlm"):
+        find_selector("x" * 10**6)
 
 
-@pytest.mark.parametrize("value", ["", "  ", "x" * 65, "é" * 33, 5, True, ["flashvlm"]])
+@pytest.mark.parametrize("value", ["", "  ", 5, True, ["flashvlm"]])
 def test_what_is_no_name(value: object) -> None:
     with pytest.raises(ValueError, match="visual selector"):
         parse_selector(value)
