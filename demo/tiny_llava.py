@@ -4,8 +4,8 @@
 They have the shape of the real thing (CLIP or SigLIP tower at 336 px and patch 14, hence 576
 visual tokens; MLP projector; Llama) and load in vLLM and in Transformers alike. Their weights are
 random, so what they say means nothing; it does depend on every pixel and on the question, and
-never ends before ``max_tokens``, which is what a demo, a test and a benchmark of the machinery
-around the model need.
+never ends before ``max_tokens``, which is what tests and benchmarks of the machinery
+around the model need. The model of the demo is small_vlm.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
@@ -36,44 +35,33 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from small_vlm import checkpoint
+from small_vlm.checkpoint import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    HEAD_DIM,
+    IMAGE,
+    PAD,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    SPECIAL_TOKENS,
+    rename_tower,
+)
+
 Tower = Literal["clip", "siglip"]
 
 IMAGE_SIZE = 336
 PATCH_SIZE = 14
 VISUAL_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
-HEAD_DIM = 32  # The smallest head that vLLM's CPU attention supports.
-
-SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")  # Llama's order; ids 0 to 4.
-UNK, BOS, EOS, PAD, IMAGE = range(len(SPECIAL_TOKENS))
 
 # The tilings of llava-v1.6: one row of two, a square of four, one row of three, and so on.
 GRID_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-# What each image processor uses in public checkpoints.
-PIXEL_MEAN = {"clip": [0.48145466, 0.4578275, 0.40821073], "siglip": [0.5, 0.5, 0.5]}
-PIXEL_STD = {"clip": [0.26862954, 0.26130258, 0.27577711], "siglip": [0.5, 0.5, 0.5]}
 
 # The size of a layer's outputs for inputs of size one; 1 where not listed. Found by trying: with
 # less the model repeats one word whatever the image, with more rounding would choose the words.
 VISION_GAINS = {"q_proj": 1.7, "k_proj": 1.7}
 TEXT_GAINS = {"q_proj": 3.0, "k_proj": 3.0, "down_proj": 2.0, "linear_2": 1.5, "lm_head": 3.0}
-
-# LLaVA-1.5's: images first, then the text. Content may be a string or a list of parts.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] != 'system' -%}{{ message['role'].upper() + ': ' }}{%- endif -%}
-{%- if message['content'] is string -%}
-{{ message['content'] + ' ' }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] in ('image', 'image_url') -%}{{ '<image>\\n' }}{%- endif -%}
-{%- endfor -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'text' -%}{{ part['text'] + ' ' }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
 
 # What the tokenizer is trained on, and so the words that the models can say.
 SENTENCES = (
@@ -181,8 +169,9 @@ def build_text_llama(
 
 def build_once(path: Path, asked: dict[str, Any], write: Any) -> Path:
     """Fill ``path`` through ``write(folder)`` unless it already holds what is asked for."""
-    # The source counts as a parameter: a change in this file is a different model.
-    asked = asked | {"source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    # The source counts as a parameter: a change in it is a different model.
+    source = Path(__file__).read_bytes() + Path(checkpoint.__file__).read_bytes()
+    asked = asked | {"source": hashlib.sha256(source).hexdigest()}
     note = path / "built.json"
     if note.is_file() and json.loads(note.read_text()) == asked:
         return path
@@ -304,17 +293,3 @@ def draw_weights(model: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> N
     words = {f" {word}" for word in re.findall(r"\b[a-z]+\b", " ".join(SENTENCES))}
     is_word = torch.tensor([tokenizer.decode([token]) in words for token in range(len(tokenizer))])
     model.get_output_embeddings().weight[~is_word] = 0.0
-
-
-def rename_tower(file: Path) -> None:
-    """Give the tower the key names of public checkpoints, which vLLM 0.32 insists on.
-
-    Transformers 5 writes ``vision_tower.encoder...`` and reads
-    ``vision_tower.vision_model.encoder...`` as well; vLLM reads only the latter.
-    """
-    weights = load_file(file)
-    renamed = {
-        re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key): value
-        for key, value in weights.items()
-    }
-    save_file(renamed, file, metadata={"format": "pt"})

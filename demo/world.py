@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's pictures and questions, with the true answers."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from small_vlm.scenes import Scene, Thing, draw, place_thing
+from small_vlm.scenes import CELLS, Scene, draw, place_thing
+
+# Colour, kind, cell and radius in pixels, in reading order.
+_THINGS = (
+    ("red", "ring", (0, 0), 14),
+    ("blue", "star", (0, 3), 16),
+    ("green", "square", (1, 1), 15),
+    ("yellow", "h", (2, 3), 13),
+    ("pink", "disc", (3, 0), 16),
+    ("cyan", "triangle", (3, 2), 15),
+)
 
 
 class Asked(NamedTuple):
@@ -17,43 +26,16 @@ class Asked(NamedTuple):
     truth: str
 
 
-@dataclass(frozen=True)
-class DemoPicture:
-    """A drawn scene, and what to ask about it."""
-
-    scene: Scene
-    questions: tuple[Asked, Asked]
+QUESTIONS = (Asked("What color is the ring?", "red"), Asked("Which letter is yellow?", "h"))
 
 
-def scene_picture(picture: DemoPicture) -> Image.Image:
-    """The picture, 168 pixels on a side."""
-    return Image.fromarray(draw(picture.scene))
+def picture_of(seed: int) -> Image.Image:
+    """The demo's things on one of many grounds, 168 pixels on a side.
 
-
-def _scene(seed: int, *things: tuple[str, str, tuple[int, int], int]) -> Scene:
+    Another seed is another image to every cache, and the same questions have the same answers.
+    """
     rng = np.random.default_rng(seed)
-    placed: list[Thing] = [
-        place_thing(rng, color, kind, cell, (0, 0), radius) for color, kind, cell, radius in things
-    ]
-    return Scene(tuple(sorted(placed, key=lambda thing: thing.cell)), cells=4, seed=seed)
-
-
-PICTURES = tuple(
-    DemoPicture(
-        _scene(
-            seed,
-            ("red", "ring", (0, 0), 14),
-            ("blue", "star", (0, 3), 16),
-            ("green", "square", (1, 1), 15),
-            ("yellow", "h", (2, 3), 13),
-            ("pink", "disc", (3, 0), 16),
-            ("cyan", "triangle", (3, 2), 15),
-        ),
-        (
-            Asked("What color is the ring?", "red"),
-            Asked("Which letter is yellow?", "h"),
-        ),
+    things = tuple(
+        place_thing(rng, color, kind, cell, (0, 0), radius) for color, kind, cell, radius in _THINGS
     )
-    for seed in range(4)
-)
-"""Four drawings of the same things on other grounds: to every cache, four images."""
+    return Image.fromarray(draw(Scene(things, cells=CELLS, seed=seed)))

@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable
 
+from flashvlm_vllm.bounded import remember
+
 _LIMIT = 100_000
 
 
@@ -17,9 +19,7 @@ class SelectionFailures:
 
         It stays failed: what stood in for it is in the prefix cache by now.
         """
-        self._messages[identity] = message
-        if len(self._messages) > _LIMIT:
-            self._messages.pop(next(iter(self._messages)))
+        remember(self._messages, identity, message, _LIMIT)
 
     def among(self, identities: Iterable[str]) -> dict[str, str]:
         """Return the messages of those images that failed."""

@@ -20,6 +20,7 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, Mult
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
+from flashvlm_vllm.bounded import remember
 from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
@@ -110,7 +111,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._counts_by_uuid: dict[str, TokenCount] = {}
-        self._uuid_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._identities_by_hash: dict[str, str] = {}
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
@@ -171,12 +172,12 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """
         known = self._identities_by_hash
         hashes = result["mm_hashes"].get("image", ())
-        for name, item in zip(hashes, result["mm_kwargs"].get("image", ()), strict=True):
-            if item is not None and IDENTITY_FIELD in item:
-                known[name] = bytes(item[IDENTITY_FIELD].data.flatten().tolist()).hex()
-                if len(known) > _REMEMBERED_IDENTITIES:
-                    known.pop(next(iter(known)))
-        return tuple(known[name] for name in hashes if name in known)
+        with self._lock:
+            for name, item in zip(hashes, result["mm_kwargs"].get("image", ()), strict=True):
+                if item is not None and IDENTITY_FIELD in item:
+                    identity = bytes(item[IDENTITY_FIELD].data.flatten().tolist()).hex()
+                    remember(known, name, identity, _REMEMBERED_IDENTITIES)
+            return tuple(known[name] for name in hashes if name in known)
 
     def _budget(self, kwargs: dict[str, Any], items: MultiModalDataItems) -> Budget | None:
         """Take the request's budget out of ``kwargs``, or fall back to the engine's default."""
@@ -212,10 +213,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 counts[index] = self._counts_by_uuid.get(uuid)
                 continue
             # vLLM may process several prompts in as many threads.
-            with self._uuid_lock:
-                self._counts_by_uuid[uuid] = given
-                if len(self._counts_by_uuid) > _REMEMBERED_UUIDS:
-                    self._counts_by_uuid.pop(next(iter(self._counts_by_uuid)))
+            with self._lock:
+                remember(self._counts_by_uuid, uuid, given, _REMEMBERED_UUIDS)
         return counts
 
     def _given_counts(self, items: MultiModalDataItems) -> list[TokenCount | None]:

@@ -19,17 +19,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.tiny_llava import CHAT_TEMPLATE, HEAD_DIM, PIXEL_MEAN, PIXEL_STD, SPECIAL_TOKENS
+from small_vlm.checkpoint import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    HEAD_DIM,
+    IMAGE,
+    PAD,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    SPECIAL_TOKENS,
+    UNK,
+)
 from small_vlm.language import WORDS
-from small_vlm.scenes import IMAGE_SIZE, PATCH, Pixels
+from small_vlm.scenes import IMAGE_SIZE, PATCH, SIDE, Pixels
 
 VISION_WIDTH: Final = 128
 VISION_LAYERS: Final = 5  # Features leave the fourth; the fifth serves CLS alone.
 WIDTH: Final = 128
 LAYERS: Final = 4
-SIDE: Final = IMAGE_SIZE // PATCH
 VISUAL_TOKENS: Final = SIDE * SIDE
-UNK, BOS, EOS, PAD, IMAGE = range(len(SPECIAL_TOKENS))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,6 +120,15 @@ def normalized(pictures: list[Pixels]) -> Tensor:
     mean = torch.tensor(PIXEL_MEAN["clip"]).view(1, 3, 1, 1)
     std = torch.tensor(PIXEL_STD["clip"]).view(1, 3, 1, 1)
     return (pixels - mean) / std
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """Return what the stages of the training move: tower, projector, language model."""
+    return {
+        "tower": tower_of(model),
+        "projector": model.model.multi_modal_projector,
+        "language": model.model.language_model,
+    }
 
 
 def tower_of(model: Any) -> Any:

@@ -22,6 +22,8 @@ CELL: Final = PATCH * CELL_PATCHES
 CELLS: Final = 4
 """Cells along a side of the full canvas: 24 x 24 patches, as LLaVA-1.5's tower has."""
 IMAGE_SIZE: Final = CELL * CELLS
+SIDE: Final = IMAGE_SIZE // PATCH
+"""Patches along a side of the full canvas."""
 
 COLORS: Final = {
     "red": (215, 40, 40),
@@ -35,8 +37,8 @@ SHAPES: Final = ("disc", "square", "triangle", "cross", "ring", "star")
 LETTERS: Final = ("h", "k", "m", "z")
 KINDS: Final = SHAPES + LETTERS
 
+ANY_SIZE: Final = (8, 20)
 SMALL: Final = (8, 10)
-PLAIN: Final = (9, 15)
 LARGE: Final = (18, 20)
 """Ranges of an object's radius in pixels, both ends included."""
 
@@ -79,7 +81,7 @@ def sample_scene(
     rng: np.random.Generator,
     count: int,
     cells: int = CELLS,
-    radii: Sequence[tuple[int, int]] = (PLAIN,),
+    radii: Sequence[tuple[int, int]] = (ANY_SIZE,),
     origin: tuple[int, int] = (0, 0),
 ) -> Scene:
     """Place ``count`` random objects in different cells.
@@ -93,7 +95,7 @@ def sample_scene(
 
     """
     places = rng.permutation(cells * cells)[:count]
-    colors, kinds = list(COLORS), KINDS
+    colors = list(COLORS)
     things = []
     for index, place in enumerate(places):
         low, high = radii[min(index, len(radii) - 1)]
@@ -101,7 +103,7 @@ def sample_scene(
             place_thing(
                 rng,
                 colors[rng.integers(len(colors))],
-                kinds[rng.integers(len(kinds))],
+                KINDS[rng.integers(len(KINDS))],
                 divmod(int(place), cells),
                 origin,
                 int(rng.integers(low, high + 1)),
@@ -136,7 +138,7 @@ def draw(scene: Scene) -> Pixels:
         mask = sprite(thing.kind, thing.radius)[..., None]
         part = picture[top:bottom, left:right]
         part += mask * (color - part)
-    noise = _noise(0)[: side * side * 3].reshape(side, side, 3)
+    noise = _noise()[: side * side * 3].reshape(side, side, 3)
     picture += np.roll(noise, int(rng.integers(side)), axis=0)
     return picture.clip(0, 255).astype(np.uint8)
 
@@ -157,8 +159,8 @@ def ground(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 
 @functools.cache
-def _noise(seed: int) -> NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
+def _noise() -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
     return rng.normal(0, 8, IMAGE_SIZE * IMAGE_SIZE * 3).astype(np.float32)
 
 

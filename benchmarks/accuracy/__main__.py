@@ -24,8 +24,8 @@ from benchmarks.accuracy.agreement import agreement
 from benchmarks.accuracy.grounding import alignment, measure
 from benchmarks.accuracy.reference import Reference
 from benchmarks.accuracy.report import write_report
-from benchmarks.accuracy.served import Asker, png
-from benchmarks.accuracy.sets import FRAMES, Item, clips, plain, stress
+from benchmarks.accuracy.served import Asker
+from benchmarks.accuracy.sets import FRAMES, Item, clips, plain, stress, urls_of
 from demo.server import Server
 from flashvlm_vllm.selection.registry import BUILT_IN
 from small_vlm import WEIGHTS
@@ -111,7 +111,7 @@ def run(asked: argparse.Namespace, results: Results) -> None:
     if {"served", "agreement"} & set(asked.parts):
         with serving(asked.model, SCRATCH) as (asker, trace):
             if "agreement" in asked.parts:
-                results.found["agreement"] = agreement(asker, trace, rows.load(asked.model))
+                results.found["agreement"] = agreement(asker, trace, Reference(asked.model))
                 results.save()
             if "served" in asked.parts:
                 ask_server(asker, sets, results)
@@ -139,7 +139,7 @@ def serving(model: Path, scratch: Path) -> Iterator[tuple[Asker, Path]]:
 def ask_server(asker: Asker, sets: dict[str, list[Item]], results: Results) -> None:
     """Fill the rows of the server's own selectors, and the unpruned one."""
     for name, items in sets.items():
-        pictures = [[png(picture) for picture in item.pictures()] for item in items]
+        pictures = [urls_of(item) for item in items]
         frames = len(items[0].frames)
         results.record(name, "unpruned", items, asker.answers(items, pictures, None, "flashvlm"))
         for budget in BUDGETS:
@@ -150,7 +150,7 @@ def ask_server(asker: Asker, sets: dict[str, list[Item]], results: Results) -> N
 
 def ask_reference(asked: argparse.Namespace, sets: dict[str, list[Item]], results: Results) -> None:
     """Fill the rows that need no server."""
-    reference = rows.load(asked.model)
+    reference = Reference(asked.model)
     for name, items in sets.items():
         prepared = rows.prepare(reference, items)
         answered = answers_of(asked.parts, reference, prepared, is_clip=name == "clips")

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.accuracy.reference import Reference
 from benchmarks.accuracy.rows import by_selector, prepare
-from benchmarks.accuracy.served import Asker, png
-from benchmarks.accuracy.sets import plain
+from benchmarks.accuracy.served import Asker
+from benchmarks.accuracy.sets import plain, urls_of
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 QUESTIONS: Final = 60
@@ -31,7 +31,7 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
 
     """
     items = plain(QUESTIONS, SEED)
-    pictures = [[png(picture) for picture in item.pictures()] for item in items]
+    pictures = [urls_of(item) for item in items]
     prepared = prepare(reference, items)
     found: dict[str, Any] = {"questions": QUESTIONS, "budget": BUDGET}
     for name, selector in BUILT_IN.items():
@@ -43,14 +43,12 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
             # One at a time, so that the last line of the trace is this question's.
             served += asker.answers([item], [urls], BUDGET, name)
             seen = looks[0]
-            ours += reference.answer(
-                [choose(reference, item, seen, text, 0, BUDGET)], [item.question.text]
-            )
+            chosen = choose(reference, item, seen, text, 0, BUDGET)
+            ours += reference.answer([chosen], [item.question.text])
             kept = json.loads(trace.read_text().splitlines()[-1])["kept"]
             if kept is not None:
                 indices = torch.tensor(kept)
                 given += reference.answer([seen.projected[indices]], [item.question.text])
-                chosen = choose(reference, item, seen, text, 0, BUDGET)
                 same += bool(torch.equal(chosen, seen.projected[indices]))
         row: dict[str, int] = {"answers": sum(a == b for a, b in zip(served, ours, strict=True))}
         if not selector.merges:

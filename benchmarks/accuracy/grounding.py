@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy.inside.llama import Llama
-from benchmarks.accuracy.inside.sparsevlm import schedule
+from benchmarks.accuracy.inside.sparsevlm import raters, schedule
 from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
 from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
 from flashvlm_vllm.selection.registry import find_selector
-from small_vlm.architecture import SIDE
+from small_vlm.scenes import PATCH, SIDE
 
 Scores = Callable[[Reference, Item, Seen, Tensor], Tensor]
 """From a picture and the words' embeddings to (N,) scores, at least 0."""
@@ -36,8 +36,7 @@ def distance(scores: Tensor, item: Item) -> float:
     """Return the attention distance in patches."""
     assert item.about is not None
     left, top, right, bottom = item.about.box
-    patch = 168 / SIDE
-    centre = torch.tensor([(top + bottom) / 2 / patch - 0.5, (left + right) / 2 / patch - 0.5])
+    centre = torch.tensor([(top + bottom) / 2 / PATCH - 0.5, (left + right) / 2 / PATCH - 0.5])
     rows, columns = np.divmod(np.arange(len(scores)), SIDE)
     places = torch.tensor(np.stack([rows, columns], 1), dtype=torch.float32)
     weight = scores / scores.sum()
@@ -90,13 +89,11 @@ def sparsevlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor)
     llama, places = Llama(reference.model), torch.arange(len(embeddings))
     first = min(schedule(len(llama.layers), len(seen.projected), 64))
     with torch.inference_mode():
-        tail = embeddings[visual.stop :]
-        rating = torch.softmax(embeddings[visual] @ tail.T, dim=1).mean(dim=0)
-        raters = places[visual.stop :][rating > rating.mean()]
+        rating = visual.stop + raters(embeddings[visual], embeddings[visual.stop :])
         hidden = embeddings
         for layer in range(first):
             hidden = llama.layer(layer, hidden, places)
-        attention = llama.attention(first, hidden, places, raters)
+        attention = llama.attention(first, hidden, places, rating)
         return attention[:, visual].mean(dim=0)
 
 
@@ -108,12 +105,10 @@ SCORES: Final[dict[str, Scores]] = {
 }
 
 
-def kept_by(
-    name: str, reference: Reference, item: Item, seen: Seen, text: Tensor, budget: int
-) -> Tensor:
+def kept_by(name: str, scores: Tensor, seen: Seen, text: Tensor, budget: int) -> Tensor:
     """Return which patches a method keeps; those inside the model keep their best scores."""
     if name in ("fastv", "sparsevlm"):
-        return SCORES[name](reference, item, seen, text).topk(budget).indices
+        return scores.topk(budget).indices
     chosen = run_selector(name, find_selector(name), seen.tokens(budget, text), trusted=True)
     assert chosen.indices is not None
     return chosen.indices
@@ -136,7 +131,7 @@ def measure(
             values["distance"].append(distance(map_, item))
             values["entropy"].append(entropy(map_))
             for budget in budgets:
-                kept = kept_by(name, reference, item, seen, text, budget)
+                kept = kept_by(name, map_, seen, text, budget)
                 iou, coverage = overlap(kept, item)
                 values[f"iou {budget}"].append(iou)
                 values[f"coverage {budget}"].append(coverage)

@@ -8,7 +8,7 @@ is repeated here in part, and must agree answer by answer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from benchmarks.accuracy.sets import Item
 from flashvlm_vllm.selection import VisualTokens
-from small_vlm.architecture import EOS, normalized, tower_of
+from small_vlm.architecture import normalized, tower_of
+from small_vlm.checkpoint import EOS
 from small_vlm.scenes import Pixels
 
 ANSWER_TOKENS = 4
@@ -136,7 +136,3 @@ class Reference:
                 break
             embeddings = self.language.embed_tokens(best)[:, None]
         return said
-
-
-Choose = Callable[[Item, Sequence[Seen], Tensor], Tensor]
-"""From a question, its pictures and its words' embeddings to visual embeddings (T, D)."""

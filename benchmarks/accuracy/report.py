@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.accuracy.rows import ABLATED, READINGS, SWEEPS
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
-from flashvlm_vllm.selection import ABLATIONS
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 RIVAL: Final = "vispruner"
@@ -86,7 +86,7 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
     for one in sets.values():
         parts.append(accuracy_table(one))
     for name in ("plain", "stress"):
-        if name in sets and any(row.startswith("without_") for row in sets[name].rows):
+        if name in sets and any(row.rpartition("@")[0] in ABLATED for row in sets[name].rows):
             parts += [variants_tables(sets[name])]
     if "grounding" in found:
         parts.append(grounding_table(found))
@@ -109,7 +109,8 @@ def accuracy_table(one: Set) -> str:
     lines = [line(head), line(["---"] * len(head))]
     whole = one.unpruned
     cells = [f"{one.family(whole, family):.3f}" for family in families]
-    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), "1", "", "100"]))
+    paper = "" if one.name == "stress" else "100"
+    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), "1", "", paper]))
     for index, budget in enumerate(one.budgets):
         rival = one.rows.get(f"{RIVAL}@{budget}")
         for row in (*BOUNDS, *INSIDE, *BUILT_IN):
@@ -136,19 +137,12 @@ def accuracy_table(one: Set) -> str:
 
 def variants_tables(one: Set) -> str:
     """Return ablations (Table 5), sweeps (Table 11) and readings, each against the default."""
+    sweeps = [f"{name} {value}" for name, values in SWEEPS.items() for value in values]
     groups = {
-        "Ablations (as Table 5)": list(ABLATIONS),
-        "Sweeps (as Table 11)": [],
-        "Other readings of the method": [],
+        "Ablations (as Table 5)": list(ABLATED),
+        "Sweeps (as Table 11)": sweeps,
+        "Other readings of the method": list(READINGS),
     }
-    for key in one.rows:
-        row = key.rpartition("@")[0]
-        if row in ABLATIONS or row in (*BOUNDS, *INSIDE, *BUILT_IN) or not row:
-            continue
-        is_sweep = row.split(" ")[-1].replace(".", "").isdigit()
-        group = groups["Sweeps (as Table 11)" if is_sweep else "Other readings of the method"]
-        if row not in group:
-            group.append(row)
     parts = []
     for title, rows in groups.items():
         head = ["", *(f"{budget} tokens" for budget in one.budgets)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,7 +16,7 @@ from benchmarks.accuracy.inside.fastv import fastv
 from benchmarks.accuracy.inside.sparsevlm import schedule, sparsevlm
 from benchmarks.accuracy.inside.tome import tome
 from benchmarks.accuracy.reference import AFTER, ANSWER_TOKENS, BEFORE, Reference, Seen
-from benchmarks.accuracy.sets import Item, batches, nearest_patches
+from benchmarks.accuracy.sets import Item, nearest_patches
 from flashvlm_vllm.selection import (
     ABLATIONS,
     SelectionConfig,
@@ -25,7 +24,9 @@ from flashvlm_vllm.selection import (
     select_visual_tokens,
 )
 from flashvlm_vllm.selection.registry import find_selector
-from small_vlm.architecture import EOS, SIDE, normalized
+from small_vlm.architecture import normalized
+from small_vlm.checkpoint import EOS
+from small_vlm.scenes import PATCH, SIDE
 
 BATCH: Final = 32
 
@@ -43,10 +44,7 @@ class Prepared:
 
 def prepare(reference: Reference, items: list[Item]) -> Prepared:
     """Encode every picture once."""
-    looks: list[list[Seen]] = []
-    for batch in batches(items, BATCH):
-        for item in batch:
-            looks.append(reference.look(item.pictures()))
+    looks = [reference.look(item.pictures()) for item in items]
     return Prepared(items, looks, [reference.words(item.question.text) for item in items])
 
 
@@ -56,24 +54,16 @@ Choose = Callable[[Reference, Item, Seen, Tensor, int, int], Tensor]
 
 def answers(reference: Reference, prepared: Prepared, choose: Choose, budget: int) -> list[str]:
     """Answer every question of a set after a choice at the boundary; ``budget`` per item."""
-    said: list[str] = []
-    for start in range(0, len(prepared.items), BATCH):
-        rows = range(start, min(start + BATCH, len(prepared.items)))
-        visual, questions = [], []
-        for row in rows:
-            item, looks = prepared.items[row], prepared.looks[row]
-            each = budget // len(looks)
-            visual.append(
-                torch.cat(
-                    [
-                        choose(reference, item, seen, prepared.texts[row], frame, each)
-                        for frame, seen in enumerate(looks)
-                    ]
-                )
-            )
-            questions.append(item.question.text)
-        said += reference.answer(visual, questions)
-    return said
+    visual = [
+        torch.cat(
+            [
+                choose(reference, item, seen, text, frame, budget // len(looks))
+                for frame, seen in enumerate(looks)
+            ]
+        )
+        for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True)
+    ]
+    return _answer_all(reference, prepared, visual)
 
 
 Answer = Callable[[Reference, Prepared, int], list[str]]
@@ -156,7 +146,7 @@ def downscaled(reference: Reference, prepared: Prepared, budget: int) -> list[st
     The tower's position embeddings are interpolated to the smaller grid, as Transformers does.
     """
     side = int((budget / len(prepared.looks[0])) ** 0.5)
-    pixels = side * (reference.model.config.vision_config.image_size // SIDE)
+    pixels = side * PATCH
     visual = []
     for item in prepared.items:
         small = []
@@ -244,9 +234,3 @@ READINGS: Final[dict[str, Choose]] = {
 """Where the paper and its released code can be read differently (selectors.md 2.3)."""
 
 ABLATED: Final[dict[str, Choose]] = {name: by_config(each) for name, each in ABLATIONS.items()}
-
-
-def load(path: Path) -> Reference:
-    """Load the model for a table."""
-    torch.manual_seed(0)
-    return Reference(path)

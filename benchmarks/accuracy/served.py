@@ -4,30 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any, Final
 
 from openai import AsyncOpenAI
-from PIL import Image
 
 from benchmarks.accuracy.reference import ANSWER_TOKENS
 from benchmarks.accuracy.sets import Item
-from small_vlm.scenes import Pixels
 
 CONCURRENT: Final = 16
 
 
 class AccountingError(RuntimeError):
     """The server kept another number of tokens than it was asked to."""
-
-
-def png(picture: Pixels) -> str:
-    """Return a picture as a data URL, without loss."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 class Asker:
@@ -53,48 +42,40 @@ class Asker:
             selector: its name on the server.
 
         """
-        return asyncio.run(self._all(items, pictures, budget, selector))
 
-    async def _all(
-        self,
-        items: Sequence[Item],
-        pictures: Sequence[Sequence[str]],
-        budget: int | None,
-        selector: str,
-    ) -> list[str]:
-        limit = asyncio.Semaphore(CONCURRENT)
-        # A client belongs to the event loop that it is used in.
-        async with AsyncOpenAI(base_url=self._url, api_key="none", max_retries=0) as client:
+        async def ask_all() -> list[str]:
+            limit = asyncio.Semaphore(CONCURRENT)
+            # A client belongs to the event loop that it is used in.
+            async with AsyncOpenAI(base_url=self._url, api_key="none", max_retries=0) as client:
 
-            async def one(item: Item, urls: Sequence[str]) -> str:
-                async with limit:
-                    return await self._ask(client, item, urls, budget, selector)
+                async def ask(item: Item, urls: Sequence[str]) -> str:
+                    each = None if budget is None else budget // len(urls)
+                    wishes = {"visual_budget": each, "visual_selector": selector}
+                    async with limit:
+                        return await self._ask(client, item.question.text, urls, wishes)
 
-            return list(
-                await asyncio.gather(
-                    *(one(item, urls) for item, urls in zip(items, pictures, strict=True))
-                )
-            )
+                asked = (ask(*each) for each in zip(items, pictures, strict=True))
+                return list(await asyncio.gather(*asked))
+
+        return asyncio.run(ask_all())
 
     async def _ask(
-        self,
-        client: AsyncOpenAI,
-        item: Item,
-        urls: Sequence[str],
-        budget: int | None,
-        selector: str,
+        self, client: AsyncOpenAI, question: str, urls: Sequence[str], wishes: dict[str, Any]
     ) -> str:
-        each = None if budget is None else budget // len(urls)
         content: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        content.append({"type": "text", "text": item.question.text})
+        content.append({"type": "text", "text": question})
         answer = await client.chat.completions.create(
             model=self._model,
             messages=[{"role": "user", "content": content}],
             max_tokens=ANSWER_TOKENS,
             temperature=0,
-            extra_body={"visual_budget": each, "visual_selector": selector},
+            extra_body=wishes,
         )
-        kept = answer.usage.visual_tokens["kept"]  # type: ignore[union-attr]
-        if each is not None and kept != each * len(urls):
-            raise AccountingError(f"asked for {each} of each picture, {kept} were kept")
+        counts = getattr(answer.usage, "visual_tokens", None)
+        if counts is None:
+            raise AccountingError("the server does not say what it kept: is the plugin named?")
+        each = wishes["visual_budget"]
+        expected = counts["total"] if each is None else each * len(urls)
+        if counts["kept"] != expected:
+            raise AccountingError(f"{expected} visual tokens asked for, {counts['kept']} kept")
         return (answer.choices[0].message.content or "").strip()

@@ -7,29 +7,18 @@ one question, so that answers are independent of one another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from PIL import Image
 
-from small_vlm.language import FAMILIES, Family, Question, place_of, questions
-from small_vlm.scenes import (
-    CELL,
-    CELLS,
-    LARGE,
-    PATCH,
-    SMALL,
-    Pixels,
-    Scene,
-    Thing,
-    draw,
-    sample_scene,
-)
+from demo.photo import data_url
+from small_vlm.language import FAMILIES, Family, Question, questions
+from small_vlm.scenes import LARGE, PATCH, SIDE, SMALL, Pixels, Scene, Thing, draw, sample_scene
 
 FIRST_TEST_SEED: Final = 1_000_000
-ANY_SIZE: Final = ((8, 20),)  # As in training.
-SIDE: Final = CELLS * CELL // PATCH
 FRAMES: Final = 4
 
 
@@ -51,15 +40,31 @@ class Item:
         return [i for i, scene in enumerate(self.frames) if self.about in scene.things]
 
 
+def urls_of(item: Item) -> list[str]:
+    """Return an item's frames as data URLs, without loss."""
+    return [data_url(Image.fromarray(picture)) for picture in item.pictures()]
+
+
 def plain(count: int, seed: int) -> list[Item]:
     """Scenes of three to eight objects of any size; the question families take turns."""
-    return _collect(count, seed, FAMILIES, _plain_scenes)
+
+    def sample(rng: np.random.Generator, family: Family) -> Item | None:
+        scene = sample_scene(rng, int(rng.integers(3, 9)))
+        return _ask((scene,), scene, family, rng)
+
+    return _collect(count, [seed], FAMILIES, sample)
 
 
 def stress(count: int, seed: int) -> list[Item]:
     """The question is about a small object, and three to five large ones distract (Table 12)."""
-    families: tuple[Family, ...] = ("color", "shape", "letter", "where")
-    return _collect(count, seed, families, _stress_scenes)
+
+    def sample(rng: np.random.Generator, family: Family) -> Item | None:
+        scene = sample_scene(rng, int(rng.integers(4, 7)), radii=(SMALL, LARGE))
+        # The first one drawn is the small one; the scene is in reading order by now.
+        small = min(scene.things, key=lambda thing: thing.radius)
+        return _ask((scene,), scene, family, rng, about=small)
+
+    return _collect(count, [seed], ("color", "shape", "letter", "where"), sample)
 
 
 def clips(count: int, seed: int) -> list[Item]:
@@ -67,72 +72,66 @@ def clips(count: int, seed: int) -> list[Item]:
 
     The questions ask for what something is, of an object that stays or of one that passes by.
     """
-    rng = np.random.default_rng([FIRST_TEST_SEED, seed, 2])
-    families: tuple[Family, ...] = ("color", "shape", "letter")
-    items: list[Item] = []
-    while len(items) < count:
-        family = families[len(items) % len(families)]
-        frames = sample_clip(rng)
-        item = ask_about_clip(frames, family, rng)
-        if item is not None:
-            items.append(item)
-    return items
+
+    def sample(rng: np.random.Generator, family: Family) -> Item | None:
+        frames = _sample_clip(rng)
+        shown = {thing for scene in frames for thing in scene.things}
+        whole = replace(frames[0], things=_in_reading_order(shown))
+        return _ask(frames, whole, family, rng)
+
+    return _collect(count, [seed, 2], ("color", "shape", "letter"), sample)
 
 
-def sample_clip(rng: np.random.Generator, frames: int = FRAMES) -> tuple[Scene, ...]:
+def _sample_clip(rng: np.random.Generator) -> tuple[Scene, ...]:
     """Draw a clip: two to four objects stay, and each frame has one or two of its own."""
     stay = int(rng.integers(2, 5))
-    passing = rng.integers(1, 3, frames)
-    whole = sample_scene(rng, stay + int(passing.sum()), CELLS, ANY_SIZE)
+    passing = rng.integers(1, 3, FRAMES)
+    whole = sample_scene(rng, stay + int(passing.sum()))
     shuffled = [whole.things[i] for i in rng.permutation(len(whole.things))]
     still, rest = shuffled[:stay], shuffled[stay:]
     clip = []
     for number in passing.tolist():
         own, rest = rest[:number], rest[number:]
-        things = tuple(sorted([*still, *own], key=lambda thing: thing.cell))
-        clip.append(replace(whole, things=things))
+        clip.append(replace(whole, things=_in_reading_order([*still, *own])))
     return tuple(clip)
 
 
-def ask_about_clip(
-    frames: tuple[Scene, ...], family: Family, rng: np.random.Generator
+def _in_reading_order(things: Iterable[Thing]) -> tuple[Thing, ...]:
+    return tuple(sorted(things, key=lambda thing: thing.cell))
+
+
+def _ask(
+    frames: tuple[Scene, ...],
+    whole: Scene,
+    family: Family,
+    rng: np.random.Generator,
+    about: Thing | None = None,
 ) -> Item | None:
-    """Ask one question of a family about everything that a clip shows, if there is one."""
-    things = tuple(sorted({t for scene in frames for t in scene.things}, key=lambda t: t.cell))
-    union = replace(frames[0], things=things)
-    asked = [question for question in questions(union, rng) if question.family == family]
+    """Ask one question of a family about all that is shown, ``about`` one object if given."""
+    asked = [
+        (question, None if question.about is None else whole.things[question.about])
+        for question in questions(whole, rng)
+        if question.family == family
+    ]
+    asked = [each for each in asked if about is None or each[1] == about]
     if not asked:
         return None
-    question = asked[rng.integers(len(asked))]
-    assert question.about is not None
-    return Item(frames, question, things[question.about])
+    return Item(frames, *asked[rng.integers(len(asked))])
 
 
-def _plain_scenes(rng: np.random.Generator) -> tuple[Scene, None]:
-    return sample_scene(rng, int(rng.integers(3, 9)), CELLS, ANY_SIZE), None
-
-
-def _stress_scenes(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = sample_scene(rng, int(rng.integers(4, 7)), CELLS, (SMALL, LARGE))
-    # The first one drawn is the small one; the scene is in reading order by now.
-    return scene, min(range(len(scene.things)), key=lambda i: scene.things[i].radius)
-
-
-def _collect(count: int, seed: int, families: tuple[Family, ...], scenes: object) -> list[Item]:
-    rng = np.random.default_rng([FIRST_TEST_SEED, seed])
+def _collect(
+    count: int,
+    seed: list[int],
+    families: Sequence[Family],
+    sample: Callable[[np.random.Generator, Family], Item | None],
+) -> list[Item]:
+    """Draw until there are ``count`` questions, of the families in turn."""
+    rng = np.random.default_rng([FIRST_TEST_SEED, *seed])
     items: list[Item] = []
     while len(items) < count:
-        family = families[len(items) % len(families)]
-        scene, about = scenes(rng)  # type: ignore[operator]
-        asked = [
-            question
-            for question in questions(scene, rng)
-            if question.family == family and (about is None or question.about == about)
-        ]
-        if asked:
-            question = asked[rng.integers(len(asked))]
-            thing = None if question.about is None else scene.things[question.about]
-            items.append(Item((scene,), question, thing))
+        item = sample(rng, families[len(items) % len(families)])
+        if item is not None:
+            items.append(item)
     return items
 
 
@@ -150,23 +149,3 @@ def nearest_patches(thing: Thing, budget: int) -> list[int]:
     rows, columns = np.divmod(np.arange(SIDE * SIDE), SIDE)
     distance = np.hypot((rows + 0.5) * PATCH - y, (columns + 0.5) * PATCH - x)
     return sorted(np.argsort(distance, kind="stable")[:budget].tolist())
-
-
-def batches(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """Cut a set into consecutive batches."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-__all__ = [
-    "Item",
-    "ask_about_clip",
-    "batches",
-    "box_patches",
-    "clips",
-    "nearest_patches",
-    "place_of",
-    "plain",
-    "sample_clip",
-    "stress",
-]

@@ -34,10 +34,15 @@ def share(right: Sequence[bool]) -> Interval:
     return Interval(value, middle - half, middle + half)
 
 
+def mean_ratio(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the paper's "ACC": the unweighted mean of score / reference (selectors.md 1.5)."""
+    return float(np.mean(np.asarray(scores) / np.asarray(reference)))
+
+
 def relative(
     right: Sequence[bool], reference: Sequence[bool], groups: Sequence[str], seed: int = 0
 ) -> Interval:
-    """Return the mean over groups of accuracy / reference accuracy, the paper's "ACC".
+    """Return the "ACC" of a row, with the groups in the place of the paper's benchmarks.
 
     Args:
         right: answers with a selector.
@@ -51,7 +56,7 @@ def relative(
     ours, theirs = np.asarray(right, float), np.asarray(reference, float)
 
     def ratio(chosen: list[np.ndarray]) -> float:
-        return float(np.mean([ours[rows].mean() / theirs[rows].mean() for rows in chosen]))
+        return mean_ratio(*([part[rows].mean() for rows in chosen] for part in (ours, theirs)))
 
     rng = np.random.default_rng(seed)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -92,9 +92,10 @@ class Candidates:
         return min(self.budget, len(self.projected))
 
     @property
-    def are_merged(self) -> bool:
-        """Whether the selection returns features in place of indices."""
-        return self.budget < len(self.projected) and find_selector(self.selector).merges
+    def kind(self) -> str:
+        """Which field of a ``Selection`` the answer fills, whatever comes of the selector."""
+        is_whole = self.budget >= len(self.projected)
+        return "indices" if is_whole or not find_selector(self.selector).merges else "merged"
 
     @property
     def key(self) -> tuple[bytes, int]:
@@ -165,28 +166,24 @@ class VisualTokenSelection:
         group = get_tp_group()
         if group.world_size == 1:
             return self._select_here(candidates)
-        first = group.rank_in_group == 0
-        chosen = self._select_here(candidates) if first else None
-        merged = [each for each in candidates if each.are_merged]
-        whole = [each for each in candidates if not each.are_merged]
-        like = candidates[0]
+        chosen = self._select_here(candidates) if group.rank_in_group == 0 else None
+        features = candidates[0].features
+        empty = {"indices": features.new_empty(0, dtype=torch.int64), "merged": features[:0]}
         selections: dict[int, Selection] = {}
-        for kind, items, empty in (
-            ("indices", whole, like.features.new_empty(0, dtype=torch.int64)),
-            ("merged", merged, like.features[:0]),
-        ):
-            if not items:
+        for kind, like in empty.items():
+            rows = [row for row, each in enumerate(candidates) if each.kind == kind]
+            if not rows:
                 continue
-            counts = [each.kept for each in items]
+            counts = [candidates[row].kept for row in rows]
             if chosen is None:
-                sent = empty.new_empty(sum(counts), *empty.shape[1:])
+                sent = like.new_empty(sum(counts), *like.shape[1:])
             else:
-                answers = [getattr(each, kind) for each in chosen]
-                sent = torch.cat([each for each in answers if each is not None])
+                sent = torch.cat([getattr(chosen[row], kind) for row in rows])
             parts = group.broadcast(sent, src=0).split(counts)
-            for each, part in zip(items, parts, strict=True):
-                selections[id(each)] = Selection(**{kind: part})
-        return [selections[id(each)] for each in candidates]
+            selections |= {
+                row: Selection(**{kind: part}) for row, part in zip(rows, parts, strict=True)
+            }
+        return [selections[row] for row in range(len(candidates))]
 
     def _select_here(self, candidates: Sequence[Candidates]) -> list[Selection]:
         selections: dict[tuple[bytes, int], Selection] = {}

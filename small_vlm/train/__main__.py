@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from small_vlm import WEIGHTS
-from small_vlm.architecture import build_model, build_tokenizer, tower_of
+from small_vlm.architecture import build_model, build_tokenizer, parts_of
 from small_vlm.train.export import export
 from small_vlm.train.language import LanguageStage
 from small_vlm.train.schedule import run_stage
@@ -29,7 +29,7 @@ STAGES: Final[dict[str, tuple[Stage, float, float]]] = {
     "projector": (lambda model, tokenizer: SightStage(model, tokenizer, ("projector",)), 600, 2e-3),
     "both": (
         lambda model, tokenizer: SightStage(model, tokenizer, ("projector", "language")),
-        2700,
+        5400,
         8e-4,
     ),
 }
@@ -67,11 +67,7 @@ def main() -> None:
 
 def load(model: Any, folder: Path, until: str | None = None) -> None:
     """Take over what the stages before ``until`` have learned, all of them if ``None``."""
-    parts = {
-        "tower": tower_of(model),
-        "projector": model.model.multi_modal_projector,
-        "language": model.model.language_model,
-    }
+    parts = parts_of(model)
     for name in STAGES:
         if name == until:
             return

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from demo.tiny_llava import rename_tower
-from small_vlm.architecture import BOS, EOS, PAD, build_processor
+from small_vlm.architecture import build_processor
+from small_vlm.checkpoint import BOS, EOS, PAD, rename_tower
 
 
 def export(model: Any, tokenizer: Any, checkpoints: Path, output: Path) -> None:

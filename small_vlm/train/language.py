@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from small_vlm.architecture import PAD
+from small_vlm.checkpoint import PAD
 from small_vlm.language import DESCRIBE, description, name_of, place_of, questions
 from small_vlm.scenes import Scene, sample_scene
 from small_vlm.train.packing import answer_loss, encode, pack

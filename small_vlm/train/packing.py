@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from small_vlm.architecture import EOS, PAD
+from small_vlm.checkpoint import EOS, PAD
 
 IGNORED = -100
 
@@ -104,8 +104,7 @@ def answer_loss(model: Any, prefix: Tensor, lengths: Tensor, packed: Branches) -
             attention_mask=mask[:, None],
             position_ids=positions,
             use_cache=False,
-        ).last_hidden_state
-        states = states[:, reach:]
+        ).last_hidden_state[:, reach:]
         chosen = packed.labels != IGNORED
         logits = model.lm_head(states[chosen])
     labels, weights = packed.labels[chosen], packed.weights[chosen]

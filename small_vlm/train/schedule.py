@@ -8,7 +8,9 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,21 @@ from small_vlm.scenes import CELLS
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a stage: ``share`` of its steps, and what its pictures are like."""
+    """A part of a stage: ``share`` of its time, and what its pictures are like.
+
+    ``mixed`` names phases one of which is drawn for every step, in place of this one.
+    """
 
     name: str
     share: float
     cells: int
     objects: tuple[int, int]
     batch: int
+    mixed: tuple[Phase, ...] = ()
+
+    def drawn(self, rng: np.random.Generator) -> Phase:
+        """Return what a step's pictures are like."""
+        return self.mixed[int(rng.integers(len(self.mixed)))] if self.mixed else self
 
     def count(self, rng: np.random.Generator) -> int:
         """Draw how many objects a picture has."""
@@ -36,6 +46,14 @@ class Phase:
         """Draw where on the canvas, in cells, a piece lies."""
         row, column = rng.integers(0, CELLS - self.cells + 1, 2)
         return int(row), int(column)
+
+
+def phase_at(phases: Sequence[Phase], part: float) -> Phase:
+    """Return the phase in which ``part`` (0 to 1) of a stage is done."""
+    edges = accumulate(phase.share for phase in phases)
+    return next(
+        (phase for phase, edge in zip(phases, edges, strict=True) if part < edge), phases[-1]
+    )
 
 
 def run_stage(
@@ -92,13 +110,8 @@ def run_stage(
         rate = peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        edge, phase = 0.0, stage.phases[-1]
-        for each in stage.phases:
-            edge += each.share
-            if part < edge:
-                phase = each
-                break
-        result = stage.step(phase, rng)
+        phase = phase_at(stage.phases, part)
+        result = stage.step(phase.drawn(rng), rng)
         optimizer.zero_grad(set_to_none=True)
         result["loss"].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

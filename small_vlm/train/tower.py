@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from small_vlm.architecture import SIDE, VISION_WIDTH, normalized, tower_of
-from small_vlm.scenes import CELL_PATCHES, COLORS, KINDS, Scene, draw, sample_scene
+from small_vlm.architecture import VISION_WIDTH, normalized, tower_of
+from small_vlm.scenes import CELL_PATCHES, COLORS, KINDS, SIDE, Scene, draw, sample_scene
 from small_vlm.train.schedule import Phase
 
 CAPTIONS: Final = [(color, kind) for color in COLORS for kind in KINDS]
-SIZES: Final = ((8, 20),)
 
 
 class CaptionEncoder(nn.Module):
@@ -107,12 +106,7 @@ class TowerStage:
         return {"tower": self.tower, "captions": self.captions}
 
     def step(self, phase: Phase, rng: np.random.Generator) -> dict[str, Tensor]:
-        scenes = [
-            sample_scene(
-                rng, int(rng.integers(phase.objects[0], phase.objects[1] + 1)), phase.cells, SIZES
-            )
-            for _ in range(phase.batch)
-        ]
+        scenes = [sample_scene(rng, phase.count(rng), phase.cells) for _ in range(phase.batch)]
         reach = SIDE - phase.cells * CELL_PATCHES
         corner = tuple(int(part) for part in rng.integers(0, reach + 1, 2))
         pixels = normalized([draw(scene) for scene in scenes])

@@ -46,6 +46,22 @@ def test_importing_does_not_load(module: str, absent: set[str]) -> None:
     assert not absent & loaded_by(module)
 
 
+@pytest.mark.parametrize(
+    ("folder", "absent"),
+    [
+        ("flashvlm_vllm", {"small_vlm", "demo", "benchmarks", "tests"}),
+        ("small_vlm", {"flashvlm_vllm", "demo", "benchmarks", "tests"}),
+        ("demo", {"benchmarks", "tests"}),
+        ("benchmarks", {"tests"}),
+    ],
+)
+def test_folders_import_one_way(folder: str, absent: set[str]) -> None:
+    sources = list((PACKAGE.parent / folder).rglob("*.py"))
+    assert sources
+    for path in sources:
+        assert not {name.split(".")[0] for name in imports_of(path)} & absent, path
+
+
 def test_serving_does_not_import_torch() -> None:
     for path in files("serving/*.py"):
         assert not [name for name in imports_of(path) if name.split(".")[0] == "torch"], path

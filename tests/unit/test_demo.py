@@ -259,9 +259,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
 def test_success_draws_after_the_server_stopped(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    selections = [
-        picture.Selection(asked.question, [0, 1], 576) for asked in demo.PICTURES[0].questions
-    ]
+    selections = [picture.Selection(asked.question, [0, 1], 576) for asked in demo.QUESTIONS]
     monkeypatch.setattr(demo, "talk", lambda *_: tuple(selections))
     assert demo.main() == 0
     assert stage == ["started", "stopped"]

@@ -28,3 +28,11 @@ def make_image(count: int, seed: int = 0, width: int = 24, words: int = 6) -> Im
         count, 16, generator=random
     )
     return Image(features, saliency, text, diversity)
+
+
+def assert_exact(kept: Tensor, budget: int, count: int) -> None:
+    assert kept.dtype == torch.int64
+    indices = kept.tolist()
+    assert len(indices) == min(budget, count)
+    assert indices == sorted(set(indices))
+    assert set(indices) <= set(range(count))

@@ -26,7 +26,7 @@ from flashvlm_vllm.selection.baselines.cdpruner import largest_determinant
 from flashvlm_vllm.selection.partition import cosine_gram
 
 from . import reference
-from .conftest import Image, make_image
+from .conftest import Image, assert_exact, make_image
 
 Selector = Callable[[Image, int], Tensor]
 SELECTORS: dict[str, Selector] = {
@@ -42,14 +42,6 @@ SELECTORS: dict[str, Selector] = {
     "random_tokens": lambda image, budget: random_tokens(len(image.features), budget, 7),
 }
 LOOKING = [name for name in SELECTORS if name not in ("uniform", "random_tokens")]
-
-
-def assert_exact(kept: Tensor, budget: int, count: int) -> None:
-    assert kept.dtype == torch.int64
-    indices = kept.tolist()
-    assert len(indices) == min(budget, count)
-    assert indices == sorted(set(indices))
-    assert set(indices) <= set(range(count))
 
 
 @pytest.mark.parametrize("name", SELECTORS)

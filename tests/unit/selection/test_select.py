@@ -20,7 +20,7 @@ from flashvlm_vllm.selection import (
 )
 
 from . import reference
-from .conftest import make_image
+from .conftest import assert_exact, make_image
 
 IMPORTANT_ONLY = SelectionConfig(important_fraction=1.0)
 CONFIGS = {
@@ -28,14 +28,6 @@ CONFIGS = {
     "small_rounds": SelectionConfig(removed_per_round=3, important_fraction=0.25),
     **ABLATIONS,
 }
-
-
-def assert_exact(kept: Tensor, budget: int, count: int) -> None:
-    assert kept.dtype == torch.int64
-    indices = kept.tolist()
-    assert len(indices) == min(budget, count)
-    assert indices == sorted(set(indices))
-    assert set(indices) <= set(range(count))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -29,7 +29,7 @@ from small_vlm.scenes import (
 
 def some_scenes(count: int = 60) -> list[Scene]:
     rng = np.random.default_rng(0)
-    return [sample_scene(rng, int(rng.integers(1, 10)), radii=((8, 20),)) for _ in range(count)]
+    return [sample_scene(rng, int(rng.integers(1, 10))) for _ in range(count)]
 
 
 def test_a_scene_always_looks_the_same_and_two_scenes_do_not() -> None:

@@ -9,9 +9,6 @@ import torch
 from PIL import Image
 
 from small_vlm.architecture import (
-    EOS,
-    IMAGE,
-    SIDE,
     VISUAL_TOKENS,
     build_model,
     build_processor,
@@ -19,11 +16,12 @@ from small_vlm.architecture import (
     normalized,
     tower_of,
 )
-from small_vlm.scenes import CELL_PATCHES, draw, sample_scene
+from small_vlm.checkpoint import EOS, IMAGE
+from small_vlm.scenes import CELL_PATCHES, SIDE, draw, sample_scene
 from small_vlm.train.language import LanguageStage
 from small_vlm.train.packing import answer_loss, pack
 from small_vlm.train.packing import encode as tokenize
-from small_vlm.train.schedule import Phase, run_stage
+from small_vlm.train.schedule import Phase, phase_at, run_stage
 from small_vlm.train.tower import CAPTIONS, encode, presence
 
 
@@ -115,6 +113,15 @@ def test_captions_that_are_true() -> None:
     (truth,) = presence([scene]).bool()
     expected = {(thing.color, thing.kind) for thing in scene.things}
     assert {CAPTIONS[i] for i in truth.nonzero().flatten().tolist()} == expected
+
+
+def test_phases_follow_one_another_by_their_shares() -> None:
+    phases = [
+        Phase(name, share=share, cells=1, objects=(1, 1), batch=1)
+        for name, share in (("a", 0.2), ("b", 0.3), ("c", 0.5))
+    ]
+    parts = (0.0, 0.19, 0.2, 0.49, 0.51, 1.0)
+    assert [phase_at(phases, part).name for part in parts] == list("aabbcc")
 
 
 def test_a_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
