@@ -11,7 +11,7 @@ import numpy as np
 
 from small_vlm.scenes import CELLS, COLORS, KINDS, LETTERS, Scene, Thing
 
-Family = Literal["color", "shape", "letter", "where", "exist"]
+Family = Literal["color", "shape", "letter", "where", "side", "exist"]
 FAMILIES: Final[tuple[Family, ...]] = ("color", "shape", "letter", "where", "exist")
 
 DESCRIBE: Final = "describe the picture ."
@@ -20,7 +20,7 @@ WORDS: Final = (
     *COLORS, *KINDS,
     "what", "color", "shape", "is", "the", "thing", "?", "which", "letter", "where", "there", "a",
     "yes", "no", "top", "bottom", "left", "right", "describe", "picture", ".", ",", "user", ":",
-    "assistant", "and", "in",
+    "assistant", "and", "in", "or",
 )
 # fmt: on
 
@@ -62,7 +62,11 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         name = name_of(thing.kind)
         if kinds[thing.kind] == 1:
             asked.append(Question("color", f"what color is the {name} ?", thing.color, index))
-            asked.append(Question("where", f"where is the {name} ?", place_of(thing), index))
+            place = place_of(thing)
+            asked.append(Question("where", f"where is the {name} ?", place, index))
+            which = int(rng.integers(2))
+            choice = ("top or bottom", "left or right")[which]
+            asked.append(Question("side", f"is the {name} {choice} ?", place.split()[which], index))
         is_letter = thing.kind in LETTERS
         if tints[thing.color, is_letter] == 1:
             family: Family = "letter" if is_letter else "shape"

@@ -9,6 +9,7 @@ tested instead, and cost no question to the worker.
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from openai.types.responses import ResponseErrorEvent
 from vllm.exceptions import GenerationError
 
 from flashvlm_vllm.selector import SELECTOR
@@ -46,10 +47,16 @@ async def _checked_stream(
             is_checked = True
             error = await _failure(unproven, handler)
             if error is not None:
-                if not isinstance(event, str):
-                    raise error
-                yield f"data: {handler.create_streaming_error_response(error)}\n\n"
-                yield "data: [DONE]\n\n"
+                if isinstance(event, str):
+                    yield f"data: {handler.create_streaming_error_response(error)}\n\n"
+                    yield "data: [DONE]\n\n"
+                else:
+                    yield ResponseErrorEvent(
+                        type="error",
+                        code="server_error",
+                        message=str(error),
+                        sequence_number=event.sequence_number,
+                    )
                 return
         yield event
 

@@ -20,7 +20,7 @@ from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
 from tests.vllm.conftest import Engine, StartEngine, token_ids
 from tests.vllm.test_parity import Reference
-from tests.vllm.test_server import ARGUMENTS, Client, conversation, text_of
+from tests.vllm.test_server import ARGUMENTS, URL, Client, conversation, text_of
 from tests.vllm.test_server_options import VLLM
 
 QUESTION = "what color is the suit?"
@@ -284,6 +284,51 @@ def test_a_stranger_that_fails_mid_stream_sends_the_error_and_nothing_else(clien
     assert events[-1] == "[DONE]"
     (event,) = events[:-1]
     assert FAILURES["short"] in json.loads(event)["error"]["message"]
+
+
+def test_a_stranger_that_fails_in_a_batch(client: Client) -> None:
+    body = {
+        "model": client.server.model,
+        "messages": [conversation("is there a dog?"), conversation("is there a flag?")],
+        "visual_budget": 64,
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    path = "/v1/chat/completions/batch"
+    failed = client.post(path, {**body, "visual_selector": "raises"})
+    assert failed.status_code == 500
+    assert FAILURES["raises"] in failed.json()["error"]["message"]
+    assert len(client.post(path, body).json()["choices"]) == 2
+
+
+def test_a_stranger_that_fails_a_response(client: Client) -> None:
+    content = [
+        {"type": "input_image", "image_url": URL, "detail": "auto"},
+        {"type": "input_text", "text": QUESTION},
+    ]
+    body = {
+        "model": client.server.model,
+        "input": [{"role": "user", "content": content}],
+        "max_output_tokens": 8,
+        "visual_budget": 64,
+        "visual_selector": "raises",
+    }
+    failed = client.post("/v1/responses", body)
+    assert failed.status_code == 500
+    assert FAILURES["raises"] in failed.json()["error"]["message"]
+
+    lines = client.post("/v1/responses", {**body, "stream": True}).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line[:5] == "data:"]
+    assert [event["type"] for event in events] == [
+        "response.created",
+        "response.in_progress",
+        "error",
+    ]
+    assert FAILURES["raises"] in events[-1]["message"]
+    assert [event["sequence_number"] for event in events] == [0, 1, 2]
+
+    served = client.post("/v1/responses", {**body, "visual_selector": "uniform"})
+    assert served.json()["status"] in ("completed", "incomplete")
 
 
 def test_openapi_describes_the_selector(client: Client) -> None:
