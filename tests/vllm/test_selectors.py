@@ -16,6 +16,7 @@ from vllm.exceptions import VLLMValidationError
 
 from demo.photo import photo
 from demo.server import Server
+from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
 from tests.vllm.conftest import Engine, StartEngine, token_ids
@@ -100,36 +101,40 @@ def engine(clip_llava: Path, start_engine: StartEngine) -> Iterator[Engine]:
 
 
 class Seen:
-    """What Transformers sees of the photograph."""
+    """What Transformers sees of a photograph, crop by crop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, image: Any) -> None:
         self.reference = Reference(path)
         heard: list[Tensor] = []
         layers = self.reference.model.model.vision_tower.encoder.layers
         hook = layers[-2].self_attn.k_proj.register_forward_hook(
             lambda module, inputs, output: heard.append(output)
         )
-        parts = self.reference.encode(photo("astronaut"))
+        self.features, self.saliency, self.projected = self.reference.encode(image)
         hook.remove()
-        self.features, self.saliency, self.projected = (part[0] for part in parts)
-        self.keys = heard[0][0, 1:].unflatten(-1, (-1, 32))
+        self.keys = heard[0][:, 1:].unflatten(-1, (-1, 32))
 
-    def tokens(self, query: list[int]) -> VisualTokens:
+    def tokens(self, query: list[int], budget: int = BUDGET, crop: int = 0) -> VisualTokens:
         embed = self.reference.model.get_input_embeddings()
         return VisualTokens(
-            budget=BUDGET,
-            projected=self.projected,
-            features=self.features,
-            saliency=self.saliency,
+            budget=budget,
+            projected=self.projected[crop],
+            features=self.features[crop],
+            saliency=self.saliency[crop],
             text=embed(torch.tensor(query)).detach() if query else None,
-            keys=self.keys,
+            keys=self.keys[crop],
             seed=0,
         )
+
+    def project(self, merged: Tensor) -> Tensor:
+        with torch.inference_mode():
+            projected: Tensor = self.reference.model.model.multi_modal_projector(merged)
+        return projected
 
 
 @pytest.fixture(scope="module")
 def seen(clip_llava: Path) -> Seen:
-    return Seen(clip_llava)
+    return Seen(clip_llava, photo("astronaut"))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -145,8 +150,7 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
     if name in MERGING:
         assert record["kept"] is None
         assert chosen.merged is not None
-        with torch.inference_mode():
-            visual = seen.reference.model.model.multi_modal_projector(chosen.merged)
+        visual = seen.project(chosen.merged)
     else:
         assert chosen.indices is not None
         kept = set(record["kept"])
@@ -157,9 +161,30 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
         else:
             # Algorithm 1 and greedy searches turn a different last digit into other choices.
             assert agreed >= (BUDGET if name == "uniform" else 0.7 * BUDGET), agreed
-        visual = seen.projected[torch.tensor(record["kept"])]
+        visual = seen.projected[0, torch.tensor(record["kept"])]
     prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
     assert ids == seen.reference.generate(prompt, visual, len(ids))
+
+
+def test_merging_selectors_work_crop_by_crop_on_llava_next(
+    llava_next: Path, start_engine: StartEngine
+) -> None:
+    image = photo("astronaut").resize((672, 672))  # Four tiles and nothing to unpad.
+    seen = Seen(llava_next, image)
+    crops, count = seen.features.shape[:2]
+    shares = spread_budget(BUDGET, [count] * crops)
+    with start_engine(llava_next, max_model_len=8192) as engine:
+        for name in MERGING:
+            ids = token_ids(engine.ask(QUESTION, BUDGET, [image], selector=name))
+            query = engine.kept()[-1]["query"]
+            merged = []
+            for crop, share in enumerate(shares):
+                tokens = seen.tokens(query, share, crop)
+                merged.append(run_selector(name, BUILT_IN[name], tokens, trusted=True).merged)
+            prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
+            visual = seen.project(torch.cat(merged))
+            assert len(visual) == BUDGET
+            assert ids == seen.reference.generate(prompt, visual, len(ids)), name
 
 
 def test_a_second_question_hits_the_prefix_cache_where_the_selector_does_not_read_it(
