@@ -13,6 +13,7 @@ from small_vlm.scenes import CELLS, COLORS, KINDS, LETTERS, Scene, Thing
 
 Family = Literal["color", "shape", "letter", "where", "side", "exist"]
 FAMILIES: Final[tuple[Family, ...]] = ("color", "shape", "letter", "where", "exist")
+"""What tests ask. ``side`` is half of ``where``, and easier to learn: one word answers it."""
 
 DESCRIBE: Final = "describe the picture ."
 # fmt: off

@@ -26,7 +26,7 @@ from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
 from flashvlm_vllm.selection.registry import find_selector
-from small_vlm.scenes import PATCH, SIDE
+from small_vlm.scenes import COLORS, KINDS, PATCH, SIDE
 
 Scores = Callable[[Reference, Item, Seen, Tensor], Tensor]
 """From a picture and the words' embeddings to (N,) scores, at least 0."""
@@ -139,19 +139,41 @@ def measure(
     return found
 
 
-def alignment(reference: Reference, prepared: Prepared) -> dict[str, float]:
-    """Return how near patches are to the words of the question: the largest cosine, on average.
+def alignment(reference: Reference, prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Return how near patches are to words, inside the asked object's box and outside it.
 
-    Inside the asked object's box and outside it. Where the two are alike the text says nothing.
+    Per group of the question's words: the largest cosine of a patch to any of them, on average
+    over the patches ``inside`` and ``outside``, and the ``auc``: how often a patch inside is
+    nearer than one outside. Where that is 0.5 the words say nothing.
     """
-    inside, outside = [], []
-    for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
-        if item.about is None:
-            continue
-        unit = torch.nn.functional.normalize
-        nearest = (unit(looks[0].projected) @ unit(text).T).amax(dim=1)
-        mask = torch.zeros(len(nearest), dtype=torch.bool)
-        mask[box_patches(item.about)] = True
-        inside.append(float(nearest[mask].mean()))
-        outside.append(float(nearest[~mask].mean()))
-    return {"inside": float(np.mean(inside)), "outside": float(np.mean(outside))}
+    found = {}
+    for group in WORD_GROUPS:
+        values: dict[str, list[float]] = {"inside": [], "outside": [], "auc": []}
+        for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
+            said = item.question.text.split()
+            assert len(said) == len(text)
+            chosen = [row for row, word in enumerate(said) if belongs(word, group)]
+            if item.about is None or not chosen:
+                continue
+            unit = torch.nn.functional.normalize
+            nearest = (unit(looks[0].projected) @ unit(text[chosen]).T).amax(dim=1)
+            mask = torch.zeros(len(nearest), dtype=torch.bool)
+            mask[box_patches(item.about)] = True
+            within, beyond = nearest[mask], nearest[~mask]
+            values["inside"].append(float(within.mean()))
+            values["outside"].append(float(beyond.mean()))
+            values["auc"].append(float((within[:, None] > beyond).float().mean()))
+        found[group] = {name: float(np.mean(each)) for name, each in values.items()}
+    return found
+
+
+WORD_GROUPS: Final = ("all words", "colours", "shapes and letters", "all other words")
+
+
+def belongs(word: str, group: str) -> bool:
+    """Tell whether a word of a question is of a group."""
+    if group == "colours":
+        return word in COLORS
+    if group == "shapes and letters":
+        return word in KINDS
+    return group == "all words" or word not in (*COLORS, *KINDS)

@@ -20,9 +20,10 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from flashvlm_vllm.selection import VisualTokens
 from small_vlm.architecture import normalized, tower_of
 from small_vlm.checkpoint import EOS
-from small_vlm.scenes import Pixels
+from small_vlm.scenes import SIDE, Pixels
 
 ANSWER_TOKENS = 4
+PLACES = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE))
 BEFORE, AFTER = "USER:", "ASSISTANT:"
 
 
@@ -42,7 +43,7 @@ class Seen:
     def tokens(self, budget: int, text: Tensor | None, seed: int = 0) -> VisualTokens:
         """Return what a selector is shown."""
         return VisualTokens(
-            budget, self.projected, self.features, self.saliency, text, self.keys, seed
+            budget, self.projected, self.features, self.saliency, text, self.keys, PLACES, seed
         )
 
 

@@ -85,11 +85,14 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
     parts = ["<!-- Written by python -m benchmarks.accuracy; edit report.py instead. -->\n"]
     for one in sets.values():
         parts.append(accuracy_table(one))
+        if all(f"{name}@{budget}" in one.rows for name in BUILT_IN for budget in one.budgets):
+            parts.append(text_guidance_table(one))
     for name in ("plain", "stress"):
         if name in sets and any(row.rpartition("@")[0] in ABLATED for row in sets[name].rows):
             parts += [variants_tables(sets[name])]
     if "grounding" in found:
         parts.append(grounding_table(found))
+        parts.append(alignment_table(found["alignment"]))
     if "agreement" in found:
         parts.append(agreement_table(found["agreement"]))
     (folder / "tables.md").write_text("\n".join(parts))
@@ -181,14 +184,37 @@ def grounding_table(found: dict[str, Any]) -> str:
             paper = ", ".join(str(value) for value in PAPER_GROUNDING[method])
             lines.append(line([method, *cells, paper]))
         count = len(next(iter(methods.values()))["distance"])
-        near = found["alignment"][name]
         parts.append(
             f"{name} set, {count} questions about an object that is there (mean and standard "
-            f"error).\n\n" + "\n".join(lines) + "\n\nLargest cosine of a patch to the question's "
-            f"words: {near['inside']:.3f} in the asked object's box, {near['outside']:.3f} "
-            "outside.\n"
+            f"error).\n\n" + "\n".join(lines) + "\n"
         )
     return "\n".join(parts)
+
+
+def alignment_table(found: dict[str, Any]) -> str:
+    """Return how near patches are to the words of the question, per group of words."""
+    head = ["set", "words", "inside the box", "outside", "inside nearer than outside (AUC)"]
+    lines = [line(head), line(["---"] * len(head))]
+    for name, groups in found.items():
+        for group, near in groups.items():
+            cells = [f"{near[key]:.3f}" for key in ("inside", "outside", "auc")]
+            lines.append(line([name, group, *cells]))
+    title = "## How near patches are to words: the largest cosine to any of them, on average"
+    return f"{title}\n\n" + "\n".join(lines) + "\n"
+
+
+def text_guidance_table(one: Set) -> str:
+    """Return each selector that reads the question against each that does not."""
+    blind = [name for name, selector in BUILT_IN.items() if not selector.uses_question]
+    head = ["", "tokens", *(f"against {name}" for name in blind)]
+    lines = [line(head), line(["---"] * len(head))]
+    for name, selector in BUILT_IN.items():
+        for budget in one.budgets if selector.uses_question else ():
+            right = one.rows[f"{name}@{budget}"]
+            cells = [tested(paired(right, one.rows[f"{other}@{budget}"])) for other in blind]
+            lines.append(line([name, str(budget * one.frames), *cells]))
+    title = f"## Selectors that read the question against those that do not, {one.name} set"
+    return f"{title}\n\n" + "\n".join(lines) + "\n"
 
 
 def agreement_table(found: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PixtralVisionConfig
 from vllm.config import VllmConfig
@@ -91,6 +92,12 @@ class LlavaSelection(VisualTokenSelection):
         """The tower, which a model loaded without its vision part does not have."""
         return SalientTower(self.vision_tower, self.config)
 
+    def places_of(self, patches: Tensor) -> Tensor:
+        """Return rows and columns, ``(n, 2)``, of patches by their number in a crop."""
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return torch.stack([patches // side, patches % side], dim=1)
+
     def encode(self, pixels: Tensor, wanted: Wanted) -> Encoded:
         """Run the tower on images or crops."""
         return self.salient_tower.run(
@@ -122,6 +129,7 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
         """Encode a few images together; positions are patches in raster order."""
         encoded = self.encode(image_input["pixel_values"][batch], wanted)
         projected = self.multi_modal_projector(encoded.features)
+        places = self.places_of(torch.arange(projected.shape[1], device=projected.device))
         candidates = [
             Candidates(
                 wanted.selectors[image],
@@ -132,6 +140,7 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
                 encoded.saliency[image],
                 text[image],
                 None if encoded.keys is None else encoded.keys[image],
+                places,
             )
             for image in range(len(projected))
         ]

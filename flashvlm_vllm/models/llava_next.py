@@ -109,6 +109,7 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
                         saliency[image].flatten()[crop.rows],
                         text[image],
                         None if own_keys is None else own_keys.flatten(0, 1)[crop.rows],
+                        self.places_of(crop.rows % saliency[image].shape[1]),
                         part=number,
                     )
                     parts.append(_Part(image, crop, candidates))

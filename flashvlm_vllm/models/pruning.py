@@ -83,6 +83,8 @@ class Candidates:
     """``(L, D)``."""
     keys: Tensor | None
     """``(N, H, d)``; ``None`` unless a selector of the batch uses them."""
+    places: Tensor
+    """``(N, 2)`` rows and columns."""
     part: int = 0
     """Number of the crop, in images that have several."""
 
@@ -213,6 +215,7 @@ class VisualTokenSelection:
             saliency=candidates.saliency,
             text=candidates.text if selector.uses_question else None,
             keys=candidates.keys if selector.uses_keys else None,
+            places=candidates.places,
             seed=int.from_bytes(candidates.identity[:8], "big") >> 1,
         )
         try:

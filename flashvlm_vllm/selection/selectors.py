@@ -44,6 +44,9 @@ class VisualTokens:
     selector that says it does not use them."""
     keys: Tensor | None
     """(N, H, d) keys of that layer by head; None unless the selector asks for them."""
+    places: Tensor
+    """(N, 2) int64 row and column of each token in its image, or in its crop of one; some places
+    may be empty, where padding was."""
     seed: int
     """0 to 2^63 - 1, the same whenever the same image is selected from with the same wishes."""
 

@@ -70,7 +70,9 @@ def asked_of(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, flo
 def looked_up(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, float]]:
     """Choose branches that one word of a list answers."""
     asked = [
-        question for question in questions(scene, rng) if question.family not in ("exist", "where")
+        question
+        for question in questions(scene, rng)
+        if question.family in ("color", "shape", "letter")
     ]
     if not asked:
         thing = scene.things[0]

@@ -123,6 +123,7 @@ class Seen:
             saliency=self.saliency[crop],
             text=embed(torch.tensor(query)).detach() if query else None,
             keys=self.keys[crop],
+            places=torch.cartesian_prod(torch.arange(24), torch.arange(24)),
             seed=0,
         )
 

@@ -34,6 +34,7 @@ def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:
         saliency=draw(count).softmax(0),
         text=draw(3, 12),
         keys=draw(count, 2, 4),
+        places=torch.stack([torch.arange(count) // 7, torch.arange(count) % 7], dim=1),
         seed=seed,
     )
 
