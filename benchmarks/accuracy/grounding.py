@@ -21,10 +21,11 @@ from torch import Tensor
 
 from benchmarks.accuracy.inside.llama import Llama
 from benchmarks.accuracy.inside.sparsevlm import raters, schedule
-from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
+from benchmarks.accuracy.reference import AFTER, BEFORE, PLACES, Reference, Seen
 from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
+from flashvlm_vllm.selection.coherent import coherent_scores, standardised
 from flashvlm_vllm.selection.registry import find_selector
 from small_vlm.scenes import COLORS, KINDS, PATCH, SIDE
 
@@ -67,6 +68,12 @@ def saliency_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) 
     return seen.saliency
 
 
+def coherent_weights(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """The weight in the determinant."""
+    scores = coherent_scores(seen.projected, seen.saliency, text, PLACES)
+    return standardised(scores).exp()
+
+
 def _prompt(reference: Reference, item: Item, seen: Seen) -> tuple[Tensor, slice]:
     head = reference.words(BEFORE)
     tail = reference.words(f"{item.question.text} {AFTER}")
@@ -102,6 +109,7 @@ SCORES: Final[dict[str, Scores]] = {
     "sparsevlm": sparsevlm_scores,
     "vispruner": saliency_scores,
     "flashvlm": flashvlm_scores,
+    "flashvlm-2": coherent_weights,
 }
 
 

@@ -103,29 +103,56 @@ class Reference:
         return projected
 
     @torch.inference_mode()
-    def answer(self, visual: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Answer greedily; ``visual[i]`` (T_i, D) stands where the picture would."""
+    def answer(
+        self,
+        visual: Sequence[Tensor],
+        questions: Sequence[str],
+        kept: Sequence[Tensor] | None = None,
+    ) -> list[str]:
+        """Answer greedily.
+
+        Args:
+            visual: (T_i, D) each, in the place of one picture.
+            questions: one each.
+            kept: (T_i,) each: the tokens' numbers in the whole picture, whose positions they and
+                the words then keep. None: positions run on without gaps, as in vLLM.
+
+        """
         head = self.words(BEFORE)
         prompts = [
             torch.cat([head, image, self.words(f"{question} {AFTER}")])
             for image, question in zip(visual, questions, strict=True)
         ]
+        positions = [torch.arange(len(prompt)) for prompt in prompts]
+        if kept is not None:
+            for row, numbers in enumerate(kept):
+                tail = len(prompts[row]) - len(head) - len(numbers)
+                behind = len(head) + len(PLACES) + torch.arange(tail)
+                positions[row] = torch.cat([torch.arange(len(head)), len(head) + numbers, behind])
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             by_length[len(prompt)].append(index)
         answers = [""] * len(prompts)
         for indices in by_length.values():
-            said = self._generate(torch.stack([prompts[index] for index in indices]))
+            said = self._generate(
+                torch.stack([prompts[index] for index in indices]),
+                torch.stack([positions[index] for index in indices]),
+            )
             for index, ids in zip(indices, said, strict=True):
                 answers[index] = self.tokenizer.decode(ids)
         return answers
 
-    def _generate(self, embeddings: Tensor) -> list[list[int]]:
+    def _generate(self, embeddings: Tensor, positions: Tensor) -> list[list[int]]:
         said: list[list[int]] = [[] for _ in embeddings]
         open_ = set(range(len(said)))
         cache = None
         for _ in range(ANSWER_TOKENS):
-            out = self.language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+            out = self.language(
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
             cache = out.past_key_values
             best = self.model.lm_head(out.last_hidden_state[:, -1]).argmax(dim=-1)
             for row, token in enumerate(best.tolist()):
@@ -136,4 +163,5 @@ class Reference:
             if not open_:
                 break
             embeddings = self.language.embed_tokens(best)[:, None]
+            positions = positions[:, -1:] + 1
         return said

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.accuracy.rows import ABLATED, READINGS, SWEEPS
+from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEEPS
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
 from flashvlm_vllm.selection.registry import BUILT_IN
 
@@ -142,29 +142,44 @@ def variants_tables(one: Set) -> str:
     """Return ablations (Table 5), sweeps (Table 11) and readings, each against the default."""
     sweeps = [f"{name} {value}" for name, values in SWEEPS.items() for value in values]
     groups = {
-        "Ablations (as Table 5)": list(ABLATED),
-        "Sweeps (as Table 11)": sweeps,
-        "Other readings of the method": list(READINGS),
+        "Ablations (as Table 5)": ("flashvlm", list(ABLATED)),
+        "Sweeps (as Table 11)": ("flashvlm", sweeps),
+        "Other readings of the method": ("flashvlm", list(READINGS)),
+        "flashvlm-2 without its parts": ("flashvlm-2", list(PARTS_OF_2)),
     }
     parts = []
-    for title, rows in groups.items():
+    for title, (selector, rows) in groups.items():
         head = ["", *(f"{budget} tokens" for budget in one.budgets)]
         lines = [line(head), line(["---"] * len(head))]
-        default = {budget: one.rows.get(f"flashvlm@{budget}") for budget in one.budgets}
+        default = {budget: one.rows.get(f"{selector}@{budget}") for budget in one.budgets}
         lines.append(
-            line(["default", *("" if d is None else shown(share(d)) for d in default.values())])
+            line([selector, *("" if d is None else shown(share(d)) for d in default.values())])
         )
-        for row in rows:
-            cells = []
-            for budget in one.budgets:
-                right, base = one.rows.get(f"{row}@{budget}"), default[budget]
-                if right is None or base is None:
-                    cells.append("")
-                else:
-                    cells.append(f"{share(right).value:.3f} ({tested(paired(right, base))})")
-            lines.append(line([row.replace("_", " "), *cells]))
+        lines += [against_default(one, row, default) for row in rows]
         parts.append(f"## {title}, {one.name} set\n\n" + "\n".join(lines) + "\n")
+
+    head = ["against vLLM's positions", *(f"{budget} tokens" for budget in one.budgets)]
+    lines = [line(head), line(["---"] * len(head))]
+    for row in POSITIONS_KEPT:
+        selector = row.partition(",")[0]
+        served = {budget: one.rows.get(f"{selector}@{budget}") for budget in one.budgets}
+        lines.append(against_default(one, row, served))
+    parts.append(
+        f"## Kept tokens keep their positions, {one.name} set\n\n" + "\n".join(lines) + "\n"
+    )
     return "\n".join(parts)
+
+
+def against_default(one: Set, row: str, default: dict[int, list[bool] | None]) -> str:
+    """Return a row's accuracy at each budget with its difference to a default."""
+    cells = []
+    for budget, base in default.items():
+        right = one.rows.get(f"{row}@{budget}")
+        if right is None or base is None:
+            cells.append("")
+        else:
+            cells.append(f"{share(right).value:.3f} ({tested(paired(right, base))})")
+    return line([row.replace("_", " "), *cells])
 
 
 def grounding_table(found: dict[str, Any]) -> str:
@@ -181,7 +196,7 @@ def grounding_table(found: dict[str, Any]) -> str:
             for budget in budgets:
                 iou, cover = np.mean(values[f"iou {budget}"]), np.mean(values[f"coverage {budget}"])
                 cells.append(f"{iou:.3f} / {cover:.3f}")
-            paper = ", ".join(str(value) for value in PAPER_GROUNDING[method])
+            paper = ", ".join(str(value) for value in PAPER_GROUNDING.get(method, ()))
             lines.append(line([method, *cells, paper]))
         count = len(next(iter(methods.values()))["distance"])
         parts.append(

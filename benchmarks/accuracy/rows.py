@@ -15,7 +15,14 @@ from torch import Tensor
 from benchmarks.accuracy.inside.fastv import fastv
 from benchmarks.accuracy.inside.sparsevlm import schedule, sparsevlm
 from benchmarks.accuracy.inside.tome import tome
-from benchmarks.accuracy.reference import AFTER, ANSWER_TOKENS, BEFORE, Reference, Seen
+from benchmarks.accuracy.reference import (
+    AFTER,
+    ANSWER_TOKENS,
+    BEFORE,
+    PLACES,
+    Reference,
+    Seen,
+)
 from benchmarks.accuracy.sets import Item, nearest_patches
 from flashvlm_vllm.selection import (
     ABLATIONS,
@@ -23,6 +30,8 @@ from flashvlm_vllm.selection import (
     run_selector,
     select_visual_tokens,
 )
+from flashvlm_vllm.selection.coherent import coherent_scores, select_coherent
+from flashvlm_vllm.selection.partition import partition
 from flashvlm_vllm.selection.registry import find_selector
 from small_vlm.architecture import normalized
 from small_vlm.checkpoint import EOS
@@ -109,6 +118,54 @@ def by_selector(name: str) -> Choose:
     return choose
 
 
+def with_positions_kept(name: str) -> Answer:
+    """Return a selector of the server whose tokens keep their positions in the whole picture.
+
+    vLLM numbers a LLaVA's prompt without gaps, so pruned tokens move up; this is what that costs.
+    """
+    selector = find_selector(name)
+
+    def run(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
+        visual, kept = [], []
+        for item, (seen,), text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
+            tokens = seen.tokens(budget, text, item.frames[0].seed)
+            chosen = run_selector(name, selector, tokens, trusted=True)
+            assert chosen.indices is not None
+            kept.append(chosen.indices)
+            visual.append(seen.projected[chosen.indices])
+        return _answer_all(reference, prepared, visual, kept)
+
+    return run
+
+
+def coherent(*, neighbours: bool = True, words: bool = True, halves: bool = False) -> Choose:
+    """Return ``flashvlm-2`` without one of its parts.
+
+    Args:
+        neighbours: whether they share their scores.
+        words: whether the question counts.
+        halves: the paper's partition in place of the determinant.
+
+    """
+
+    def choose(
+        reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
+    ) -> Tensor:
+        # Places two apart have no neighbours.
+        places = PLACES if neighbours else 2 * PLACES
+        asked = text if words else None
+        if halves:
+            scores = coherent_scores(seen.projected, seen.saliency, asked, places)
+            kept = partition(scores, seen.features, budget, 0.5, 8)
+        else:
+            kept = select_coherent(
+                seen.projected, seen.saliency, asked, budget, seen.features, places
+            )
+        return seen.projected[kept]
+
+    return choose
+
+
 def by_config(config: SelectionConfig, *, space: str = "tower", scope: str = "user") -> Choose:
     """Return the paper's method with other constants or another reading.
 
@@ -171,13 +228,17 @@ def merged_in_the_tower(reference: Reference, prepared: Prepared, budget: int) -
     return _answer_all(reference, prepared, visual)
 
 
-def _answer_all(reference: Reference, prepared: Prepared, visual: Sequence[Tensor]) -> list[str]:
+def _answer_all(
+    reference: Reference,
+    prepared: Prepared,
+    visual: Sequence[Tensor],
+    kept: Sequence[Tensor] | None = None,
+) -> list[str]:
     said: list[str] = []
     for start in range(0, len(visual), BATCH):
-        items = prepared.items[start : start + BATCH]
-        said += reference.answer(
-            visual[start : start + BATCH], [item.question.text for item in items]
-        )
+        batch = slice(start, start + BATCH)
+        asked = [item.question.text for item in prepared.items[batch]]
+        said += reference.answer(visual[batch], asked, None if kept is None else kept[batch])
     return said
 
 
@@ -232,5 +293,17 @@ READINGS: Final[dict[str, Choose]] = {
     "words and image unaligned (rotated)": by_config(SelectionConfig(), scope="rotated"),
 }
 """Where the paper and its released code can be read differently (selectors.md 2.3)."""
+
+PARTS_OF_2: Final[dict[str, Choose]] = {
+    "without neighbours": coherent(neighbours=False),
+    "without the question": coherent(words=False),
+    "the paper's two halves in place of the determinant": coherent(halves=True),
+}
+"""``flashvlm-2`` without each of its parts."""
+
+POSITIONS_KEPT: Final[dict[str, Answer]] = {
+    f"{name}, positions kept": with_positions_kept(name)
+    for name in ("flashvlm", "flashvlm-2", "vispruner")
+}
 
 ABLATED: Final[dict[str, Choose]] = {name: by_config(each) for name, each in ABLATIONS.items()}

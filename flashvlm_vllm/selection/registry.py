@@ -20,6 +20,7 @@ from flashvlm_vllm.selection.baselines import (
     visionzip,
     vispruner,
 )
+from flashvlm_vllm.selection.coherent import select_coherent
 from flashvlm_vllm.selection.select import select_visual_tokens
 from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
 
@@ -30,6 +31,17 @@ LONGEST_NAME: Final = 64
 def _flashvlm(tokens: VisualTokens) -> Tensor:
     return select_visual_tokens(
         tokens.projected, tokens.saliency, tokens.text, tokens.budget, tokens.features
+    )
+
+
+def _flashvlm_2(tokens: VisualTokens) -> Tensor:
+    return select_coherent(
+        tokens.projected,
+        tokens.saliency,
+        tokens.text,
+        tokens.budget,
+        tokens.features,
+        tokens.places,
     )
 
 
@@ -74,6 +86,7 @@ def _keys(tokens: VisualTokens) -> Tensor:
 BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
     {
         "flashvlm": Selector(_flashvlm),
+        "flashvlm-2": Selector(_flashvlm_2),
         "vispruner": Selector(_vispruner, uses_question=False),
         "visionzip": Selector(_visionzip, merges=True, uses_question=False, uses_keys=True),
         "prumerge+": Selector(_prumerge_plus, merges=True, uses_question=False, uses_keys=True),

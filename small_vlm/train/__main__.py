@@ -29,7 +29,7 @@ STAGES: Final[dict[str, tuple[Stage, float, float]]] = {
     "projector": (lambda model, tokenizer: SightStage(model, tokenizer, ("projector",)), 600, 2e-3),
     "both": (
         lambda model, tokenizer: SightStage(model, tokenizer, ("projector", "language")),
-        5400,
+        6600,
         8e-4,
     ),
 }

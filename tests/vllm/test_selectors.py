@@ -231,7 +231,7 @@ def test_what_is_no_name_is_refused(client: Client, value: Any) -> None:
 
 
 def test_an_unknown_selector_is_refused_offline_too(engine: Engine) -> None:
-    with pytest.raises(VLLMValidationError, match=r"known: flashvlm, vispruner"):
+    with pytest.raises(VLLMValidationError, match=r"known: flashvlm, flashvlm-2, vispruner"):
         engine.ask(QUESTION, BUDGET, selector="flashvml")
     assert engine.ask(QUESTION, BUDGET, selector="flashvlm")
 
@@ -242,7 +242,7 @@ def test_a_server_does_not_start_with_an_unknown_default(clip_llava: Path) -> No
         [*command, "--visual-selector", "flashvml"], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode != 0
-    assert "known: flashvlm, vispruner" in ended.stderr + ended.stdout
+    assert "known: flashvlm, flashvlm-2, vispruner" in ended.stderr + ended.stdout
 
 
 def test_a_stranger_that_works_is_served(client: Client) -> None:

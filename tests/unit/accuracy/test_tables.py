@@ -23,6 +23,7 @@ from benchmarks.accuracy.sets import (
     stress,
 )
 from benchmarks.accuracy.statistics import mean_ratio, paired, relative, share
+from small_vlm import WEIGHTS
 from small_vlm.architecture import build_model, build_processor, build_tokenizer, normalized
 from small_vlm.checkpoint import EOS
 from small_vlm.scenes import LARGE, SIDE, SMALL
@@ -231,3 +232,33 @@ def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
     right = marked["flashvlm@64"]
     assert f"{right.count('1') / 40:.3f}" in text
     assert (tmp_path / "plain.png").stat().st_size > 1000
+
+
+@torch.inference_mode()
+def test_positions_kept_is_the_whole_prompt_with_the_dropped_tokens_masked() -> None:
+    trained = Reference(WEIGHTS)
+    items = plain(25, 7)
+    prepared = rows.prepare(trained, items)
+    generator = torch.Generator().manual_seed(0)
+    kept = [torch.randperm(SIDE * SIDE, generator=generator)[:60].sort().values for _ in items]
+    visual = [looks[0].projected[mine] for looks, mine in zip(prepared.looks, kept, strict=True)]
+    questions = [item.question.text for item in items]
+    said = trained.answer(visual, questions, kept)
+
+    head = trained.words("USER:")
+    first = []
+    for looks, mine, question in zip(prepared.looks, kept, questions, strict=True):
+        tail = trained.words(f"{question} ASSISTANT:")
+        prompt = torch.cat([head, looks[0].projected, tail])[None]
+        mask = torch.ones(1, prompt.shape[1], dtype=torch.long)
+        mask[0, len(head) : len(head) + SIDE * SIDE] = 0
+        mask[0, len(head) + mine] = 1
+        out = trained.language(
+            inputs_embeds=prompt,
+            attention_mask=mask,
+            position_ids=torch.arange(prompt.shape[1])[None],
+        )
+        best = trained.model.lm_head(out.last_hidden_state[0, -1]).argmax()
+        first.append(trained.tokenizer.decode(best))
+    assert [answer.split()[0] for answer in said] == first
+    assert said != trained.answer(visual, questions)

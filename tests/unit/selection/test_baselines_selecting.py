@@ -22,7 +22,7 @@ from flashvlm_vllm.selection.baselines import (
     uniform,
     vispruner,
 )
-from flashvlm_vllm.selection.baselines.cdpruner import largest_determinant
+from flashvlm_vllm.selection.determinant import largest_determinant
 from flashvlm_vllm.selection.partition import cosine_gram
 
 from . import reference

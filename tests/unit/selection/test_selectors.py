@@ -172,7 +172,9 @@ def test_a_package_that_cannot_be_used_is_named(
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, visp"):
+    with pytest.raises(
+        ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, visp"
+    ):
         find_selector("flashvml")
     with pytest.raises(ValueError, match=r"unknown selector 'x{64}\.\.\.'; known: flashvlm"):
         find_selector("x" * 10**6)
