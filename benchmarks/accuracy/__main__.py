@@ -40,7 +40,7 @@ SETS: Final[dict[str, Callable[[int, int], list[Item]]]] = {
     "stress": stress,
     "clips": clips,
 }
-COUNTS: Final = {"plain": 600, "stress": 480, "clips": 240}
+COUNTS: Final = {"plain": 600, "stress": 800, "clips": 240}
 SEEDS: Final = {"plain": 1, "stress": 2, "clips": 3}
 PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "grounding")
 

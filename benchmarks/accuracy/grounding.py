@@ -125,7 +125,10 @@ def kept_by(name: str, scores: Tensor, seen: Seen, text: Tensor, budget: int) ->
 def measure(
     reference: Reference, prepared: Prepared, budgets: tuple[int, ...]
 ) -> dict[str, dict[str, list[float]]]:
-    """Return per method and metric one value per question that asks for an object there is."""
+    """Return per method and metric its mean and standard error.
+
+    Over the questions that ask for an object there is; ``count`` says how many.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for name, scores in SCORES.items():
         values: dict[str, list[float]] = {"distance": [], "entropy": []}
@@ -143,7 +146,11 @@ def measure(
                 iou, coverage = overlap(kept, item)
                 values[f"iou {budget}"].append(iou)
                 values[f"coverage {budget}"].append(coverage)
-        found[name] = values
+        count = len(values["distance"])
+        found[name] = {
+            metric: [float(np.mean(each)), float(np.std(each, ddof=1) / count**0.5)]
+            for metric, each in values.items()
+        } | {"count": [count]}
     return found
 
 

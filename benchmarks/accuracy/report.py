@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEEPS
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
 from flashvlm_vllm.selection.registry import BUILT_IN
@@ -192,13 +190,14 @@ def grounding_table(found: dict[str, Any]) -> str:
         head.append("paper: distance, entropy, IoU")
         lines = [line(head), line(["---"] * len(head))]
         for method, values in methods.items():
-            cells = [with_error(values["distance"]), with_error(values["entropy"])]
+            both = (values["distance"], values["entropy"])
+            cells = [f"{mean:.2f} ± {error:.2f}" for mean, error in both]
             for budget in budgets:
-                iou, cover = np.mean(values[f"iou {budget}"]), np.mean(values[f"coverage {budget}"])
+                iou, cover = values[f"iou {budget}"][0], values[f"coverage {budget}"][0]
                 cells.append(f"{iou:.3f} / {cover:.3f}")
             paper = ", ".join(str(value) for value in PAPER_GROUNDING.get(method, ()))
             lines.append(line([method, *cells, paper]))
-        count = len(next(iter(methods.values()))["distance"])
+        (count,) = methods["flashvlm"]["count"]
         parts.append(
             f"{name} set, {count} questions about an object that is there (mean and standard "
             f"error).\n\n" + "\n".join(lines) + "\n"
@@ -297,8 +296,3 @@ def tested(result: Paired) -> str:
     """Return a difference with its p."""
     p = "p < 0.001" if result.p < 0.001 else f"p = {result.p:.3f}"
     return f"{result.difference:+.3f}, {p}"
-
-
-def with_error(values: Sequence[float]) -> str:
-    """Return a mean with its standard error."""
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the small VLM, stage by stage: ``python -m small_vlm.train`` (about three hours of one
+"""Trains the small VLM, stage by stage: ``python -m small_vlm.train`` (about five hours of one
 core). A run that was interrupted goes on where its last checkpoint was.
 """
 
