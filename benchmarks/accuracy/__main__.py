@@ -179,7 +179,7 @@ def answers_of(
         whole["fastv"] = rows.inside_the_language_model("fastv")
         whole["sparsevlm"] = rows.inside_the_language_model("sparsevlm")
     if "variants" in parts and not is_clip:
-        boundary |= rows.ABLATED | rows.READINGS | rows.PARTS_OF_2
+        boundary |= rows.REPEATED | rows.ABLATED | rows.READINGS | rows.PARTS_OF_2
         whole |= rows.POSITIONS_KEPT
         for parameter, values in rows.SWEEPS.items():
             boundary |= {f"{parameter} {v}": rows.by_config(each) for v, each in values.items()}

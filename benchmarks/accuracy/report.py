@@ -76,6 +76,15 @@ class Set:
         marks = [ok for ok, each in zip(row, self.families, strict=True) if each == family]
         return sum(marks) / len(marks)
 
+    def without_where(self, row: Sequence[bool]) -> Interval:
+        """Return the share of the unpruned model over all other kinds of questions."""
+        others = [index for index, family in enumerate(self.families) if family != "where"]
+        return relative(
+            [row[index] for index in others],
+            [self.unpruned[index] for index in others],
+            [self.families[index] for index in others],
+        )
+
 
 def write_report(found: dict[str, Any], folder: Path) -> None:
     """Write ``tables.md`` and the plots."""
@@ -105,13 +114,15 @@ def accuracy_table(one: Set) -> str:
     total = 576 * one.frames
     head = [
         "tokens", "row", *families, "all (95 %)", "share of unpruned (95 %)",
+        *(["without *where*"] if "where" in families else []),
         f"against {RIVAL}", PAPER_COLUMN[one.name],
     ]  # fmt: skip
     lines = [line(head), line(["---"] * len(head))]
     whole = one.unpruned
     cells = [f"{one.family(whole, family):.3f}" for family in families]
     paper = "" if one.name == "stress" else "100"
-    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), "1", "", paper]))
+    ones = ["1"] * (1 + ("where" in families))
+    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), *ones, "", paper]))
     for index, budget in enumerate(one.budgets):
         rival = one.rows.get(f"{RIVAL}@{budget}")
         for row in (*BOUNDS, *INSIDE, *BUILT_IN):
@@ -128,6 +139,7 @@ def accuracy_table(one: Set) -> str:
                         *(f"{one.family(right, family):.3f}" for family in families),
                         shown(share(right)),
                         shown(relative(right, whole, one.families)),
+                        *([shown(one.without_where(right))] if "where" in families else []),
                         against,
                         "" if paper is None else f"{paper[index]}",
                     ]
@@ -149,7 +161,9 @@ def variants_tables(one: Set) -> str:
     for title, (selector, rows) in groups.items():
         head = ["", *(f"{budget} tokens" for budget in one.budgets)]
         lines = [line(head), line(["---"] * len(head))]
-        default = {budget: one.rows.get(f"{selector}@{budget}") for budget in one.budgets}
+        default = {
+            budget: one.rows.get(on_transformers(selector, budget)) for budget in one.budgets
+        }
         lines.append(
             line([selector, *("" if d is None else shown(share(d)) for d in default.values())])
         )
@@ -160,12 +174,19 @@ def variants_tables(one: Set) -> str:
     lines = [line(head), line(["---"] * len(head))]
     for row in POSITIONS_KEPT:
         selector = row.partition(",")[0]
-        served = {budget: one.rows.get(f"{selector}@{budget}") for budget in one.budgets}
-        lines.append(against_default(one, row, served))
+        default = {
+            budget: one.rows.get(on_transformers(selector, budget)) for budget in one.budgets
+        }
+        lines.append(against_default(one, row, default))
     parts.append(
         f"## Kept tokens keep their positions, {one.name} set\n\n" + "\n".join(lines) + "\n"
     )
     return "\n".join(parts)
+
+
+def on_transformers(selector: str, budget: int) -> str:
+    """Name the row of a selector that was repeated where its variants are measured."""
+    return f"{selector} (Transformers)@{budget}"
 
 
 def against_default(one: Set, row: str, default: dict[int, list[bool] | None]) -> str:
