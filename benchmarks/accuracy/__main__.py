@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.accuracy import rows
 from benchmarks.accuracy.agreement import agreement
-from benchmarks.accuracy.grounding import alignment, measure
+from benchmarks.accuracy.grounding import above_the_floor, alignment, measure
 from benchmarks.accuracy.reference import Reference
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.served import Asker
@@ -160,6 +160,7 @@ def ask_reference(asked: argparse.Namespace, sets: dict[str, list[Item]], result
             found = measure(reference, prepared, BUDGETS)
             results.found.setdefault("grounding", {})[name] = found
             results.found.setdefault("alignment", {})[name] = alignment(reference, prepared)
+            results.found.setdefault("above_the_floor", {})[name] = above_the_floor(prepared)
             results.save()
 
 

@@ -27,6 +27,8 @@ from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
 from flashvlm_vllm.selection.coherent import coherent_scores, standardised
 from flashvlm_vllm.selection.registry import find_selector
+from flashvlm_vllm.selection.relevance import gated_text, query_relevance, text_similarity
+from flashvlm_vllm.selection.select import PUBLISHED
 from small_vlm.scenes import COLORS, KINDS, PATCH, SIDE
 
 Scores = Callable[[Reference, Item, Seen, Tensor], Tensor]
@@ -159,11 +161,12 @@ def alignment(reference: Reference, prepared: Prepared) -> dict[str, dict[str, f
 
     Per group of the question's words: the largest cosine of a patch to any of them, on average
     over the patches ``inside`` and ``outside``, and the ``auc``: how often a patch inside is
-    nearer than one outside. Where that is 0.5 the words say nothing.
+    nearer than one outside. Where that is 0.5 the words say nothing. ``weight`` is what eq 5's
+    softmax gives the group, over the patches inside.
     """
     found = {}
     for group in WORD_GROUPS:
-        values: dict[str, list[float]] = {"inside": [], "outside": [], "auc": []}
+        values: dict[str, list[float]] = {"inside": [], "outside": [], "auc": [], "weight": []}
         for item, looks, text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
             said = item.question.text.split()
             assert len(said) == len(text)
@@ -178,8 +181,25 @@ def alignment(reference: Reference, prepared: Prepared) -> dict[str, dict[str, f
             values["inside"].append(float(within.mean()))
             values["outside"].append(float(beyond.mean()))
             values["auc"].append(float((within[:, None] > beyond).float().mean()))
+            gated = gated_text(text, PUBLISHED.query_gate, PUBLISHED.epsilon)
+            similarity = text_similarity(looks[0].projected[mask], gated)
+            weights = torch.softmax(similarity / PUBLISHED.aggregation_temperature, dim=1)
+            values["weight"].append(float(weights[:, chosen].sum(dim=1).mean()))
         found[group] = {name: float(np.mean(each)) for name, each in values.items()}
     return found
+
+
+def above_the_floor(prepared: Prepared) -> float:
+    """Return how many patches have a relevance (eq 6) of 0.1 or more, on average.
+
+    The others are told apart by their saliency and by what eq 7's logarithm makes of next to
+    nothing.
+    """
+    counts = [
+        int((query_relevance(looks[0].projected, text, PUBLISHED) >= 0.1).sum())
+        for looks, text in zip(prepared.looks, prepared.texts, strict=True)
+    ]
+    return float(np.mean(counts))
 
 
 WORD_GROUPS: Final = ("all words", "colours", "shapes and letters", "all other words")

@@ -67,6 +67,11 @@ class Set:
         self.frames: int = found["about"]["frames"] if name == "clips" else 1
 
     @property
+    def has_unpruned(self) -> bool:
+        """Whether the unpruned model was asked."""
+        return bool({"unpruned", "unpruned (Transformers)"} & self.rows.keys())
+
+    @property
     def unpruned(self) -> list[bool]:
         """The served model's answers without a budget, else those on Transformers."""
         return self.rows.get("unpruned") or self.rows["unpruned (Transformers)"]
@@ -90,7 +95,9 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
     """Write ``tables.md`` and the plots."""
     sets = {name: Set(found, name) for name in TITLES if name in found.get("right", {})}
     parts = ["<!-- Written by python -m benchmarks.accuracy; edit report.py instead. -->\n"]
-    for one in sets.values():
+    # A run of some parts may have left nothing to compare with.
+    whole = [one for one in sets.values() if one.has_unpruned]
+    for one in whole:
         parts.append(accuracy_table(one))
         if all(f"{name}@{budget}" in one.rows for name in BUILT_IN for budget in one.budgets):
             parts.append(text_guidance_table(one))
@@ -100,10 +107,14 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
     if "grounding" in found:
         parts.append(grounding_table(found))
         parts.append(alignment_table(found["alignment"]))
+        for name, count in found["above_the_floor"].items():
+            parts.append(
+                f"Patches of 576 with a relevance (eq 6) of 0.1 or more, {name} set: {count:.1f}.\n"
+            )
     if "agreement" in found:
         parts.append(agreement_table(found["agreement"]))
     (folder / "tables.md").write_text("\n".join(parts))
-    for one in sets.values():
+    for one in whole:
         plot(one, folder / f"{one.name}.png")
 
 
@@ -125,7 +136,7 @@ def accuracy_table(one: Set) -> str:
     lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), *ones, "", paper]))
     for index, budget in enumerate(one.budgets):
         rival = one.rows.get(f"{RIVAL}@{budget}")
-        for row in (*BOUNDS, *INSIDE, *BUILT_IN):
+        for row in (*BOUNDS, *INSIDE, *BUILT_IN, *POSITIONS_KEPT):
             right = one.rows.get(f"{row}@{budget}")
             if right is None:
                 continue
@@ -135,7 +146,7 @@ def accuracy_table(one: Set) -> str:
                 line(
                     [
                         str(budget * one.frames),
-                        f"**{row}**" if row.startswith("flashvlm") else row,
+                        f"**{row}**" if row in ("flashvlm", "flashvlm-2") else row,
                         *(f"{one.family(right, family):.3f}" for family in families),
                         shown(share(right)),
                         shown(relative(right, whole, one.families)),
@@ -228,11 +239,14 @@ def grounding_table(found: dict[str, Any]) -> str:
 
 def alignment_table(found: dict[str, Any]) -> str:
     """Return how near patches are to the words of the question, per group of words."""
-    head = ["set", "words", "inside the box", "outside", "inside nearer than outside (AUC)"]
+    head = [
+        "set", "words", "inside the box", "outside", "inside nearer than outside (AUC)",
+        "weight in eq 5",
+    ]  # fmt: skip
     lines = [line(head), line(["---"] * len(head))]
     for name, groups in found.items():
         for group, near in groups.items():
-            cells = [f"{near[key]:.3f}" for key in ("inside", "outside", "auc")]
+            cells = [f"{near[key]:.3f}" for key in ("inside", "outside", "auc", "weight")]
             lines.append(line([name, group, *cells]))
     title = "## How near patches are to words: the largest cosine to any of them, on average"
     return f"{title}\n\n" + "\n".join(lines) + "\n"

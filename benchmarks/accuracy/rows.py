@@ -32,7 +32,7 @@ from flashvlm_vllm.selection import (
 )
 from flashvlm_vllm.selection.coherent import coherent_scores, select_coherent
 from flashvlm_vllm.selection.partition import partition
-from flashvlm_vllm.selection.registry import find_selector
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 from small_vlm.architecture import normalized
 from small_vlm.checkpoint import EOS
 from small_vlm.scenes import PATCH, SIDE
@@ -296,7 +296,9 @@ READINGS: Final[dict[str, Choose]] = {
 """Where the paper and its released code can be read differently (selectors.md 2.3)."""
 
 REPEATED: Final[dict[str, Choose]] = {
-    f"{name} (Transformers)": by_selector(name) for name in ("flashvlm", "flashvlm-2", "vispruner")
+    f"{name} (Transformers)": by_selector(name)
+    for name, selector in BUILT_IN.items()
+    if not selector.merges
 }
 """What variants are compared with: rounding turns Algorithm 1's choice on the server into another
 one, so a variant must be measured where its default is."""
@@ -310,7 +312,9 @@ PARTS_OF_2: Final[dict[str, Choose]] = {
 
 POSITIONS_KEPT: Final[dict[str, Answer]] = {
     f"{name}, positions kept": with_positions_kept(name)
-    for name in ("flashvlm", "flashvlm-2", "vispruner")
+    for name, selector in BUILT_IN.items()
+    if not selector.merges
 }
+"""Merged tokens have no one place that they could keep."""
 
 ABLATED: Final[dict[str, Choose]] = {name: by_config(each) for name, each in ABLATIONS.items()}
