@@ -103,11 +103,14 @@ def run(asked: argparse.Namespace, results: Results) -> None:
     if before is not None and before["weights"] != about["weights"]:
         sys.exit(f"{results.path} is of other weights; remove it or choose another --output")
     results.found["about"] = about
+    known = results.found.setdefault("sets", {})
     for name, items in sets.items():
-        results.found.setdefault("sets", {})[name] = {
+        asks = {
             "families": [item.question.family for item in items],
             "answers": [item.question.answer for item in items],
         }
+        if known.setdefault(name, asks) != asks:
+            sys.exit(f"{results.path} has other {name} questions; choose another --output")
     if {"served", "agreement"} & set(asked.parts):
         with serving(asked.model, SCRATCH) as (asker, trace):
             if "agreement" in asked.parts:
@@ -180,10 +183,8 @@ def answers_of(
         whole["fastv"] = rows.inside_the_language_model("fastv")
         whole["sparsevlm"] = rows.inside_the_language_model("sparsevlm")
     if "variants" in parts and not is_clip:
-        boundary |= rows.REPEATED | rows.ABLATED | rows.READINGS | rows.PARTS_OF_2
+        boundary |= rows.REPEATED | rows.ABLATED | rows.SWEPT | rows.READINGS | rows.PARTS_OF_2
         whole |= rows.POSITIONS_KEPT
-        for parameter, values in rows.SWEEPS.items():
-            boundary |= {f"{parameter} {v}": rows.by_config(each) for v, each in values.items()}
     for row, choose in boundary.items():
         for budget in BUDGETS:
             yield f"{row}@{budget}", rows.answers(reference, prepared, choose, budget * frames)

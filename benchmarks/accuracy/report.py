@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEEPS
+from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEPT
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
 from flashvlm_vllm.selection.registry import BUILT_IN
+from small_vlm.language import FAMILIES
 
 RIVAL: Final = "vispruner"
 INSIDE: Final = ("tome", "fastv", "sparsevlm")
@@ -65,6 +66,7 @@ class Set:
         }
         self.budgets: list[int] = found["about"]["budgets"]
         self.frames: int = found["about"]["frames"] if name == "clips" else 1
+        self.tokens: int = found["about"]["visual_tokens"] * self.frames
 
     @property
     def has_unpruned(self) -> bool:
@@ -120,20 +122,17 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
 
 def accuracy_table(one: Set) -> str:
     """Return a set's table, unpruned and oracle lines included."""
-    names = sorted(set(one.families))
-    families = [name for name in ("color", "shape", "letter", "where", "exist") if name in names]
-    total = 576 * one.frames
+    families = [family for family in FAMILIES if family in one.families]
     head = [
         "tokens", "row", *families, "all (95 %)", "share of unpruned (95 %)",
         *(["without *where*"] if "where" in families else []),
         f"against {RIVAL}", PAPER_COLUMN[one.name],
     ]  # fmt: skip
-    lines = [line(head), line(["---"] * len(head))]
     whole = one.unpruned
     cells = [f"{one.family(whole, family):.3f}" for family in families]
     paper = "" if one.name == "stress" else "100"
     ones = ["1"] * (1 + ("where" in families))
-    lines.append(line([str(total), "unpruned", *cells, shown(share(whole)), *ones, "", paper]))
+    rows = [[str(one.tokens), "unpruned", *cells, shown(share(whole)), *ones, "", paper]]
     for index, budget in enumerate(one.budgets):
         rival = one.rows.get(f"{RIVAL}@{budget}")
         for row in (*BOUNDS, *INSIDE, *BUILT_IN, *POSITIONS_KEPT):
@@ -142,74 +141,55 @@ def accuracy_table(one: Set) -> str:
                 continue
             against = "" if rival is None or row == RIVAL else tested(paired(right, rival))
             paper = PAPER[one.name].get(row)
-            lines.append(
-                line(
-                    [
-                        str(budget * one.frames),
-                        f"**{row}**" if row in ("flashvlm", "flashvlm-2") else row,
-                        *(f"{one.family(right, family):.3f}" for family in families),
-                        shown(share(right)),
-                        shown(relative(right, whole, one.families)),
-                        *([shown(one.without_where(right))] if "where" in families else []),
-                        against,
-                        "" if paper is None else f"{paper[index]}",
-                    ]
-                )
+            rows.append(
+                [
+                    str(budget * one.frames),
+                    f"**{row}**" if row in ("flashvlm", "flashvlm-2") else row,
+                    *(f"{one.family(right, family):.3f}" for family in families),
+                    shown(share(right)),
+                    shown(relative(right, whole, one.families)),
+                    *([shown(one.without_where(right))] if "where" in families else []),
+                    against,
+                    "" if paper is None else f"{paper[index]}",
+                ]
             )
-    return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n" + "\n".join(lines) + "\n"
+    return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n{table(head, rows)}"
 
 
 def variants_tables(one: Set) -> str:
     """Return ablations (Table 5), sweeps (Table 11) and readings, each against the default."""
-    sweeps = [f"{name} {value}" for name, values in SWEEPS.items() for value in values]
     groups = {
         "Ablations (as Table 5)": ("flashvlm", list(ABLATED)),
-        "Sweeps (as Table 11)": ("flashvlm", sweeps),
+        "Sweeps (as Table 11)": ("flashvlm", list(SWEPT)),
         "Other readings of the method": ("flashvlm", list(READINGS)),
         "flashvlm-2 without its parts": ("flashvlm-2", list(PARTS_OF_2)),
     }
+    budgets = [f"{budget} tokens" for budget in one.budgets]
     parts = []
     for title, (selector, rows) in groups.items():
-        head = ["", *(f"{budget} tokens" for budget in one.budgets)]
-        lines = [line(head), line(["---"] * len(head))]
-        default = {
-            budget: one.rows.get(on_transformers(selector, budget)) for budget in one.budgets
-        }
-        lines.append(
-            line([selector, *("" if d is None else shown(share(d)) for d in default.values())])
-        )
-        lines += [against_default(one, row, default) for row in rows]
-        parts.append(f"## {title}, {one.name} set\n\n" + "\n".join(lines) + "\n")
-
-    head = ["against vLLM's positions", *(f"{budget} tokens" for budget in one.budgets)]
-    lines = [line(head), line(["---"] * len(head))]
-    for row in POSITIONS_KEPT:
-        selector = row.partition(",")[0]
-        default = {
-            budget: one.rows.get(on_transformers(selector, budget)) for budget in one.budgets
-        }
-        lines.append(against_default(one, row, default))
-    parts.append(
-        f"## Kept tokens keep their positions, {one.name} set\n\n" + "\n".join(lines) + "\n"
-    )
+        default = [one.rows.get(f"{selector} (Transformers)@{budget}") for budget in one.budgets]
+        first = [selector, *("" if right is None else shown(share(right)) for right in default)]
+        variants = [against_default(one, row, selector) for row in rows]
+        title = f"## {title}, {one.name} set"
+        parts.append(f"{title}\n\n{table(['', *budgets], [first, *variants])}")
+    kept = [against_default(one, row, row.partition(",")[0]) for row in POSITIONS_KEPT]
+    title = f"## Kept tokens keep their positions, {one.name} set"
+    head = ["against vLLM's positions", *budgets]
+    parts.append(f"{title}\n\n{table(head, kept)}")
     return "\n".join(parts)
 
 
-def on_transformers(selector: str, budget: int) -> str:
-    """Name the row of a selector that was repeated where its variants are measured."""
-    return f"{selector} (Transformers)@{budget}"
-
-
-def against_default(one: Set, row: str, default: dict[int, list[bool] | None]) -> str:
-    """Return a row's accuracy at each budget with its difference to a default."""
-    cells = []
-    for budget, base in default.items():
+def against_default(one: Set, row: str, selector: str) -> list[str]:
+    """Return a row's accuracy at each budget with its difference to a selector on Transformers."""
+    cells = [row.replace("_", " ")]
+    for budget in one.budgets:
         right = one.rows.get(f"{row}@{budget}")
+        base = one.rows.get(f"{selector} (Transformers)@{budget}")
         if right is None or base is None:
             cells.append("")
         else:
             cells.append(f"{share(right).value:.3f} ({tested(paired(right, base))})")
-    return line([row.replace("_", " "), *cells])
+    return cells
 
 
 def grounding_table(found: dict[str, Any]) -> str:
@@ -220,7 +200,7 @@ def grounding_table(found: dict[str, Any]) -> str:
         head = ["row", "attention distance, patches", "score-map entropy, nats"]
         head += [f"IoU / coverage at {budget}" for budget in budgets]
         head.append("paper: distance, entropy, IoU")
-        lines = [line(head), line(["---"] * len(head))]
+        rows = []
         for method, values in methods.items():
             both = (values["distance"], values["entropy"])
             cells = [f"{mean:.2f} ± {error:.2f}" for mean, error in both]
@@ -228,11 +208,11 @@ def grounding_table(found: dict[str, Any]) -> str:
                 iou, cover = values[f"iou {budget}"][0], values[f"coverage {budget}"][0]
                 cells.append(f"{iou:.3f} / {cover:.3f}")
             paper = ", ".join(str(value) for value in PAPER_GROUNDING.get(method, ()))
-            lines.append(line([method, *cells, paper]))
+            rows.append([method, *cells, paper])
         (count,) = methods["flashvlm"]["count"]
         parts.append(
             f"{name} set, {count} questions about an object that is there (mean and standard "
-            f"error).\n\n" + "\n".join(lines) + "\n"
+            f"error).\n\n{table(head, rows)}"
         )
     return "\n".join(parts)
 
@@ -243,41 +223,41 @@ def alignment_table(found: dict[str, Any]) -> str:
         "set", "words", "inside the box", "outside", "inside nearer than outside (AUC)",
         "weight in eq 5",
     ]  # fmt: skip
-    lines = [line(head), line(["---"] * len(head))]
-    for name, groups in found.items():
-        for group, near in groups.items():
-            cells = [f"{near[key]:.3f}" for key in ("inside", "outside", "auc", "weight")]
-            lines.append(line([name, group, *cells]))
+    rows = [
+        [name, group, *(f"{near[key]:.3f}" for key in ("inside", "outside", "auc", "weight"))]
+        for name, groups in found.items()
+        for group, near in groups.items()
+    ]
     title = "## How near patches are to words: the largest cosine to any of them, on average"
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def text_guidance_table(one: Set) -> str:
     """Return each selector that reads the question against each that does not."""
     blind = [name for name, selector in BUILT_IN.items() if not selector.uses_question]
     head = ["", "tokens", *(f"against {name}" for name in blind)]
-    lines = [line(head), line(["---"] * len(head))]
+    rows = []
     for name, selector in BUILT_IN.items():
         for budget in one.budgets if selector.uses_question else ():
             right = one.rows[f"{name}@{budget}"]
             cells = [tested(paired(right, one.rows[f"{other}@{budget}"])) for other in blind]
-            lines.append(line([name, str(budget * one.frames), *cells]))
+            rows.append([name, str(budget * one.frames), *cells])
     title = f"## Selectors that read the question against those that do not, {one.name} set"
-    return f"{title}\n\n" + "\n".join(lines) + "\n"
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def agreement_table(found: dict[str, Any]) -> str:
     """Return how often server and Transformers agree."""
     head = ["selector", "same answer", "same kept set", "same answer from the same kept set"]
-    lines = [line(head), line(["---"] * len(head))]
+    rows = []
     count = found["questions"]
     for name, row in found.items():
         if isinstance(row, dict):
             values = [row.get(key) for key in ("answers", "kept", "answers_given_kept")]
-            lines.append(
-                line([name, *("" if value is None else f"{value} of {count}" for value in values)])
+            rows.append(
+                [name, *("" if value is None else f"{value} of {count}" for value in values)]
             )
-    return f"## Server and Transformers\n\nBudget {found['budget']}.\n\n" + "\n".join(lines) + "\n"
+    return f"## Server and Transformers\n\nBudget {found['budget']}.\n\n{table(head, rows)}"
 
 
 def plot(one: Set, path: Path) -> None:
@@ -317,9 +297,9 @@ def plot(one: Set, path: Path) -> None:
     pyplot.close(figure)
 
 
-def line(cells: Sequence[str]) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
 def shown(value: Interval) -> str:

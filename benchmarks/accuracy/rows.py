@@ -276,11 +276,15 @@ def inside_the_language_model(method: str) -> Answer:
     return run
 
 
-SWEEPS: Final = {
-    "fusion weight": {f"{v}": SelectionConfig(text_weight=v) for v in (0.3, 0.7)},
-    "temperature": {f"{v}": SelectionConfig(aggregation_temperature=v) for v in (0.01, 0.1)},
-    "gate fraction": {f"{v}": SelectionConfig(gate_fraction=v) for v in (0.001, 0.1)},
-    "important share": {f"{v}": SelectionConfig(important_fraction=v) for v in (0.3, 0.7)},
+SWEPT: Final[dict[str, Choose]] = {
+    "fusion weight 0.3": by_config(SelectionConfig(text_weight=0.3)),
+    "fusion weight 0.7": by_config(SelectionConfig(text_weight=0.7)),
+    "temperature 0.01": by_config(SelectionConfig(aggregation_temperature=0.01)),
+    "temperature 0.1": by_config(SelectionConfig(aggregation_temperature=0.1)),
+    "gate fraction 0.001": by_config(SelectionConfig(gate_fraction=0.001)),
+    "gate fraction 0.1": by_config(SelectionConfig(gate_fraction=0.1)),
+    "important share 0.3": by_config(SelectionConfig(important_fraction=0.3)),
+    "important share 0.7": by_config(SelectionConfig(important_fraction=0.7)),
 }
 """The four sweeps of Table 11; the paper's grids are not legible, these are around its defaults
 (0.5, 0.05, 0.005 and 0.5)."""
@@ -293,7 +297,7 @@ READINGS: Final[dict[str, Choose]] = {
     "diversity among projected features": by_config(SelectionConfig(), space="projected"),
     "words and image unaligned (rotated)": by_config(SelectionConfig(), scope="rotated"),
 }
-"""Where the paper and its released code can be read differently (selectors.md 2.3)."""
+"""Where the paper and its released code can be read differently."""
 
 REPEATED: Final[dict[str, Choose]] = {
     f"{name} (Transformers)": by_selector(name)

@@ -35,7 +35,7 @@ def share(right: Sequence[bool]) -> Interval:
 
 
 def mean_ratio(scores: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the paper's "ACC": the unweighted mean of score / reference (selectors.md 1.5)."""
+    """Return the paper's "ACC": the unweighted mean of score / reference."""
     return float(np.mean(np.asarray(scores) / np.asarray(reference)))
 
 
@@ -47,7 +47,7 @@ def relative(
     Args:
         right: answers with a selector.
         reference: answers of the unpruned model to the same questions.
-        groups: the question family of each; each counts alike (selectors.md 1.5).
+        groups: the question family of each; each counts alike.
         seed: of the bootstrap over questions, which is paired and within families.
 
     """

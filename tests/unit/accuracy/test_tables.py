@@ -2,6 +2,7 @@
 """The tables' arithmetic, their test sets, and the model they are measured with."""
 
 import math
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy import rows
+from benchmarks.accuracy.__main__ import Results, run
 from benchmarks.accuracy.grounding import distance, entropy, overlap
 from benchmarks.accuracy.reference import Reference
 from benchmarks.accuracy.report import write_report
@@ -218,10 +220,10 @@ def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
         return "".join(rng.choice(["0", "1"], len(items)))
 
     names = ("unpruned", "oracle@64", "vispruner@64", "flashvlm@64", "linear_fusion@64")
-    names = (*names, "without_query_gating@64")
+    names = (*names, "without_query_gating@64", "flashvlm (Transformers)@64")
     marked = {name: marks() for name in names}
     found = {
-        "about": {"budgets": [64], "frames": 4},
+        "about": {"budgets": [64], "frames": 4, "visual_tokens": 576},
         "sets": {"plain": {"families": [item.question.family for item in items]}},
         "right": {"plain": marked},
     }
@@ -231,7 +233,19 @@ def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
         assert name in text
     right = marked["flashvlm@64"]
     assert f"{right.count('1') / 40:.3f}" in text
+    linear, default = marked["linear_fusion@64"], marked["flashvlm (Transformers)@64"]
+    difference = (linear.count("1") - default.count("1")) / 40
+    assert f"| linear fusion | {linear.count('1') / 40:.3f} ({difference:+.3f}, p " in text
     assert (tmp_path / "plain.png").stat().st_size > 1000
+
+
+def test_answers_to_other_questions_are_not_mixed(tmp_path: Path) -> None:
+    asked = Namespace(parts=[], sets=["plain"], model=WEIGHTS, questions=0.02)
+    results = Results(tmp_path / "results.json")
+    run(asked, results)
+    run(asked, results)
+    with pytest.raises(SystemExit, match="other plain questions"):
+        run(Namespace(**{**vars(asked), "questions": 0.03}), results)
 
 
 @torch.inference_mode()
