@@ -12,11 +12,13 @@ import pytest
 import torch
 from openai import AsyncOpenAI, BadRequestError, InternalServerError
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 from vllm.exceptions import VLLMValidationError
 
 from demo.photo import photo
 from demo.server import Server
-from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.anyres import spread_budget, tile_patches
+from flashvlm_vllm.selection.coherent import select_coherent
 from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
 from tests.vllm.conftest import Engine, StartEngine, token_ids
@@ -165,6 +167,37 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
         visual = seen.projected[0, torch.tensor(record["kept"])]
     prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
     assert ids == seen.reference.generate(prompt, visual, len(ids))
+
+
+def test_flashvlm_2_knows_where_tokens_lie_in_each_crop_of_llava_next(
+    llava_next: Path, start_engine: StartEngine
+) -> None:
+    size = (640, 300)  # What unpadding leaves of each tile is no whole raster.
+    seen = Seen(llava_next, photo("cat").resize(size))
+    crops, count = seen.features.shape[:2]
+    config = seen.reference.model.config
+    grid = get_anyres_image_grid_shape(size[::-1], config.image_grid_pinpoints, 336)
+    picture = torch.cat([torch.arange(count), tile_patches(grid, 24, size[::-1])])
+    rows_of = [(picture // count == crop).nonzero().flatten() for crop in range(crops)]
+    shares = spread_budget(BUDGET, [len(rows) for rows in rows_of])
+    with start_engine(llava_next, max_model_len=8192) as engine:
+        engine.ask(QUESTION, BUDGET, [photo("cat").resize(size)], selector="flashvlm-2")
+        record = engine.kept()[-1]
+    text = seen.reference.model.get_input_embeddings()(torch.tensor(record["query"])).detach()
+    expected: list[int] = []
+    for crop, (rows, share) in enumerate(zip(rows_of, shares, strict=True)):
+        patches = picture[rows] % count
+        chosen = select_coherent(
+            seen.projected[crop, patches],
+            seen.saliency[crop, patches],
+            text,
+            share,
+            seen.features[crop, patches],
+            torch.stack([patches // 24, patches % 24], dim=1),
+        )
+        expected += rows[chosen].tolist()
+    assert len(record["kept"]) == BUDGET
+    assert len(set(record["kept"]) & set(expected)) >= 0.9 * BUDGET
 
 
 def test_merging_selectors_work_crop_by_crop_on_llava_next(
