@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As many different pictures as a benchmark needs: square parts of a few real photographs."""
+
+import random
+from typing import Final
+
+from PIL import Image
+
+from demo.photo import FILES, photo
+
+SIDE: Final = 336
+
+
+def picture(number: int, side: int = SIDE) -> Image.Image:
+    """Cut a part out of a photograph; another number is, but for luck, another part."""
+    draw = random.Random(number)
+    image = photo(list(FILES)[number % len(FILES)])
+    length = draw.randint(min(image.size) // 2, min(image.size))
+    left, top = (draw.randint(0, whole - length) for whole in image.size)
+    return image.crop((left, top, left + length, top + length)).resize((side, side))

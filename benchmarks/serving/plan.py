@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured, how often and in which order."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Traffic = Literal["random", "photos"]
+
+STOCK: Final = "stock"
+NONE: Final = "no budget"
+TEXT: Final = "text only"
+"""Stock vLLM, a prompt as long as the image's, one token of answer: what prefill alone takes."""
+BUDGETS: Final = (128, 64, 32)
+COLUMNS: Final = (STOCK, NONE, *(str(budget) for budget in BUDGETS))
+TEXT_TOKENS: Final = 32  # of the question, besides the 576 of the image
+OUTPUT_TOKENS: Final = 16
+SEEDS_PER_ROUND: Final = 10
+ROUNDS_PER_LEVEL: Final = 1000
+
+
+@dataclass(frozen=True)
+class Level:
+    """A load, and how often every column takes a turn under it."""
+
+    traffic: Traffic
+    clients: int
+    rounds: int
+    prompts: int
+    with_text: bool = False
+    """Whether prompts without an image are measured too."""
+
+    @property
+    def name(self) -> str:
+        """What tables and JSON call it."""
+        return f"{self.traffic}, {self.clients} client{'s' if self.clients > 1 else ''}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Who takes a turn."""
+        return (*COLUMNS, TEXT) if self.with_text else COLUMNS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run."""
+
+    hidden: int
+    layers: int
+    levels: tuple[Level, ...]
+    most_clients: int
+    """With how many clients residency is looked at, at most."""
+
+
+# Six rounds are the fewest that make a 95 % interval.
+FULL: Final = Plan(
+    hidden=1024,
+    layers=12,
+    levels=(
+        Level("random", 1, rounds=10, prompts=3, with_text=True),
+        Level("random", 8, rounds=10, prompts=8, with_text=True),
+        Level("random", 32, rounds=6, prompts=32),
+        Level("photos", 8, rounds=6, prompts=8),
+    ),
+    most_clients=64,
+)
+QUICK: Final = Plan(
+    hidden=256,
+    layers=2,
+    levels=(
+        Level("random", 1, rounds=2, prompts=2, with_text=True),
+        Level("random", 8, rounds=2, prompts=8, with_text=True),
+        Level("random", 32, rounds=1, prompts=32),
+        Level("photos", 8, rounds=1, prompts=8),
+    ),
+    most_clients=16,
+)
+
+
+def budget_of(column: str) -> int | None:
+    """The budget that a column's requests carry."""
+    return int(column) if column.isdecimal() else None
+
+
+def uses_plugin(column: str) -> bool:
+    """Whether a column is measured on the server that has the plugin."""
+    return column not in (STOCK, TEXT)
+
+
+def order(columns: tuple[str, ...], round_: int) -> tuple[str, ...]:
+    """Say who follows whom in a round: over the rounds each is early and late, in both directions.
+
+    Stock and the plugin without a budget, which are to be equal, follow each other and take turns
+    at being first.
+    """
+    blocks = [columns[:2], *((column,) for column in columns[2:])]
+    place = round_ // 2 % len(blocks)
+    turned = sum((*blocks[place:], *blocks[:place]), ())
+    return turned[::-1] if round_ % 2 else turned
+
+
+def seed(level: int, round_: int, column: str) -> int:
+    """Which random requests a turn sends; no cache knows them from another turn.
+
+    Stock and the plugin without a budget are other servers and send the same.
+    """
+    columns = (NONE, *COLUMNS[2:], TEXT)
+    place = columns.index(NONE if column == STOCK else column)
+    return 1 + (level * ROUNDS_PER_LEVEL + round_) * SEEDS_PER_ROUND + place
