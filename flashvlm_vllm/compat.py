@@ -12,7 +12,15 @@ import sys
 from typing import Any, NoReturn
 
 from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
+from flashvlm_vllm.feature_cache import (
+    DEFAULT_GB,
+    FEATURE_CACHE_GB,
+    parse_feature_cache_gb,
+)
 from flashvlm_vllm.selector import SELECTOR
+
+SETTINGS = (BUDGET, SELECTOR, FEATURE_CACHE_GB)
+"""What an engine is started with, as flags or as processor arguments."""
 
 _WRAPPED = "__flashvlm_wrapped__"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
@@ -43,13 +51,20 @@ def attach_to_engine() -> None:
 
     ``WorkerBase``. Why: named worker methods are what ``collective_rpc`` can call without
     pickling code. Seen: 0.32. End: when worker metrics have a channel of their own.
+
+    ``Executor.reset_encoder_cache``. Why: whoever has vLLM forget what its encoder computed (new
+    weights, as a rule) means the features that this plugin remembers too, and the model is not
+    told. Seen: 0.32. End: when models are.
     """
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.worker_base import WorkerBase
 
     _wrap(EngineArgs, "create_engine_config", _create_engine_config)
-    WorkerBase.flashvlm_selection_time = _selection_time  # type: ignore[attr-defined]
+    _wrap(Executor, "reset_encoder_cache", _reset_encoder_cache)
+    WorkerBase.flashvlm_statistics = _statistics  # type: ignore[attr-defined]
     WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
+    WorkerBase.flashvlm_forget_images = _forget_images  # type: ignore[attr-defined]
 
 
 def attach_to_serving() -> None:
@@ -138,13 +153,22 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         help="How the tokens are chosen where a request does not say: flashvlm (the default), "
         "or another installed selector. Needs --plugins flashvlm.",
     )
+    group.add_argument(
+        "--visual-feature-cache-gb",
+        type=float,
+        metavar="GIB",
+        help="What the vision tower made of the latest images is held in each worker, up to so "
+        f"many GiB (default: {DEFAULT_GB}), so that another question about an image does not run "
+        "the tower again; and as much of preprocessed pixels in each API process. 0 turns both "
+        "off. Needs --plugins flashvlm.",
+    )
     return parser
 
 
 def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     from flashvlm_vllm.plugin import is_named
 
-    given = {name: getattr(args, name, None) for name in (BUDGET, SELECTOR)}
+    given = {name: getattr(args, name, None) for name in SETTINGS}
     defaults = {name: value for name, value in given.items() if value is not None}
     if is_named():
         attach_to_serving()
@@ -198,7 +222,7 @@ def _tell_how_to_turn_on() -> None:
 
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     given = engine_args.mm_processor_kwargs
-    asked = {name: given[name] for name in (BUDGET, SELECTOR) if name in (given or {})}
+    asked = {name: given[name] for name in SETTINGS if name in (given or {})}
     if not asked:
         return original(engine_args, *args, **kwargs)
     try:
@@ -227,7 +251,11 @@ def _checked_defaults(asked: dict[str, Any]) -> dict[str, Any]:
     selector = parse_selector(asked.get(SELECTOR))
     if selector is not None:
         find_selector(selector)
-    defaults = {BUDGET: parse_budget(asked.get(BUDGET)), SELECTOR: selector}
+    defaults = {
+        BUDGET: parse_budget(asked.get(BUDGET)),
+        SELECTOR: selector,
+        FEATURE_CACHE_GB: parse_feature_cache_gb(asked.get(FEATURE_CACHE_GB)),
+    }
     return {name: value for name, value in defaults.items() if value is not None}
 
 
@@ -243,7 +271,7 @@ def _set_defaults(model_config: Any, defaults: dict[str, Any]) -> None:
 
     if not covers(model_config):
         raise ValueError(
-            f"a default visual budget or selector needs a model that is covered "
+            f"a server-wide {' or '.join(defaults)} needs a model that is covered "
             f"({', '.join(sorted(MODELS))} with a CLIP or SigLIP tower); {model_config.model} is "
             f"{', '.join(model_config.architectures)}"
         )
@@ -272,10 +300,25 @@ async def _create_answer(original: Any, handler: Any, *args: Any, **kwargs: Any)
     return report.annotated(answer, collected.counts)
 
 
-def _selection_time(worker: Any) -> dict[str, float]:
+def _reset_encoder_cache(original: Any, executor: Any) -> None:
+    original(executor)
+    executor.collective_rpc("flashvlm_forget_images")
+
+
+def _forget_images(worker: Any) -> None:
+    forget = getattr(worker.get_model(), "forget_images", None)
+    if forget is not None:
+        forget()
+
+
+def _statistics(worker: Any) -> dict[str, dict[str, float]]:
     from flashvlm_vllm.timing import SELECTION_CLOCK
 
-    return SELECTION_CLOCK.read()
+    cache = getattr(worker.get_model(), "feature_cache", None)
+    return {
+        "selection": SELECTION_CLOCK.read(),
+        "feature_cache": {} if cache is None else cache.read(),
+    }
 
 
 def _selection_failures(worker: Any, identities: list[str]) -> dict[str, str]:

@@ -14,14 +14,21 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from transformers import BatchFeature
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.inputs import (
+    MultiModalFieldConfig,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+)
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.bounded import remember
 from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
+from flashvlm_vllm.feature_cache import feature_cache_bytes
+from flashvlm_vllm.preprocessed import PreprocessedImages
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
 from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
@@ -29,8 +36,9 @@ from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
 KEPT_FIELD = "visual_kept_tokens"
 QUERY_FIELD = "visual_query_ids"
 IDENTITY_FIELD = "visual_identity"
+IMAGE_FIELD = "visual_image"
 SELECTOR_FIELD = "visual_selector_name"
-FIELDS = (KEPT_FIELD, QUERY_FIELD, IDENTITY_FIELD, SELECTOR_FIELD)
+FIELDS = (KEPT_FIELD, QUERY_FIELD, IDENTITY_FIELD, IMAGE_FIELD, SELECTOR_FIELD)
 """What travels to the worker with each image of a request that is pruned."""
 REPORT = "visual_tokens"
 
@@ -113,6 +121,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         self._counts_by_uuid: dict[str, TokenCount] = {}
         self._lock = threading.Lock()
         self._identities_by_hash: dict[str, str] = {}
+        # As much here as features in each worker: what is held for another question.
+        self._preprocessed = PreprocessedImages(feature_cache_bytes(self.info.ctx.model_config))
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count the visual tokens of an image of ``width`` x ``height`` pixels, unpruned."""
@@ -273,35 +283,51 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
     ) -> Any:
-        processed = super()._apply_hf_processor_main(mm_items, _without_plan(hf_kwargs))
+        stock = _without_plan(hf_kwargs)
         plan = _plan_of(hf_kwargs)
         counts = self._missing_counts(mm_items)
-        if plan is not None and counts:
-            kept = [kept_tokens(count.total, plan.budget, count.prunable) for count in counts]
-            query = torch.tensor(plan.query_ids, dtype=torch.int64)
-            processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
-            processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
-            processed[IDENTITY_FIELD] = self._identities(mm_items, hf_kwargs, plan)
-            name = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
-            processed[SELECTOR_FIELD] = torch.tensor([list(name)] * len(counts), dtype=torch.uint8)
+        if plan is None or not counts:
+            return super()._apply_hf_processor_main(mm_items, stock)
+        images = self._pixel_hashes(mm_items, stock)
+
+        def process(number: int) -> MultiModalKwargsItem:
+            alone = self.info.parse_mm_data({"image": [mm_items["image"][number]]}, validate=False)
+            processed = super(VisualTokenProcessor, self)._apply_hf_processor_main(alone, stock)
+            fields = super(VisualTokenProcessor, self)._get_mm_fields_config(  # type: ignore[safe-super]
+                processed, stock
+            )
+            items: Sequence[MultiModalKwargsItem] = MultiModalKwargsItems.from_hf_inputs(
+                processed, fields
+            )["image"]
+            return items[0]
+
+        processed = BatchFeature(self._preprocessed.of(images, process))
+        kept = [kept_tokens(count.total, plan.budget, count.prunable) for count in counts]
+        query = torch.tensor(plan.query_ids, dtype=torch.int64)
+        name = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
+        processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
+        processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
+        processed[IDENTITY_FIELD] = _as_bytes([plan.identity(image) for image in images])
+        processed[IMAGE_FIELD] = _as_bytes(
+            [hashlib.sha256(image.encode()).digest() for image in images]
+        )
+        processed[SELECTOR_FIELD] = _as_bytes([name] * len(counts))
         return processed
 
-    def _identities(
-        self, items: MultiModalDataItems, hf_kwargs: Mapping[str, Any], plan: VisualPlan
-    ) -> torch.Tensor:
-        """Tell the worker which items are one and the same, ``(n, 32)`` uint8.
+    def _pixel_hashes(
+        self, items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
+    ) -> Sequence[str]:
+        """Tell which items are one and the same, by their pixels and the processor's arguments.
 
-        Hashed from the pixels, whatever uuid a client gave: vLLM does not pass its own hashes
-        to this step.
+        Whatever uuid a client gave; and vLLM does not pass its own hashes to this step.
         """
         images = ProcessorInputs(
             prompt=[],
             mm_data_items=MultiModalDataItems({"image": items["image"]}),
-            hf_processor_mm_kwargs=_without_plan(hf_kwargs),
+            hf_processor_mm_kwargs=hf_kwargs,
         )
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        hashes = images.get_mm_hashes(self.info.model_id, algorithm)["image"]
-        return torch.tensor([list(plan.identity(each)) for each in hashes], dtype=torch.uint8)
+        return images.get_mm_hashes(self.info.model_id, algorithm)["image"]
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
@@ -315,8 +341,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             # On the host: the counts size the gather, and reading them from a device would wait.
             config[KEPT_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
             config[QUERY_FIELD] = MultiModalFieldConfig.batched("image")
-            config[IDENTITY_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
-            config[SELECTOR_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+            for name in (IDENTITY_FIELD, IMAGE_FIELD, SELECTOR_FIELD):
+                config[name] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         return config
 
     def _get_prompt_updates(
@@ -397,3 +423,8 @@ def _plan_of(kwargs: Mapping[str, Any]) -> VisualPlan | None:
 
 def _without_plan(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key != _PLAN}
+
+
+def _as_bytes(values: Sequence[bytes]) -> torch.Tensor:
+    """Return ``(n, length)`` uint8 of values of equal length."""
+    return torch.tensor([list(value) for value in values], dtype=torch.uint8)

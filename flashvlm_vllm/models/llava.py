@@ -18,9 +18,10 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
 from flashvlm_vllm.processing import KEPT_FIELD, VisualTokenProcessor
-from flashvlm_vllm.vision.tower import Encoded, SalientTower
+from flashvlm_vllm.vision.tower import SalientTower
 
 
 class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
@@ -50,13 +51,17 @@ class LlavaSelection(VisualTokenSelection):
         self.set_up_selection(vllm_config)
 
     def embed_batch(
-        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
+        self,
+        images: Sequence[ImageFeatures],
+        sizes: Sequence[tuple[int, int]],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Encode a few images together.
+        """Select of a few images together.
 
         Args:
-            image_input: vLLM's validated image inputs of the whole call.
-            batch: which of its images.
+            images: their features.
+            sizes: their heights and widths in pixels; empty where the model does not ask.
             wanted: what their requests ask for.
             text: the embeddings of their steering words.
 
@@ -74,14 +79,16 @@ class LlavaSelection(VisualTokenSelection):
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         image_input = self._parse_and_validate_image_input(**kwargs)
         text = self.embed_queries(wanted.queries)
-        totals = [
-            self.salient_tower.tokens * (len(image) if image.dim() == 4 else 1)
-            for image in image_input["pixel_values"]
+        pixels = [
+            crops if crops.dim() == 4 else crops[None] for crops in image_input["pixel_values"]
         ]
+        sizes = [(int(high), int(wide)) for high, wide in image_input.get("image_sizes", ())]
+        totals = [self.salient_tower.tokens * len(crops) for crops in pixels]
         kept: list[Tensor | None] = []
         embeddings: list[Tensor] = []
         for batch in self.encoder_batches(totals):
-            positions, rows = self.embed_batch(image_input, batch, wanted[batch], text[batch])
+            images = self.features_of(pixels[batch], wanted[batch])
+            positions, rows = self.embed_batch(images, sizes[batch], wanted[batch], text[batch])
             kept += positions
             embeddings += rows
         self.trace(totals, kept, wanted.queries)
@@ -98,13 +105,37 @@ class LlavaSelection(VisualTokenSelection):
         side = vision.image_size // vision.patch_size
         return torch.stack([patches // side, patches % side], dim=1)
 
-    def encode(self, pixels: Tensor, wanted: Wanted) -> Encoded:
-        """Run the tower on images or crops."""
-        return self.salient_tower.run(
-            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
-            pixels,
-            with_keys=wanted.use_keys,
-        )
+    def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
+        """Run tower and projector on those images whose features are not in the cache.
+
+        Args:
+            pixels: ``(K, 3, H, W)`` of each image.
+            wanted: what their requests ask for.
+
+        """
+        with_keys = wanted.use_keys
+
+        def encode(missing: list[int]) -> list[ImageFeatures]:
+            crops = [len(pixels[number]) for number in missing]
+            encoded = self.salient_tower.run(
+                lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
+                torch.cat([pixels[number] for number in missing]),
+                with_keys=with_keys,
+            )
+            projected = self.multi_modal_projector(encoded.features)
+            keys = [None] * len(crops) if encoded.keys is None else encoded.keys.split(crops)
+            return [
+                ImageFeatures(*each)
+                for each in zip(
+                    encoded.features.split(crops),
+                    projected.split(crops),
+                    encoded.saliency.split(crops),
+                    keys,
+                    strict=True,
+                )
+            ]
+
+        return self.feature_cache.features_of(wanted.images, encode, with_keys=with_keys)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -124,25 +155,29 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
         )
 
     def embed_batch(
-        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
+        self,
+        images: Sequence[ImageFeatures],
+        sizes: Sequence[tuple[int, int]],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Encode a few images together; positions are patches in raster order."""
-        encoded = self.encode(image_input["pixel_values"][batch], wanted)
-        projected = self.multi_modal_projector(encoded.features)
-        places = self.places_of(torch.arange(projected.shape[1], device=projected.device))
+        """Select of a few images together; positions are patches in raster order."""
+        places = self.places_of(
+            torch.arange(self.salient_tower.tokens, device=images[0].projected.device)
+        )
         candidates = [
             Candidates(
-                wanted.selectors[image],
-                wanted.identities[image],
-                wanted.kept[image],
-                projected[image],
-                encoded.features[image],
-                encoded.saliency[image],
-                text[image],
-                None if encoded.keys is None else encoded.keys[image],
+                wanted.selectors[number],
+                wanted.identities[number],
+                wanted.kept[number],
+                image.projected[0],
+                image.features[0],
+                image.saliency[0],
+                text[number],
+                None if image.keys is None else image.keys[0],
                 places,
             )
-            for image in range(len(projected))
+            for number, image in enumerate(images)
         ]
         chosen = self.select(candidates)
         embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]

@@ -22,6 +22,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
 from flashvlm_vllm.models.llava import LlavaSelection
+from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
 from flashvlm_vllm.selection import Selection
@@ -76,58 +77,52 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT that keeps, of each image, the tokens its request's question selects."""
 
     def embed_batch(
-        self, image_input: Any, batch: slice, wanted: Wanted, text: Sequence[Tensor | None]
+        self,
+        images: Sequence[ImageFeatures],
+        sizes: Sequence[tuple[int, int]],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Encode a few images together.
+        """Select of a few images together.
 
         Positions are those of the picture: base patches first, then the tiles' patches that
         unpadding leaves, in raster order.
         """
-        images = list(image_input["pixel_values"][batch])
-        sizes = [tuple(size) for size in image_input["image_sizes"][batch].tolist()]
-        crop_counts = [len(crops) for crops in images]
-        encoded = self.encode(torch.cat(images), wanted)
-        projected = self.multi_modal_projector(encoded.features).split(crop_counts)
-        features = encoded.features.split(crop_counts)
-        saliency = encoded.saliency.split(crop_counts)
-        keys = [None] * len(images) if encoded.keys is None else encoded.keys.split(crop_counts)
-
         parts: list[_Part] = []
-        for image, size in enumerate(sizes):
-            crops = self._crops(size, encoded.saliency.device)
+        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            crops = self._crops(size, image.saliency.device)
             patches = [len(crop.rows) for crop in crops]
-            shares = spread_budget(min(wanted.kept[image], sum(patches)), patches)
-            for number, (crop, share) in enumerate(zip(crops, shares, strict=True)):
+            shares = spread_budget(min(wanted.kept[number], sum(patches)), patches)
+            for part, (crop, share) in enumerate(zip(crops, shares, strict=True)):
                 if share:
-                    own_keys = keys[image]
                     candidates = Candidates(
-                        wanted.selectors[image],
-                        wanted.identities[image],
+                        wanted.selectors[number],
+                        wanted.identities[number],
                         share,
-                        projected[image].flatten(0, 1)[crop.rows],
-                        features[image].flatten(0, 1)[crop.rows],
-                        saliency[image].flatten()[crop.rows],
-                        text[image],
-                        None if own_keys is None else own_keys.flatten(0, 1)[crop.rows],
-                        self.places_of(crop.rows % saliency[image].shape[1]),
-                        part=number,
+                        image.projected.flatten(0, 1)[crop.rows],
+                        image.features.flatten(0, 1)[crop.rows],
+                        image.saliency.flatten()[crop.rows],
+                        text[number],
+                        None if image.keys is None else image.keys.flatten(0, 1)[crop.rows],
+                        self.places_of(crop.rows % self.salient_tower.tokens),
+                        part=part,
                     )
-                    parts.append(_Part(image, crop, candidates))
+                    parts.append(_Part(number, crop, candidates))
         chosen = self.select([part.candidates for part in parts])
 
         kept: list[Tensor | None] = []
         embeddings: list[Tensor] = []
-        for image, size in enumerate(sizes):
+        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
             mine = [
                 (part, selection)
                 for part, selection in zip(parts, chosen, strict=True)
-                if part.image == image
+                if part.image == number
             ]
             order, rows = self._in_picture_order(mine)
-            if wanted.kept[image] > len(rows):
+            if wanted.kept[number] > len(rows):
                 # Kept whole beside a larger image of the same request: with its newlines.
                 rows = self._merge_image_patch_embeddings(
-                    torch.tensor(size), projected[image], strategy="spatial_unpad"
+                    torch.tensor(size), image.projected, strategy="spatial_unpad"
                 )
             kept.append(order)
             embeddings.append(rows)

@@ -1,46 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's memory of what it chose, bounded in bytes."""
+"""What the worker remembers: the features of images, and what it chose of them."""
 
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from flashvlm_vllm.bounded import RecentlyUsed
 from flashvlm_vllm.selection import Selection
 
-_LIMIT_BYTES = 64 * 2**20
+_SELECTION_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 512
-"""What an entry costs beside its tensor, about. 64 indices are as much again, 64 merged tokens of
-a 7B model's tower 128 KiB: thousands of choices fit, or hundreds of merges."""
+"""What a selection costs beside its tensor, about. 64 indices are as much again, 64 merged tokens
+of a 7B model's tower 128 KiB: thousands of choices fit, or hundreds of merges."""
 
 
-class SelectionMemory:
-    """Selections by what they are for; the least recently used go first."""
-
-    def __init__(self, limit_bytes: int = _LIMIT_BYTES) -> None:
-        self._limit = limit_bytes
-        self._held = 0
-        self._selections: OrderedDict[Hashable, Selection] = OrderedDict()
-
-    def get(self, key: Hashable) -> Selection | None:
-        """Return what was chosen before, ``None`` if that is not known (any more)."""
-        selection = self._selections.get(key)
-        if selection is not None:
-            self._selections.move_to_end(key)
-        return selection
-
-    def put(self, key: Hashable, selection: Selection) -> None:
-        """Remember a choice; the latest is never the one that has to go."""
-        self._forget(key)
-        self._selections[key] = selection
-        self._held += _bytes(selection)
-        while self._held > self._limit and len(self._selections) > 1:
-            self._forget(next(iter(self._selections)))
-
-    def _forget(self, key: Hashable) -> None:
-        selection = self._selections.pop(key, None)
-        if selection is not None:
-            self._held -= _bytes(selection)
+def selection_memory() -> RecentlyUsed[Selection]:
+    """Return an empty memory of selections, by what they are for."""
+    return RecentlyUsed(_SELECTION_BYTES, _selection_bytes)
 
 
-def _bytes(selection: Selection) -> int:
+def _selection_bytes(selection: Selection) -> int:
     held = [each.nbytes for each in (selection.indices, selection.merged) if each is not None]
     return sum(held) + _OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What tower and projector make of one image of ``K`` crops, whatever is asked about it."""
+
+    features: Tensor
+    """``(K, N, C)`` before the projector."""
+    projected: Tensor
+    """``(K, N, D)``."""
+    saliency: Tensor
+    """``(K, N)`` float32."""
+    keys: Tensor | None
+    """``(K, N, H, d)``; ``None`` unless a selector asked for them."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        every = (self.features, self.projected, self.saliency, self.keys)
+        return [each for each in every if each is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(each.nbytes for each in self.tensors)
+
+    def detached(self) -> "ImageFeatures":
+        """Return a copy that keeps nothing else alive: a row of a batch holds the whole batch."""
+        keys = None if self.keys is None else self.keys.clone()
+        return ImageFeatures(
+            self.features.clone(), self.projected.clone(), self.saliency.clone(), keys
+        )
+
+
+class FeatureCache:
+    """Features of the images seen last, so that another question does not pay for the tower.
+
+    Keyed by the image alone. Hits and evictions follow from the calls and the sizes only, which
+    are the same on every rank: the tower is a collective there.
+    """
+
+    def __init__(self, limit_bytes: int, device: torch.device) -> None:
+        """Hold at most ``limit_bytes`` on ``device``; 0 turns the cache off."""
+        self._limit = limit_bytes
+        self._held: RecentlyUsed[ImageFeatures] = RecentlyUsed(
+            limit_bytes, lambda features: features.nbytes
+        )
+        # A GPU's memory is measured before the first image comes, and what is free then goes to
+        # the KV cache. So the room is taken from the start, and handed over to the first image.
+        self._reserved = (
+            torch.empty(limit_bytes, dtype=torch.uint8, device=device)
+            if device.type == "cuda"
+            else None
+        )
+        self._hits = 0
+        self._misses = 0
+
+    def features_of(
+        self,
+        images: Sequence[bytes],
+        encode: Callable[[list[int]], list[ImageFeatures]],
+        *,
+        with_keys: bool,
+    ) -> list[ImageFeatures]:
+        """Return the features of each image, encoding those that are not at hand.
+
+        Args:
+            images: equal for equal images; each of them is encoded once.
+            encode: runs the tower on the images of these numbers.
+            with_keys: whether the keys are needed as well.
+
+        """
+        known: dict[bytes, ImageFeatures] = {}
+        missing: dict[bytes, int] = {}
+        for number, image in enumerate(images):
+            held = None if image in missing else self._held.get(image)
+            if held is not None and (held.keys is not None or not with_keys):
+                known[image] = held
+            else:
+                missing.setdefault(image, number)
+        if missing:
+            self._reserved = None
+            for image, encoded in zip(missing, encode(list(missing.values())), strict=True):
+                known[image] = encoded
+                if encoded.nbytes <= self._limit:
+                    self._held.put(image, encoded.detached())
+        self._misses += len(missing)
+        self._hits += len(images) - len(missing)
+        return [known[image] for image in images]
+
+    def clear(self) -> None:
+        """Forget all features, when they are no longer what the model would compute."""
+        self._held.clear()
+
+    def read(self) -> dict[str, float]:
+        """Return ``hits`` and ``misses`` in images since the start, and the ``bytes`` held."""
+        return {
+            "hits": self._hits,
+            "misses": self._misses,
+            "bytes": self._held.held_bytes,
+        }

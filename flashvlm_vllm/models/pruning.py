@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every pruned model does alike in the worker: read the fields, select, keep ranks equal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from vllm.logger import init_logger
 
 from flashvlm_vllm import trace
 from flashvlm_vllm.failures import SELECTION_FAILURES
-from flashvlm_vllm.models.memory import SelectionMemory
+from flashvlm_vllm.feature_cache import feature_cache_bytes
+from flashvlm_vllm.models.memory import FeatureCache, selection_memory
 from flashvlm_vllm.processing import (
     FIELDS,
     IDENTITY_FIELD,
+    IMAGE_FIELD,
     KEPT_FIELD,
     QUERY_FIELD,
     SELECTOR_FIELD,
@@ -35,6 +37,8 @@ class Wanted:
     kept: list[int]
     queries: list[Tensor]
     identities: list[bytes]
+    images: list[bytes]
+    """Equal for equal images, whatever is asked about them."""
     selectors: list[str]
 
     @classmethod
@@ -47,6 +51,7 @@ class Wanted:
             torch.stack(list(fields[KEPT_FIELD])).flatten().tolist(),
             [query.flatten() for query in fields[QUERY_FIELD]],
             [bytes(identity.flatten().tolist()) for identity in fields[IDENTITY_FIELD]],
+            [bytes(image.flatten().tolist()) for image in fields[IMAGE_FIELD]],
             [
                 bytes(name.flatten().tolist()).rstrip(b"\0").decode()
                 for name in fields[SELECTOR_FIELD]
@@ -56,7 +61,11 @@ class Wanted:
     def __getitem__(self, batch: slice) -> "Wanted":
         """Return the wishes of some consecutive items."""
         return Wanted(
-            self.kept[batch], self.queries[batch], self.identities[batch], self.selectors[batch]
+            self.kept[batch],
+            self.queries[batch],
+            self.identities[batch],
+            self.images[batch],
+            self.selectors[batch],
         )
 
     @property
@@ -112,12 +121,31 @@ class VisualTokenSelection:
     multi_modal_projector: Any
 
     def set_up_selection(self, vllm_config: VllmConfig) -> None:
-        """Remember how many encoder tokens the engine profiled its memory for."""
+        """Note how many encoder tokens memory was profiled for, and make room to remember."""
         scheduler = vllm_config.scheduler_config
         self._encoder_tokens = min(
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
-        self._selections = SelectionMemory()
+        self._selections = selection_memory()
+        lora = vllm_config.lora_config
+        # With adapters on the tower an image has as many features as there are adapters.
+        is_one_tower = lora is None or not lora.enable_tower_connector_lora
+        self.feature_cache = FeatureCache(
+            feature_cache_bytes(vllm_config.model_config) if is_one_tower else 0,
+            # The loader builds the model in the context of its device.
+            torch.get_default_device(),
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load weights; what was computed with earlier ones is forgotten."""
+        self.forget_images()
+        loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        return loaded
+
+    def forget_images(self) -> None:
+        """Forget every image's features and what was chosen of them."""
+        self.feature_cache.clear()
+        self._selections.clear()
 
     def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
         """Cut items into batches that the encoder was profiled for.

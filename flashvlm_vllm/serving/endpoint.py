@@ -11,7 +11,7 @@ from starlette.datastructures import State
 
 from flashvlm_vllm import compat
 from flashvlm_vllm.plugin import NAME
-from flashvlm_vllm.serving.metrics import SelectionTimeOnScrape
+from flashvlm_vllm.serving.metrics import StatisticsOnScrape
 from flashvlm_vllm.serving.protocol import REQUEST_MODELS
 
 
@@ -38,11 +38,11 @@ class FlashVLMEndpoint:
                         dependencies=route.dependencies,
                         responses=route.responses,
                     )
-        app.add_middleware(SelectionTimeOnScrape)
+        app.add_middleware(StatisticsOnScrape)
 
     async def init_state(self, engine_client: Any, state: State, args: Any) -> None:
-        """Let scrapes ask the engine for the selection time."""
-        SelectionTimeOnScrape.engine_client = engine_client
+        """Let scrapes ask the engine for the worker's figures."""
+        StatisticsOnScrape.engine_client = engine_client
 
 
 def _with_request_model(endpoint: Any, model: type) -> Any:

@@ -10,7 +10,7 @@ from vllm.logger import init_logger
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
-WORKER_METHOD = "flashvlm_selection_time"
+WORKER_METHOD = "flashvlm_statistics"
 """Name of the worker method that ``compat`` installs and scrapes call."""
 
 _SCRAPE_TIMEOUT_SECONDS = 2.0
@@ -36,6 +36,23 @@ _ITEMS = Gauge(
     "Images whose visual tokens were selected since the worker started.",
     multiprocess_mode="mostrecent",
 )
+_CACHE = {
+    "hits": Gauge(
+        "flashvlm_feature_cache_hits",
+        "Images with a budget whose features were at hand since the worker started.",
+        multiprocess_mode="mostrecent",
+    ),
+    "misses": Gauge(
+        "flashvlm_feature_cache_misses",
+        "Images with a budget that went through the vision tower since the worker started.",
+        multiprocess_mode="mostrecent",
+    ),
+    "bytes": Gauge(
+        "flashvlm_feature_cache_bytes",
+        "Bytes that the cache of image features holds in the worker.",
+        multiprocess_mode="mostrecent",
+    ),
+}
 
 
 def count_tokens(model_name: str, counts: Sequence[tuple[int, int]]) -> None:
@@ -45,8 +62,8 @@ def count_tokens(model_name: str, counts: Sequence[tuple[int, int]]) -> None:
         _KEPT.labels(model_name, "image").inc(kept)
 
 
-class SelectionTimeOnScrape:
-    """ASGI middleware: brings the worker's selection time up to date before ``/metrics``."""
+class StatisticsOnScrape:
+    """ASGI middleware: brings the worker's figures up to date before ``/metrics``."""
 
     engine_client: Any = None
 
@@ -63,12 +80,15 @@ class SelectionTimeOnScrape:
         if self.engine_client is None:
             return
         try:
-            times = await asyncio.wait_for(
+            ranks = await asyncio.wait_for(
                 self.engine_client.collective_rpc(WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
             )
         # A scrape must answer whatever state the engine is in; the last known value stays.
         except Exception as error:
-            logger.debug("flashvlm: no selection time from the worker: %s", error)
+            logger.debug("flashvlm: no statistics from the worker: %s", error)
             return
-        _SECONDS.set(sum(each["seconds"] for each in times))
-        _ITEMS.set(sum(each["items"] for each in times))
+        _SECONDS.set(sum(rank["selection"]["seconds"] for rank in ranks))
+        _ITEMS.set(sum(rank["selection"]["items"] for rank in ranks))
+        # Every rank holds the same.
+        for name, value in ranks[0]["feature_cache"].items():
+            _CACHE[name].set(value)

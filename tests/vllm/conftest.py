@@ -108,6 +108,18 @@ class Engine:
         path = self.trace / f"rank-{rank}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def features(self) -> dict[str, float]:
+        """What the worker's cache of image features tells about itself."""
+        (worker,) = self.llm.collective_rpc("flashvlm_statistics")
+        return dict(worker["feature_cache"])
+
+    def crowd_out(self) -> None:
+        """Have other images push everything out of vLLM's encoder cache."""
+        config = self.llm.llm_engine.vllm_config
+        size = config.scheduler_config.encoder_cache_size
+        for number in range(size // 60 + 1):
+            self.ask(f"{number}?", 60, [photo("coffee")], max_tokens=1)
+
     def forget(self) -> None:
         """Empty every cache, so that the next request runs cold."""
         assert self.llm.reset_prefix_cache()

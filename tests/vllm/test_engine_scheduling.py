@@ -188,6 +188,11 @@ def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
         first, second = engine.kept(rank=0), engine.kept(rank=1)
         assert first == second
         assert len(first) == 2 * sum(budget is not None for _, budget in REQUESTS)
+        caches = [
+            rank["feature_cache"] for rank in engine.llm.collective_rpc("flashvlm_statistics")
+        ]
+        assert caches[0] == caches[1]
+        assert caches[0]["hits"] > 0
         sharded = [engine.ask("where?", 64, selector=name) for name in MERGING]
         assert engine.kept(rank=0) == engine.kept(rank=1)
     with start_engine(clip_llava) as engine:
@@ -202,7 +207,8 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from flashvlm_vllm.models import pruning
 
-    with start_engine(clip_llava) as engine:
+    # Without the cache of features, which would spare the second encoding.
+    with start_engine(clip_llava, mm_processor_kwargs={"visual_feature_cache_gb": 0}) as engine:
         calls: list[int] = []
         select = pruning.run_selector
 
@@ -213,10 +219,10 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
         monkeypatch.setattr(pruning, "run_selector", watched)
         for budget in (64, 65):
             for _ in range(2):
-                engine.forget()
+                engine.crowd_out()
                 engine.ask("where is the flag?", budget)
-        first, second, third, fourth = engine.kept()
+        first, second, third, fourth = (each for each in engine.kept() if len(each["kept"]) > 60)
         assert first == second
         assert third == fourth
         # Encoded four times, decided twice: rounding in another batch cannot change a decision.
-        assert calls == [64, 65]
+        assert [budget for budget in calls if budget > 60] == [64, 65]

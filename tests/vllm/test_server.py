@@ -2,6 +2,7 @@
 """Running servers, spoken to over HTTP as clients do."""
 
 import asyncio
+import itertools
 import json
 import math
 import threading
@@ -359,6 +360,22 @@ def test_metrics_count_tokens_and_time_the_selection(client: Client) -> None:
     grown = [new - old for new, old in zip(after, before, strict=True)]
     assert grown[:3] == [576, 48, 1]
     assert 0 < grown[3] < 5
+
+
+def test_a_second_question_about_an_image_makes_no_encoder_call(client: Client) -> None:
+    url = data_url(photo("galaxies").resize((500, 437)))
+    names = ("flashvlm_feature_cache_misses", "flashvlm_feature_cache_hits")
+    counts = [[client.metric(name) for name in names]]
+    for question in ("how many stars?", "what shape is it?", "which colour?"):
+        client.ask(messages=conversation(question, url), visual_budget=48)
+        counts.append([client.metric(name) for name in names])
+    first, *others = [
+        [new - old for new, old in zip(after, before, strict=True)]
+        for before, after in itertools.pairwise(counts)
+    ]
+    assert first == [1, 0]
+    assert others == [[0, 1], [0, 1]]
+    assert client.metric("flashvlm_feature_cache_bytes") > 0
 
 
 def test_openapi_describes_the_field(client: Client) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from openai import BadRequestError
 
+from demo.photo import data_url, photo
 from demo.server import CPU_ENVIRONMENT, Server
 from tests.vllm.test_server import ARGUMENTS, Client, conversation
 
@@ -26,6 +27,8 @@ def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options = (
         *("--plugins", "flashvlm", "--visual-budget", "64", "--api-server-count", "2"),
         *("--trust-request-mm-kwargs", "--enable-mm-embeds"),
+        # Room for one image of this model.
+        *("--visual-feature-cache-gb", "0.001"),
     )
     log = tmp_path_factory.mktemp("default") / "log"
     with Server(clip_llava, (*options, *ARGUMENTS), log=log) as server:
@@ -134,6 +137,12 @@ def refused(arguments: Sequence[str], environment: Mapping[str, str] | None = No
         (["--plugins", "flashvlm", "--visual-budget", "1.0"], {}, "1.0 is ambiguous"),
         (["--plugins", "flashvlm", "--visual-budget", "0"], {}, "a visual budget is"),
         (["--plugins", ","], {}, "name at least one plugin"),
+        (["--visual-feature-cache-gb", "1"], {}, "does nothing without --plugins flashvlm"),
+        (
+            ["--plugins", "flashvlm", "--visual-feature-cache-gb", "-1"],
+            {},
+            "flashvlm: visual_feature_cache_gb is a number of GiB",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_start_in_one_line(
@@ -146,9 +155,17 @@ def test_what_cannot_work_is_refused_at_start_in_one_line(
 
 def test_a_default_budget_for_a_model_that_is_not_covered_is_refused(text_llama: Path) -> None:
     printed = refused([str(text_llama), "--plugins", "flashvlm", "--visual-budget", "64"])
-    (line,) = [line for line in printed.splitlines() if "flashvlm: a default" in line]
+    (line,) = [line for line in printed.splitlines() if "flashvlm: a server-wide" in line]
     assert "LlamaForCausalLM" in line
     assert "Traceback" not in printed
+
+
+def test_the_size_of_the_feature_cache_reaches_the_worker(client: Client) -> None:
+    sizes = set()
+    for name in ("astronaut", "coffee", "rocket"):
+        client.ask(messages=conversation("how large is the cache?", data_url(photo(name))))
+        sizes.add(client.metric("flashvlm_feature_cache_bytes"))
+    assert sizes == {592_128}
 
 
 def test_run_batch(clip_llava: Path, tmp_path: Path) -> None:
