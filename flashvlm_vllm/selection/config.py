@@ -15,6 +15,7 @@ from typing import Final, Literal, get_args
 
 QueryGate = Literal["scaled", "normalized_last", "normalized_first", "none"]
 Fusion = Literal["log", "linear"]
+Schedule = Literal["fixed", "geometric"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,25 @@ class SelectionConfig:
     reserve. "Balanced" in section 3.2, one half in the released code."""
 
     removed_per_round: int = 8
-    """Tokens that one round of Algorithm 1 deletes, at least 1. Released code."""
+    """Tokens that one round of Algorithm 1 deletes, at least 1. Released code. Of the schedule
+    ``fixed``."""
+
+    schedule: Schedule = "fixed"
+    """How many tokens a round of Algorithm 1 deletes. The paper and its code disagree:
+
+    * ``fixed`` `removed_per_round`, so the rounds grow with N and the work with N^3 (released
+      code); all pairs of tokens are compared at once, N x N numbers;
+    * ``geometric`` a fixed share of those left, as the complexity analysis of the paper's
+      sections 6 and 7 assumes, in blocks of bounded length: time and memory grow with N. For
+      video."""
+
+    removed_fraction: float = 0.25
+    """Share of the list that a round of the schedule ``geometric`` deletes, above 0 and at most
+    0.5: one half is all that a round compares. Ours; the paper leaves its rate open."""
+
+    block_length: int = 512
+    """Longest list that a round of the schedule ``geometric`` compares within itself, at least
+    4. Ours."""
 
     epsilon: float = 1e-6
     """Keeps the divisions of eq 1, 3 and 6 finite and is the floor under the logarithms of eq 7,
@@ -90,9 +109,15 @@ class SelectionConfig:
             _refuse("query_gate", self.query_gate, f"one of {', '.join(get_args(QueryGate))}")
         if self.fusion not in get_args(Fusion):
             _refuse("fusion", self.fusion, f"one of {', '.join(get_args(Fusion))}")
-        rounds = self.removed_per_round
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            _refuse("removed_per_round", rounds, "an integer of at least 1")
+        if self.schedule not in get_args(Schedule):
+            _refuse("schedule", self.schedule, f"one of {', '.join(get_args(Schedule))}")
+        removed = self.removed_fraction
+        if not _is_number(removed) or not 0 < removed <= 0.5:
+            _refuse("removed_fraction", removed, "a number above 0 and at most 0.5")
+        for count, least in (("removed_per_round", 1), ("block_length", 4)):
+            value = getattr(self, count)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                _refuse(count, value, f"an integer of at least {least}")
 
 
 def _is_number(value: object) -> bool:
@@ -103,6 +128,9 @@ def _is_number(value: object) -> bool:
 def _refuse(field: str, value: object, allowed: str) -> None:
     raise ValueError(f"SelectionConfig.{field} is {value!r}; allowed: {allowed}")
 
+
+VIDEO: Final = SelectionConfig(schedule="geometric")
+"""For inputs of thousands of tokens, selected as one list: time and memory linear in them."""
 
 ABLATIONS: Final[Mapping[str, SelectionConfig]] = MappingProxyType(
     {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -87,7 +88,7 @@ def remove_near_duplicates(similarity: Tensor, keep: int, removed_per_round: int
 
     Args:
         similarity: (R, R) symmetric, without NaN, in list order: descending fused score.
-        keep: tokens to leave, 1 to R.
+        keep: tokens to leave, 0 to R.
         removed_per_round: at least 1.
 
     Returns:
@@ -95,7 +96,7 @@ def remove_near_duplicates(similarity: Tensor, keep: int, removed_per_round: int
         similarities: the earlier in the current list goes first. Round sizes depend on shapes
         only, so nothing is read back from the device.
     """
-    left = similarity.shape[0]
+    left = similarity.shape[0] if keep else 0
     order = torch.arange(left, device=similarity.device)
     while left > keep:
         compared, anchors = order[0::2], order[1::2]
@@ -127,11 +128,37 @@ def partition(
     Returns:
         (budget,) int64, distinct, ascending.
     """
+
+    def diverse(listed: Tensor, keep: int) -> Tensor:
+        return remove_near_duplicates(cosine_gram(listed), keep, removed_per_round)
+
+    return partition_by(scores, diversity_features, budget, important_fraction, diverse)
+
+
+def partition_by(
+    scores: Tensor,
+    diversity_features: Tensor,
+    budget: int,
+    important_fraction: float,
+    diverse: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """`partition` with another way to thin out the remainder.
+
+    Args:
+        scores: (N,) fused scores without NaN.
+        diversity_features: (N, C).
+        budget: tokens to keep, 1 to N - 1.
+        important_fraction: share of the budget for the best scores.
+        diverse: from (R, C) features by descending score and a number to keep to as many
+            positions in that list.
+
+    Returns:
+        (budget,) int64, distinct, ascending.
+    """
     important = important_count(budget, important_fraction)
     ranking = rank(scores)
     kept, residual = ranking[:important], ranking[important:]
     if important < budget:
-        similarity = cosine_gram(diversity_features.index_select(0, residual))
-        diverse = remove_near_duplicates(similarity, budget - important, removed_per_round)
-        kept = torch.cat([kept, residual.index_select(0, diverse)])
+        listed = diversity_features.index_select(0, residual)
+        kept = torch.cat([kept, residual.index_select(0, diverse(listed, budget - important))])
     return torch.sort(kept).values

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Final
@@ -21,7 +21,7 @@ from flashvlm_vllm.selection.baselines import (
     vispruner,
 )
 from flashvlm_vllm.selection.coherent import select_coherent
-from flashvlm_vllm.selection.select import select_visual_tokens
+from flashvlm_vllm.selection.select import select_visual_tokens, select_visual_tokens_ragged
 from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
 
 LONGEST_NAME: Final = 64
@@ -31,6 +31,16 @@ LONGEST_NAME: Final = 64
 def _flashvlm(tokens: VisualTokens) -> Tensor:
     return select_visual_tokens(
         tokens.projected, tokens.saliency, tokens.text, tokens.budget, tokens.features
+    )
+
+
+def _flashvlm_many(images: Sequence[VisualTokens]) -> list[Tensor]:
+    return select_visual_tokens_ragged(
+        [each.projected for each in images],
+        [each.saliency for each in images],
+        [each.text for each in images],
+        [each.budget for each in images],
+        [each.features for each in images],
     )
 
 
@@ -47,6 +57,16 @@ def _flashvlm_2(tokens: VisualTokens) -> Tensor:
 
 def _vispruner(tokens: VisualTokens) -> Tensor:
     return vispruner(tokens.saliency, tokens.features, tokens.budget)
+
+
+def _vispruner_many(images: Sequence[VisualTokens]) -> list[Tensor]:
+    # FlashVLM without a question is VisPruner.
+    features = [each.features for each in images]
+    saliency = [each.saliency for each in images]
+    nothing = [None] * len(images)
+    return select_visual_tokens_ragged(
+        features, saliency, nothing, [each.budget for each in images]
+    )
 
 
 def _visionzip(tokens: VisualTokens) -> Tensor:
@@ -85,9 +105,9 @@ def _keys(tokens: VisualTokens) -> Tensor:
 
 BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
     {
-        "flashvlm": Selector(_flashvlm),
+        "flashvlm": Selector(_flashvlm, choose_many=_flashvlm_many),
         "flashvlm-2": Selector(_flashvlm_2),
-        "vispruner": Selector(_vispruner, uses_question=False),
+        "vispruner": Selector(_vispruner, uses_question=False, choose_many=_vispruner_many),
         "visionzip": Selector(_visionzip, merges=True, uses_question=False, uses_keys=True),
         "prumerge+": Selector(_prumerge_plus, merges=True, uses_question=False, uses_keys=True),
         "cdpruner": Selector(_cdpruner),

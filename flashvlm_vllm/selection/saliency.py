@@ -10,9 +10,7 @@ from flashvlm_vllm.selection.padding import Padding
 from flashvlm_vllm.selection.scaling import min_max
 
 
-def intrinsic_saliency(
-    attention: Tensor, epsilon: float, tokens: Padding | None = None
-) -> Tensor:
+def intrinsic_saliency(attention: Tensor, epsilon: float, tokens: Padding | None = None) -> Tensor:
     """Eq 1: min-max normalise the attention that each visual token received.
 
     Args:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count
+from flashvlm_vllm.selection.batch import Item, select_batched
+from flashvlm_vllm.selection.blocks import remove_near_duplicates_in_blocks
 from flashvlm_vllm.selection.config import SelectionConfig
-from flashvlm_vllm.selection.fusion import fuse
-from flashvlm_vllm.selection.partition import partition
-from flashvlm_vllm.selection.relevance import query_relevance
-from flashvlm_vllm.selection.saliency import intrinsic_saliency, uniform_saliency
+from flashvlm_vllm.selection.partition import partition, partition_by
+from flashvlm_vllm.selection.scores import score
 
 PUBLISHED: Final = SelectionConfig()
 
@@ -65,6 +65,10 @@ def select_visual_tokens_ragged(
 ) -> list[Tensor]:
     """`select_visual_tokens` for several images of any sizes; each is selected on its own.
 
+    On CUDA they are computed together, padded, and the host never waits for the device. Matrix
+    products of another size may round otherwise, so there an image whose scores nearly tie may
+    keep other tokens in another company.
+
     Args:
         image_features: one (N_i, D) per image.
         saliency: one (N_i,) or None per image.
@@ -94,15 +98,24 @@ def select_visual_tokens_ragged(
         given = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(f"every argument needs one entry per image; {given}")
 
-    items = list(
-        zip(image_features, saliency, text_embeds, budgets, diversity_features, strict=True)
-    )
-    for number, (features, attention, text, budget, diversity) in enumerate(items):
+    items = [
+        Item(*given)
+        for given in zip(
+            image_features, saliency, text_embeds, budgets, diversity_features, strict=True
+        )
+    ]
+    for number, item in enumerate(items):
         where = f"image {number}: " if len(items) > 1 else ""
-        check_count(f"{where}budget", budget)
-        _check_tensors(where, features, attention, text, diversity)
+        check_count(f"{where}budget", item.budget)
+        _check_tensors(
+            where, item.image_features, item.saliency, item.text_embeds, item.diversity_features
+        )
     with torch.no_grad():
-        return [_select(*item, config) for item in items]
+        # A GPU waits for kernel launches, so even one image gains. A CPU gains nothing from
+        # padding, and there an image's tokens are the same to the last bit in any batch.
+        if any(item.image_features.is_cuda for item in items):
+            return select_batched(items, config)
+        return [_select(item, config) for item in items]
 
 
 def fused_scores(
@@ -128,44 +141,23 @@ def fused_scores(
     """
     _check_tensors("", image_features, saliency, text_embeds, None)
     with torch.no_grad():
-        return _scores(image_features, saliency, text_embeds, config)
+        return score(image_features, saliency, text_embeds, config)
 
 
-def _scores(
-    image_features: Tensor,
-    saliency: Tensor | None,
-    text_embeds: Tensor | None,
-    config: SelectionConfig,
-) -> Tensor:
-    if saliency is None:
-        intrinsic = uniform_saliency(image_features)
-    else:
-        intrinsic = intrinsic_saliency(saliency, config.epsilon)
-    # Section 3.1: no question means saliency only, whatever weight the text would have had. Eq 7
-    # with a relevance of zero ranks the same, except that it ties all saliencies under its floor.
-    if text_embeds is None or text_embeds.shape[0] == 0:
-        return intrinsic
-    return fuse(intrinsic, query_relevance(image_features, text_embeds, config), config)
+def _select(item: Item, config: SelectionConfig) -> Tensor:
+    if item.budget >= item.count:
+        return torch.arange(item.count, device=item.image_features.device)
 
+    def in_blocks(listed: Tensor, keep: int) -> Tensor:
+        return remove_near_duplicates_in_blocks(
+            listed, keep, config.removed_fraction, config.block_length
+        )
 
-def _select(
-    image_features: Tensor,
-    saliency: Tensor | None,
-    text_embeds: Tensor | None,
-    budget: int,
-    diversity_features: Tensor | None,
-    config: SelectionConfig,
-) -> Tensor:
-    count = image_features.shape[0]
-    if budget >= count:
-        return torch.arange(count, device=image_features.device)
-    return partition(
-        _scores(image_features, saliency, text_embeds, config),
-        image_features if diversity_features is None else diversity_features,
-        budget,
-        config.important_fraction,
-        config.removed_per_round,
-    )
+    scores = score(item.image_features, item.saliency, item.text_embeds, config)
+    share = config.important_fraction
+    if config.schedule == "geometric":
+        return partition_by(scores, item.compared, item.budget, share, in_blocks)
+    return partition(scores, item.compared, item.budget, share, config.removed_per_round)
 
 
 def _check_tensors(

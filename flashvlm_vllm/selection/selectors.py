@@ -12,9 +12,9 @@ them into fewer. Third parties add theirs through the entry-point group `GROUP`;
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class Selector:
     """False: the same tokens whatever is asked, so a second question about the same image hits
     the prefix cache."""
     uses_keys: bool = False
+    choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor]] | None = None
+    """`choose` for several images at once, one answer per image, where that is faster. The
+    answer for an image must not depend on the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +93,40 @@ def run_selector(
         SelectorError: it raised, or its answer has the wrong type, shape or values.
 
     """
-    try:
-        with torch.no_grad():
-            answer = selector.choose(tokens)
-    # Whatever a stranger's code raises must not end the engine.
-    except Exception as error:
-        # Not str(error): an exception may fail even at that.
-        said = "".join(traceback.format_exception_only(error)).strip()
-        raise SelectorError(f"{name} raised {said}") from error
-    if not isinstance(answer, Tensor):
-        raise SelectorError(f"{name} returned {type(answer).__name__}; allowed: a tensor")
-    # Wherever a selector worked: a random permutation, say, is drawn on the host.
-    answer = answer.to(tokens.projected.device)
-    if selector.merges:
-        return Selection(merged=_checked_features(name, answer, tokens, trusted))
-    return Selection(indices=_checked_indices(name, answer, tokens, trusted))
+    return _checked(name, selector, _answer(name, selector.choose, tokens), tokens, trusted)
+
+
+def run_selector_many(
+    name: str, selector: Selector, tokens: Sequence[VisualTokens], *, trusted: bool
+) -> list[Selection]:
+    """`run_selector` for several images: together where the selector can, one by one otherwise.
+
+    Args:
+        name: of the selector, for messages.
+        selector: any.
+        tokens: what it chooses from, one entry per image.
+        trusted: leaves out the checks of values, which would wait for the device.
+
+    Returns:
+        One selection per image.
+
+    Raises:
+        SelectorError: it raised, or an answer cannot be used. `run_selector` tells, image by
+            image, whose fault it is.
+
+    """
+    if selector.choose_many is None:
+        return [run_selector(name, selector, each, trusted=trusted) for each in tokens]
+    answers = _answer(name, selector.choose_many, tokens)
+    if not isinstance(answers, Sequence) or len(answers) != len(tokens):
+        raise SelectorError(
+            f"{name} returned {type(answers).__name__} for {len(tokens)} images; allowed: a "
+            "sequence of one tensor per image"
+        )
+    return [
+        _checked(name, selector, answer, each, trusted)
+        for answer, each in zip(answers, tokens, strict=True)
+    ]
 
 
 def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
@@ -118,6 +140,33 @@ def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
     if selector.merges:
         return Selection(merged=tokens.features[indices])
     return Selection(indices=indices)
+
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+def _answer(name: str, choose: Callable[[Asked], Answer], asked: Asked) -> Answer:
+    try:
+        with torch.no_grad():
+            return choose(asked)
+    # Whatever a stranger's code raises must not end the engine.
+    except Exception as error:
+        # Not str(error): an exception may fail even at that.
+        said = "".join(traceback.format_exception_only(error)).strip()
+        raise SelectorError(f"{name} raised {said}") from error
+
+
+def _checked(
+    name: str, selector: Selector, answer: Tensor, tokens: VisualTokens, trusted: bool
+) -> Selection:
+    if not isinstance(answer, Tensor):
+        raise SelectorError(f"{name} returned {type(answer).__name__}; allowed: a tensor")
+    # Wherever a selector worked: a random permutation, say, is drawn on the host.
+    answer = answer.to(tokens.projected.device)
+    if selector.merges:
+        return Selection(merged=_checked_features(name, answer, tokens, trusted))
+    return Selection(indices=_checked_indices(name, answer, tokens, trusted))
 
 
 def _checked_indices(name: str, answer: Tensor, tokens: VisualTokens, trusted: bool) -> Tensor:

@@ -99,19 +99,23 @@ def scores(
     return scaled_to_unit_range(fused, config.epsilon)
 
 
+def algorithm_1_round(features: Matrix, listed: Sequence[int], removed: int) -> list[int]:
+    """One round; products are taken anew. Of few compared tokens all may be removed."""
+    compared, anchors = listed[0::2], listed[1::2]
+    largest = {a: max(dot(features[a], features[b]) for b in anchors) for a in compared}
+    # sorted() is stable: equal similarities stay in list order.
+    by_similarity = sorted(compared, key=lambda a: -largest[a])
+    return [*by_similarity[removed:], *anchors]
+
+
 def algorithm_1(
     features: Matrix, candidates: Sequence[int], keep: int, removed_per_round: int
 ) -> tuple[list[int], int]:
-    """The round-by-round loop; products are taken anew in every round. Also counts the rounds."""
+    """The round-by-round loop. Also counts the rounds."""
     left = list(candidates)
     rounds = 0
     while len(left) > keep:
-        compared, anchors = left[0::2], left[1::2]
-        largest = {a: max(dot(features[a], features[b]) for b in anchors) for a in compared}
-        # sorted() is stable: equal similarities stay in list order.
-        by_similarity = sorted(compared, key=lambda a: -largest[a])
-        removed = min(removed_per_round, len(left) - keep)
-        left = by_similarity[removed:] + anchors
+        left = algorithm_1_round(features, left, min(removed_per_round, len(left) - keep))
         rounds += 1
     return left, rounds
 

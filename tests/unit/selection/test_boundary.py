@@ -11,6 +11,7 @@ from pathlib import Path
 import flashvlm_vllm.selection
 
 PACKAGE = Path(flashvlm_vllm.selection.__file__).parent
+KERNELS = set(PACKAGE.glob("kernels/*.py"))
 
 
 def test_importing_it_does_not_import_vllm() -> None:
@@ -24,22 +25,38 @@ def test_importing_it_does_not_import_vllm() -> None:
     ).stdout.split()
     assert "flashvlm_vllm.selection.select" in loaded
     assert "vllm" not in loaded
+    assert "triton" not in loaded
 
 
 def test_it_names_no_other_dependency() -> None:
-    named = set()
+    assert dependencies(set(PACKAGE.rglob("*.py")) - KERNELS) == {"torch"}
+
+
+def test_only_kernels_name_triton_too() -> None:
+    assert dependencies(KERNELS) == {"torch", "triton"}
+
+
+def test_kernels_are_imported_where_one_is_launched() -> None:
+    """Not before: triton is there with most builds of torch, but not with all."""
     for source in PACKAGE.rglob("*.py"):
+        for statement in ast.parse(source.read_text()).body:
+            if isinstance(statement, ast.ImportFrom) and statement.module:
+                assert not statement.module.startswith("flashvlm_vllm.selection.kernels"), source
+
+
+def dependencies(sources: set[Path]) -> set[str]:
+    """Foreign packages that some files import."""
+    named = set()
+    for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0 and node.module is not None
                 named.add(node.module)
-    foreign = {
-        module
+    return {
+        module.split(".")[0]
         for module in named
-        if module.split(".")[0] not in {"torch", *sys.stdlib_module_names}
+        if module.split(".")[0] not in sys.stdlib_module_names
         and not module.startswith("flashvlm_vllm.selection")
     }
-    assert "torch" in named
-    assert not foreign

@@ -30,6 +30,12 @@ from flashvlm_vllm.selection import ABLATIONS, SelectionConfig
         ("removed_per_round", 0),
         ("removed_per_round", 8.0),
         ("removed_per_round", True),
+        ("schedule", "linear"),
+        ("removed_fraction", 0.0),
+        ("removed_fraction", 0.51),
+        ("removed_fraction", True),
+        ("block_length", 3),
+        ("block_length", 512.0),
         ("epsilon", 0.0),
         ("epsilon", 1.0),
     ],
@@ -52,6 +58,8 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: object) -> N
         ("important_fraction", 0),
         ("important_fraction", 1),
         ("removed_per_round", 1),
+        ("removed_fraction", 0.5),
+        ("block_length", 4),
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(field: str, value: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What no selector may differ on, and where selectors come from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from flashvlm_vllm.selection import (
     SelectorError,
     VisualTokens,
     run_selector,
+    run_selector_many,
     select_visual_tokens,
     stand_in,
 )
@@ -189,3 +190,55 @@ def test_what_is_no_name(value: object) -> None:
 def test_a_name_may_be_left_out_or_have_blanks_around_it() -> None:
     assert parse_selector(None) is None
     assert parse_selector(" vispruner ") == "vispruner"
+
+
+class TestMany:
+    @pytest.mark.parametrize("name", BUILT_IN)
+    def test_together_they_are_what_they_are_alone(self, name: str) -> None:
+        given = [tokens(budget, count, budget) for budget, count in ((7, 40), (1, 9), (30, 41))]
+        together = run_selector_many(name, BUILT_IN[name], given, trusted=False)
+        for each, chosen in zip(given, together, strict=True):
+            single = run_selector(name, BUILT_IN[name], each, trusted=False)
+            for field in ("indices", "merged"):
+                one, other = getattr(chosen, field), getattr(single, field)
+                assert (one is None) == (other is None)
+                assert one is None or torch.equal(one, other)
+
+    def test_the_form_for_many_is_used_where_there_is_one(self) -> None:
+        def never(_: VisualTokens) -> torch.Tensor:
+            raise AssertionError
+
+        backwards = Selector(
+            never, choose_many=lambda given: [torch.arange(each.budget).flip(0) for each in given]
+        )
+        chosen = run_selector_many("backwards", backwards, [tokens(3), tokens(2)], trusted=False)
+        assert [each.indices.tolist() for each in chosen if each.indices is not None] == [
+            [0, 1, 2],
+            [0, 1],
+        ]
+
+    @pytest.mark.parametrize("name", WRONG)
+    def test_each_answer_is_held_to_the_contract(self, name: str) -> None:
+        def choose(given: Sequence[VisualTokens]) -> list[Any]:
+            return [torch.arange(given[0].budget), WRONG[name](given[1])]
+
+        wrong = Selector(WRONG[name], choose_many=choose)
+        with pytest.raises(SelectorError, match=f"^{name} returned"):
+            run_selector_many(name, wrong, [tokens(5), tokens(5)], trusted=False)
+
+    @pytest.mark.parametrize("answer", [None, [], [torch.arange(5)], torch.zeros(2, 5)])
+    def test_one_answer_per_image(self, answer: Any) -> None:
+        wrong = Selector(WRONG["list"], choose_many=lambda given: answer)
+        with pytest.raises(SelectorError, match=r"^wrong returned .* for 2 images; allowed: "):
+            run_selector_many("wrong", wrong, [tokens(5), tokens(5)], trusted=True)
+
+    def test_what_it_raises_is_named(self) -> None:
+        def choose(given: Sequence[VisualTokens]) -> list[torch.Tensor]:
+            raise KeyError("away")
+
+        wrong = Selector(WRONG["list"], choose_many=choose)
+        with pytest.raises(SelectorError, match=r"^wrong raised KeyError: 'away'"):
+            run_selector_many("wrong", wrong, [tokens(5)], trusted=True)
+
+    def test_no_images_is_no_result(self) -> None:
+        assert run_selector_many("flashvlm", BUILT_IN["flashvlm"], [], trusted=True) == []
