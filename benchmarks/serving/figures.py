@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from benchmarks.idle.ratios import TOLERANCE
-from benchmarks.measuring.bench import Turn, percentiles
 from benchmarks.measuring.metrics import blocks_per_request
 from benchmarks.measuring.pairs import Compared, compare
 from benchmarks.measuring.report import Mark, table
+from benchmarks.measuring.turn import Turn, percentiles
 from benchmarks.serving.plan import (
     COLUMNS,
     NONE,

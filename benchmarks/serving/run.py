@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.measuring.bench import Turn, bench, images_of, random_images, random_text
+from benchmarks.measuring.bench import bench, images_of, random_images, random_text
 from benchmarks.measuring.metrics import (
     PREEMPTIONS,
     PROMPT_TOKENS,
@@ -27,6 +27,7 @@ from benchmarks.measuring.metrics import (
 )
 from benchmarks.measuring.report import machine, marks_table, missed, say, write
 from benchmarks.measuring.servers import confirm, server
+from benchmarks.measuring.turn import Turn
 from benchmarks.serving.figures import (
     Measured,
     Residency,
