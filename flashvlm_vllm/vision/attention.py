@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention weights that a fused kernel does not return, computed exactly from q and k."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 _QUERY_BLOCK = 128
-"""Queries handled at once: bounds memory to heads x 128 x tokens instead of a full map."""
+"""Queries handled at once, instead of a full map."""
+_LOGITS = 2**25
+"""Logits handled at once: 128 MiB. Larger batches are cut; one image of 16 heads reaches it at
+16,384 tokens."""
 
 
 def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Attention of the CLS token (position 0), summed over heads.
+
+    A kernel of its own would bring nothing: one query per head reads every key once, O(T d), and
+    is a few launches behind a layer of dozens.
 
     Args:
         query, key: ``(B, T, H, d)``, any float dtype; weights are computed in float32.
@@ -26,7 +34,8 @@ def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
 def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Attention that each token receives from all tokens, summed over queries and heads.
 
-    For towers without CLS (as the released Qwen code reads eq. 1).
+    For towers without CLS (as the released Qwen code reads eq. 1). On CUDA by two fused kernels,
+    where triton is installed; elsewhere by blocks of queries.
 
     Args:
         query, key: ``(B, T, H, d)``, any float dtype; weights are computed in float32.
@@ -36,6 +45,15 @@ def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
         ``(B, T)`` float32.
 
     """
+    if query.is_cuda and (fused := _fused()) is not None:
+        return fused(query, key, scale)
+    _, tokens, heads, _ = query.shape
+    together = max(1, _LOGITS // (heads * tokens * _QUERY_BLOCK))
+    parts = zip(query.split(together), key.split(together), strict=True)
+    return torch.cat([_received(*part, scale) for part in parts])
+
+
+def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
     tokens = query.shape[1]
     key = key.float().permute(0, 2, 3, 1)
     received = query.new_zeros(query.shape[0], tokens, dtype=torch.float32)
@@ -43,3 +61,11 @@ def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
         block = query[:, start : start + _QUERY_BLOCK].float().transpose(1, 2)
         received += (block @ key * scale).softmax(dim=-1).sum(dim=(1, 2))
     return received
+
+
+def _fused() -> Callable[[Tensor, Tensor, float], Tensor] | None:
+    try:
+        from flashvlm_vllm.vision.received_kernel import received_attention_fused
+    except ImportError:
+        return None
+    return received_attention_fused

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known about the kernel without a GPU: its results, and that it compiles."""
+"""What can be known about the kernels without a GPU: their results, and that they compile."""
 
 from __future__ import annotations
 
@@ -18,20 +18,37 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+def compiled(kernel, types, constants, aligned, warps):
+    types = types + len(constants) * ["constexpr"]
+    signature = dict(zip(kernel.arg_names, types, strict=True))
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", int(sys.argv[1]), 32),
+        options={"num_warps": warps},
+    )
+"""
+ROUNDS = """
 from flashvlm_vllm.selection.kernels import rounds
 
-types = ["*fp32", "*i64", "*i64", "*i32", "*fp32", "*i64", "i32", "i32", "i32"]
 tile = dict(zip(["ROWS", "COLUMNS", "COMPARED", "OTHERS"], [32, 256, 256, 32]))
-signature = dict(zip(rounds._rounds.arg_names, types + 4 * ["constexpr"]))
-aligned = {(place,): [["tt.divisibility", 16]] for place in (0, 7)}
-compiled = triton.compile(
-    ASTSource(rounds._rounds, signature, tile, aligned),
-    target=GPUTarget("cuda", int(sys.argv[1]), 32),
-    options={"num_warps": rounds.WARPS},
-)
-assert "ld.global.v4.b32" in compiled.asm["ptx"], "rows are read number by number"
-assert "ld.local" not in compiled.asm["ptx"], "registers are spilled"
-assert compiled.asm["cubin"]
+types = ["*fp32", "*i64", "*i64", "*i32", "*fp32", "*i64", "i32", "i32", "i32"]
+made = compiled(rounds._rounds, types, tile, (0, 7), rounds.WARPS)
+assert "ld.global.v4.b32" in made.asm["ptx"], "rows are read number by number"
+assert "ld.local" not in made.asm["ptx"], "registers are spilled"
+"""
+RECEIVED = """
+from flashvlm_vllm.vision import received_kernel
+
+sizes = ["fp32", *9 * ["i32"]]
+for dtype, width in (("bf16", 128), ("fp32", 64)):
+    blocks = {"QUERIES": 64, "KEYS": 64, "WIDTH": width}
+    for kernel, outputs in ((received_kernel._log_sum_exp, 1), (received_kernel._column_sums, 2)):
+        types = [f"*{dtype}", f"*{dtype}", *outputs * ["*fp32"], *sizes]
+        made = compiled(kernel, types, blocks, (0, 1), 4)
+        assert "ld.local" not in made.asm["ptx"], "registers are spilled"
+        assert ("mma" in made.asm["ptx"]) == (dtype == "bf16"), "no tensor cores, or rounded inputs"
 """
 
 
@@ -46,12 +63,15 @@ def run(*arguments: str, **environment: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_in_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["rounds", "received"])
+def test_in_the_interpreter(name: str) -> None:
     # `-p no:cacheprovider`: two runs must not share a cache folder.
-    path = str(HERE / "interpreted.py")
+    path = str(HERE / f"interpreted_{name}.py")
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", path, TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_it_compiles_for_a_gpu(capability: str, tmp_path: Path) -> None:
-    run("-c", COMPILE, capability, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+@pytest.mark.parametrize("capability", ["90"])
+@pytest.mark.parametrize("kernels", [ROUNDS, RECEIVED], ids=["rounds", "received"])
+def test_they_compile_for_a_gpu(kernels: str, capability: str, tmp_path: Path) -> None:
+    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    run("-c", COMPILE + kernels, capability, **environment)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention received, without a map: two Triton kernels. The torch form is `received_attention`.
+
+The first pass is half of flash attention: the log-sum-exp of every query's logits, by head. With
+it known, a second pass over the same products sums each key's weights over the queries. A
+``flash_attn`` would return the log-sum-exp too, but has to be given values and multiplies them, as
+much work again as this pass; it serves as a second opinion in the tests.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+from torch import Tensor
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _logits(  # type: ignore[no-untyped-def]
+    query, key, queries, keys, query_stride, key_stride, scale, tokens, width, WIDTH: tl.constexpr
+):
+    # Head sizes such as 72 and 80 are no powers of two: zeros fill them up.
+    dims = tl.arange(0, WIDTH)
+    is_query = (queries < tokens)[:, None] & (dims < width)[None, :]
+    is_key = (keys < tokens)[None, :] & (dims < width)[:, None]
+    left = tl.load(query + queries[:, None] * query_stride + dims[None, :], mask=is_query, other=0)
+    right = tl.load(key + keys[None, :] * key_stride + dims[:, None], mask=is_key, other=0)
+    # "ieee": float32 inputs are not cut to tf32; 16-bit ones are exact in any case.
+    return tl.dot(left, right, input_precision="ieee") * scale
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _log_sum_exp(  # type: ignore[no-untyped-def]
+    query,  # (B, T, H, d), last dimension dense
+    key,  # (B, T, H, d), last dimension dense
+    totals,  # (B, H, T) float32, output
+    scale,
+    tokens,
+    heads,
+    width,
+    query_strides_0,
+    query_strides_1,
+    query_strides_2,
+    key_strides_0,
+    key_strides_1,
+    key_strides_2,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    item = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    query += item * query_strides_0 + head * query_strides_2
+    key += item * key_strides_0 + head * key_strides_2
+    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    highest = tl.full((QUERIES,), -float("inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    for start in range(0, tokens, KEYS):
+        keys = start + tl.arange(0, KEYS)
+        logits = _logits(
+            query, key, queries, keys, query_strides_1, key_strides_1, scale, tokens, width, WIDTH
+        )
+        logits = tl.where((keys < tokens)[None, :], logits, -float("inf"))
+        higher = tl.maximum(highest, tl.max(logits, axis=1))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
+        highest = higher
+    place = (item * heads + head) * tokens + queries
+    tl.store(totals + place, highest + tl.log(total), mask=queries < tokens)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _column_sums(  # type: ignore[no-untyped-def]
+    query,
+    key,
+    totals,  # (B, H, T) float32 from `_log_sum_exp`
+    received,  # (B, H, T) float32, output
+    scale,
+    tokens,
+    heads,
+    width,
+    query_strides_0,
+    query_strides_1,
+    query_strides_2,
+    key_strides_0,
+    key_strides_1,
+    key_strides_2,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    item = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    query += item * query_strides_0 + head * query_strides_2
+    key += item * key_strides_0 + head * key_strides_2
+    row = (item * heads + head) * tokens
+    keys = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    total = tl.zeros((KEYS,), tl.float32)
+    for start in range(0, tokens, QUERIES):
+        queries = start + tl.arange(0, QUERIES)
+        logits = _logits(
+            query, key, queries, keys, query_strides_1, key_strides_1, scale, tokens, width, WIDTH
+        )
+        # Queries beyond the end: exp(-inf) is nothing.
+        sums = tl.load(totals + row + queries, mask=queries < tokens, other=float("inf"))
+        total += tl.sum(tl.exp(logits - sums[:, None]), axis=0)
+    tl.store(received + row + keys, total, mask=keys < tokens)
+
+
+def received_attention_fused(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """`received_attention` on a GPU: O(B H T) memory, deterministic.
+
+    Args:
+        query, key: ``(B, T, H, d)``, of one float dtype; products are summed in float32.
+        scale: factor on the logits.
+
+    Returns:
+        ``(B, T)`` float32, summed over queries and heads.
+
+    """
+    query, key = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key))
+    batch, tokens, heads, width = query.shape
+    totals = torch.empty(batch, heads, tokens, device=query.device)
+    received = torch.empty_like(totals)
+    sizes = (scale, tokens, heads, width, *query.stride()[:3], *key.stride()[:3])
+    block = 64
+    grid = (triton.cdiv(tokens, block), batch * heads)
+    # tl.dot wants at least 16.
+    blocks = {"QUERIES": block, "KEYS": block, "WIDTH": max(16, triton.next_power_of_2(width))}
+    _log_sum_exp[grid](query, key, totals, *sizes, **blocks)
+    _column_sums[grid](query, key, totals, received, *sizes, **blocks)
+    # By head first: sums of atomics would differ from run to run.
+    return received.sum(dim=1)
