@@ -5,8 +5,9 @@ An image that is pruned loses its row newlines: they mark the end of picture row
 only some patches are left, and the published LLaVA-NeXT results for pruning have none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from vllm.model_executor.models.llava_next import (
     LlavaNextProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
 from flashvlm_vllm.models.llava import LlavaSelection
@@ -26,6 +28,9 @@ from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
 from flashvlm_vllm.selection import Selection
+
+_REMEMBERED_SIZES = 128
+"""Layouts of images by their size; one is 46 kB at most."""
 
 
 class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]):
@@ -90,7 +95,7 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
         """
         parts: list[_Part] = []
         for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            crops = self._crops(size, image.saliency.device)
+            crops = self._crops_of(size, image.saliency.device)
             patches = [len(crop.rows) for crop in crops]
             shares = spread_budget(min(wanted.kept[number], sum(patches)), patches)
             for part, (crop, share) in enumerate(zip(crops, shares, strict=True)):
@@ -149,7 +154,12 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
         order, position = torch.cat(orders).sort()
         return order, rows[position]
 
-    def _crops(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
+    @cached_property
+    def _crops_of(self) -> Callable[[tuple[int, int], torch.device], list[_Crop]]:
+        # Sizes come again, and each is some thousand steps of Python and a few copies.
+        return lru_cache(maxsize=_REMEMBERED_SIZES)(self._lay_out)
+
+    def _lay_out(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
         """List an image's crops with the patches that unpadding leaves, base first."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         per_crop = side * side
@@ -163,5 +173,6 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
         for number in range(1 + grid[0] * grid[1]):
             order = (crop_of == number).nonzero().flatten()
             if len(order):
-                crops.append(_Crop(picture[order].to(device), order.to(device)))
+                rows = async_tensor_h2d(picture[order], device)
+                crops.append(_Crop(rows, async_tensor_h2d(order, device)))
         return crops

@@ -23,7 +23,15 @@ from flashvlm_vllm.processing import (
     QUERY_FIELD,
     SELECTOR_FIELD,
 )
-from flashvlm_vllm.selection import Selection, SelectorError, VisualTokens, run_selector, stand_in
+from flashvlm_vllm.selection import (
+    Selection,
+    Selector,
+    SelectorError,
+    VisualTokens,
+    run_selector,
+    run_selector_many,
+    stand_in,
+)
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 from flashvlm_vllm.timing import SELECTION_CLOCK
 
@@ -112,6 +120,19 @@ class Candidates:
     def key(self) -> tuple[bytes, int]:
         """What the selection is remembered by."""
         return self.identity, self.part
+
+    def tokens(self, selector: Selector) -> VisualTokens:
+        """Return what a selector is shown."""
+        return VisualTokens(
+            budget=self.budget,
+            projected=self.projected,
+            features=self.features,
+            saliency=self.saliency,
+            text=self.text if selector.uses_question else None,
+            keys=self.keys if selector.uses_keys else None,
+            places=self.places,
+            seed=int.from_bytes(self.identity[:8], "big") >> 1,
+        )
 
 
 class VisualTokenSelection:
@@ -226,32 +247,10 @@ class VisualTokenSelection:
                 selections[each.key] = remembered
         if new:
             with SELECTION_CLOCK.measure(candidates[0].projected.device, items=len(new)):
-                selections |= {key: self._choose(each) for key, each in new.items()}
+                selections |= dict(zip(new, _choose(list(new.values())), strict=True))
             for key in new:
                 self._selections.put(key, selections[key])
         return [selections[each.key] for each in candidates]
-
-    def _choose(self, candidates: Candidates) -> Selection:
-        count = len(candidates.projected)
-        if candidates.budget >= count:
-            return Selection(indices=torch.arange(count, device=candidates.projected.device))
-        name, selector = candidates.selector, find_selector(candidates.selector)
-        tokens = VisualTokens(
-            budget=candidates.budget,
-            projected=candidates.projected,
-            features=candidates.features,
-            saliency=candidates.saliency,
-            text=candidates.text if selector.uses_question else None,
-            keys=candidates.keys if selector.uses_keys else None,
-            places=candidates.places,
-            seed=int.from_bytes(candidates.identity[:8], "big") >> 1,
-        )
-        try:
-            return run_selector(name, selector, tokens, trusted=name in BUILT_IN)
-        except SelectorError as error:
-            SELECTION_FAILURES.note(candidates.identity.hex(), str(error))
-            logger.error("flashvlm: selector %s; its request fails", error)
-            return stand_in(selector, tokens)
 
     def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
         """Return the embeddings ``(T, D)`` of what stays."""
@@ -266,3 +265,38 @@ class VisualTokenSelection:
         """Write what was kept of each item, where a trace is asked for."""
         if trace.is_tracing():
             trace.record(get_tp_group().rank_in_group, totals, kept, queries)
+
+
+def _choose(candidates: Sequence[Candidates]) -> list[Selection]:
+    """Select of all candidates, those of one selector together."""
+    chosen: dict[int, Selection] = {}
+    asked: dict[str, list[int]] = {}
+    for row, each in enumerate(candidates):
+        count = len(each.projected)
+        if each.budget >= count:
+            chosen[row] = Selection(indices=torch.arange(count, device=each.projected.device))
+        else:
+            asked.setdefault(each.selector, []).append(row)
+    for name, rows in asked.items():
+        selections = _choose_with(name, [candidates[row] for row in rows])
+        chosen |= dict(zip(rows, selections, strict=True))
+    return [chosen[row] for row in range(len(candidates))]
+
+
+def _choose_with(name: str, candidates: Sequence[Candidates]) -> list[Selection]:
+    selector = find_selector(name)
+    tokens = [each.tokens(selector) for each in candidates]
+    trusted = name in BUILT_IN
+    try:
+        return run_selector_many(name, selector, tokens, trusted=trusted)
+    except SelectorError:
+        # One of them; the others' requests must not fail with it.
+        selections = []
+        for each, own in zip(candidates, tokens, strict=True):
+            try:
+                selections.append(run_selector(name, selector, own, trusted=trusted))
+            except SelectorError as error:
+                SELECTION_FAILURES.note(each.identity.hex(), str(error))
+                logger.error("flashvlm: selector %s; its request fails", error)
+                selections.append(stand_in(selector, own))
+        return selections

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scheduler may do to a request must not change its answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -210,13 +211,15 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
     # Without the cache of features, which would spare the second encoding.
     with start_engine(clip_llava, mm_processor_kwargs={"visual_feature_cache_gb": 0}) as engine:
         calls: list[int] = []
-        select = pruning.run_selector
+        select = pruning.run_selector_many
 
-        def watched(name: str, selector: Selector, tokens: VisualTokens, **options: bool) -> object:
-            calls.append(tokens.budget)
+        def watched(
+            name: str, selector: Selector, tokens: Sequence[VisualTokens], **options: bool
+        ) -> object:
+            calls.extend(each.budget for each in tokens)
             return select(name, selector, tokens, **options)
 
-        monkeypatch.setattr(pruning, "run_selector", watched)
+        monkeypatch.setattr(pruning, "run_selector_many", watched)
         for budget in (64, 65):
             for _ in range(2):
                 engine.crowd_out()
