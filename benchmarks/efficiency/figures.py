@@ -128,7 +128,7 @@ def latency_table(found: Latencies) -> str:
                 way.engine,
                 way.method,
                 way.budget or counts[0],
-                f"{found.shape.flops(counts) / 1e9:.0f}",
+                f"{found.shape.flops(counts) / 1e9:.1f}",
                 f"{found.shape.kv_bytes(counts, found.value_bytes) / MIB:.1f}",
                 f"{found.median(way):.0f}",
                 "1" if way.budget is None else found.share(way),
