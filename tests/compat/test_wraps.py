@@ -121,3 +121,25 @@ def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> 
         "print(any('flashvlm' in target for target in targets), wrapped, engine)"
     )
     assert stock(program).split() == ["False", "False", "False"]
+
+
+def test_encoder_graphs_do_not_pass_by_the_selection() -> None:
+    """vLLM would run a captured tower instead of ``embed_multimodal``, and nothing be pruned.
+
+    Fails on the release whose LLaVA has such graphs; the adapters must then offer theirs.
+    """
+    from vllm.model_executor.models.interfaces import supports_encoder_cudagraph
+
+    from flashvlm_vllm.models.llava import PrunedLlava
+    from flashvlm_vllm.models.llava_next import PrunedLlavaNext
+
+    for model in (PrunedLlava, PrunedLlavaNext):
+        assert not supports_encoder_cudagraph(model)
+
+
+def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None:
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    assert parameters(Executor.reset_encoder_cache) == ["self"]
+    assert "self.model" not in inspect.getsource(GPUModelRunner.reset_encoder_cache)
