@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of a call, on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def milliseconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Time one call.
+
+    On the CPU this is the time that the thread computed: torch has one thread here, so that is
+    the wall clock without what other processes took of it.
+    """
+    if DEVICE == "cuda":
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        result = call(*arguments)
+        stop.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(stop), result
+    before = time.thread_time()
+    result = call(*arguments)
+    return 1e3 * (time.thread_time() - before), result
+
+
+def median_ms(call: Callable[[], Any], repeats: int = 3) -> float:
+    """Median of some calls; one alone when it takes long. The first is not counted."""
+    first, _ = milliseconds(call)
+    if first > 1000:
+        return first
+    return statistics.median(milliseconds(call)[0] for _ in range(repeats))
+
+
+def peak_mib(call: Callable[[], Any]) -> float:
+    """The most memory that tensors made by a call took at once, in MiB."""
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    memory = TensorMemory()
+    with memory:
+        call()
+    return memory.peak / 2**20
+
+
+class TensorMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, as long as they live. Inputs do not count.
+
+    Attributes:
+        peak: most bytes at once.
+        largest: bytes of the largest one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.largest = self._now = 0
+        self._alive: set[int] = set()
+        self._inputs: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        for tensor in _tensors(args):
+            if (key := tensor.untyped_storage().data_ptr()) not in self._alive:
+                self._inputs.add(key)
+        result = function(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._note(tensor)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key in self._alive or key in self._inputs:
+            return
+        self._alive.add(key)
+        self._now += size
+        self.largest = max(self.largest, size)
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._now -= size
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for each in value for tensor in _tensors(each)]
+    return []
