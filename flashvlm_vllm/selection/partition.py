@@ -97,16 +97,19 @@ def remove_near_duplicates(similarity: Tensor, keep: int, removed_per_round: int
         only, so nothing is read back from the device.
     """
     left = similarity.shape[0] if keep else 0
-    order = torch.arange(left, device=similarity.device)
-    while left > keep:
-        compared, anchors = order[0::2], order[1::2]
-        removed = min(removed_per_round, left - keep, compared.shape[0])
-        nearest = similarity.index_select(0, anchors).amax(dim=0).index_select(0, compared)
-        most_similar_first = torch.argsort(nearest, descending=True, stable=True)
-        survivors = compared.index_select(0, most_similar_first[removed:])
-        order = torch.cat([survivors, anchors])
-        left -= removed
-    return order
+    # Half of a round's time is the launch of its operations, which is cheaper in this mode. Its
+    # tensors must not get out: they cannot be saved for a gradient.
+    with torch.inference_mode():
+        order = torch.arange(left, device=similarity.device)
+        while left > keep:
+            compared, anchors = order[0::2], order[1::2]
+            removed = min(removed_per_round, left - keep, compared.shape[0])
+            nearest = similarity.index_select(0, anchors).amax(dim=0).index_select(0, compared)
+            most_similar_first = torch.argsort(nearest, descending=True, stable=True)
+            survivors = compared.index_select(0, most_similar_first[removed:])
+            order = torch.cat([survivors, anchors])
+            left -= removed
+    return order.clone()
 
 
 def partition(

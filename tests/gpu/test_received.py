@@ -21,7 +21,7 @@ def test_it_is_the_form_in_torch(
     random = torch.Generator("cuda").manual_seed(tokens)
     packed = torch.randn(batch, tokens, 3, heads, width, generator=random, device="cuda")
     query, key, _ = packed.to(dtype).unbind(dim=2)
-    expected = attention._received(query.double(), key.double(), width**-0.5)
+    expected = attention._received(query, key, width**-0.5)
     received = received_attention(query, key, width**-0.5)
     torch.testing.assert_close(received, expected, rtol=1e-3, atol=1e-4)
 

@@ -71,7 +71,7 @@ def test_nothing_waits_for_the_device(config: SelectionConfig, dtype: torch.dtyp
     for count, budget, indices in zip(counts, budgets, kept, strict=True):
         chosen = indices.tolist()
         assert len(chosen) == budget
-        assert chosen == sorted(set(chosen)) and 0 <= chosen[0] and chosen[-1] < count
+        assert chosen == sorted(set(chosen)) and chosen[0] >= 0 and chosen[-1] < count
 
 
 def test_repeated_runs_agree() -> None:

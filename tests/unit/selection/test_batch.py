@@ -50,7 +50,11 @@ def signs(*shape: int, generator: torch.Generator) -> Tensor:
 def exact_item(
     count: int, words: int | None, budget: int, seed: int, *, seen: bool, own: bool
 ) -> Item:
-    """Entries of +-1 in 16 or 64 dimensions: norms and cosines are exact, and ties abound."""
+    """Entries of +-1 in 16 or 64 dimensions: norms and cosines are exact, and ties abound.
+
+    Either a saliency or a question: sums of both can be equal but for the rounding of a softmax.
+    """
+    seen = seen and not words
     random = torch.Generator().manual_seed(seed)
     return Item(
         signs(count, 16, generator=random),

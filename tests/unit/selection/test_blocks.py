@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import math
-import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.selection.clock import TensorMemory
 from flashvlm_vllm.selection import VIDEO, SelectionConfig, select_visual_tokens
 from flashvlm_vllm.selection.blocks import remove_near_duplicates_in_blocks
 from flashvlm_vllm.selection.partition import cosine_gram, remove_near_duplicates
@@ -122,35 +120,9 @@ def test_the_schedule_is_repeatable_and_not_the_published_one() -> None:
     assert not torch.equal(first, select_visual_tokens(*given))
 
 
-class Memory(TorchDispatchMode):
-    """The most bytes that were alive at once in tensors made inside, and the largest one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, Tensor):
-                self.note(tensor)
-        return result
-
-    def note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key in self.alive:
-            return
-        self.alive[key] = storage.nbytes()
-        self.largest = max(self.largest, storage.nbytes())
-        self.peak = max(self.peak, sum(self.alive.values()))
-        weakref.finalize(storage, self.alive.pop, key, None)
-
-
-def memory_of(count: int, config: SelectionConfig) -> Memory:
+def memory_of(count: int, config: SelectionConfig) -> TensorMemory:
     image = make_image(count, width=32)
-    memory = Memory()
+    memory = TensorMemory()
     with memory:
         select_visual_tokens(
             image.features, image.saliency, image.text, count // 9, image.diversity, config

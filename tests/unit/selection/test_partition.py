@@ -155,3 +155,11 @@ def test_a_partition_full_of_ties_is_that_of_the_slow_reference(
             signs.tolist(), ranking[important:], budget - important, 8
         )[0]
     assert kept.tolist() == sorted(expected)
+
+
+def test_what_is_kept_can_index_what_needs_a_gradient() -> None:
+    features = make_image(40).diversity.requires_grad_()
+    kept = remove_near_duplicates(cosine_gram(features.detach()), 9, 8)
+    features[kept].square().sum().backward()
+    assert features.grad is not None
+    assert features.grad.any(dim=1).nonzero()[:, 0].tolist() == sorted(kept.tolist())
