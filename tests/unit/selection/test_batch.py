@@ -52,7 +52,8 @@ def exact_item(
 ) -> Item:
     """Entries of +-1 in 16 or 64 dimensions: norms and cosines are exact, and ties abound.
 
-    Either a saliency or a question: sums of both can be equal but for the rounding of a softmax.
+    At most one word, whose weight is 1, and no saliency beside it: with more, scores are equal
+    but for the rounding of a softmax.
     """
     seen = seen and not words
     random = torch.Generator().manual_seed(seed)
@@ -69,7 +70,7 @@ def exact_item(
 @given(
     shapes=st.lists(
         st.tuples(
-            st.integers(1, 48), st.sampled_from([None, 0, 1, 2]), st.integers(1, 50), st.booleans()
+            st.integers(1, 48), st.sampled_from([None, 0, 1]), st.integers(1, 50), st.booleans()
         ),
         min_size=1,
         max_size=7,
@@ -85,10 +86,10 @@ def test_exact_inputs_full_of_ties_select_alike(
         exact_item(count, words, budget, seed + number, seen=seen, own=own)
         for number, (count, words, budget, seen) in enumerate(shapes)
     ]
-    together = select_batched(items, CONFIGS[name])
-    assert [kept.tolist() for kept in together] == [
-        alone(item, CONFIGS[name]).tolist() for item in items
-    ]
+    # The gate of eq 3 divides by a norm plus epsilon, which is not exact.
+    config = replace(CONFIGS[name], query_gate="none")
+    together = select_batched(items, config)
+    assert [kept.tolist() for kept in together] == [alone(item, config).tolist() for item in items]
 
 
 def ragged_items() -> list[Item]:
