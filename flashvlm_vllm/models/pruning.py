@@ -249,7 +249,7 @@ class VisualTokenSelection:
             with SELECTION_CLOCK.measure(candidates[0].projected.device, items=len(new)):
                 selections |= dict(zip(new, _choose(list(new.values())), strict=True))
             for key in new:
-                self._selections.put(key, selections[key])
+                self._selections.put(key, selections[key].detached())
         return [selections[each.key] for each in candidates]
 
     def embed(self, candidates: Candidates, selection: Selection) -> Tensor:

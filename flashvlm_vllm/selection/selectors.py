@@ -77,6 +77,13 @@ class Selection:
     merged: Tensor | None = None
     """(T, C) in the tower's space; the projector comes after."""
 
+    def detached(self) -> Selection:
+        """Return a copy that keeps nothing else alive: those of a batch may be views of one."""
+        return Selection(
+            None if self.indices is None else self.indices.clone(),
+            None if self.merged is None else self.merged.clone(),
+        )
+
 
 def run_selector(
     name: str, selector: Selector, tokens: VisualTokens, *, trusted: bool

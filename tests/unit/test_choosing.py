@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from flashvlm_vllm.failures import SELECTION_FAILURES
 from flashvlm_vllm.models import pruning
 from flashvlm_vllm.models.pruning import Candidates
-from flashvlm_vllm.selection import Selector, VisualTokens, select_visual_tokens
+from flashvlm_vllm.selection import Selection, Selector, VisualTokens, select_visual_tokens
 
 
 def image(number: int, selector: str, budget: int) -> Candidates:
@@ -84,3 +84,13 @@ def test_a_question_is_shown_only_to_selectors_that_read_it() -> None:
     other = dataclasses.replace(each, text=None)
     pair = [choice.indices for choice in pruning._choose([each, other])]
     assert torch.equal(pair[0], pair[1])
+
+
+@pytest.mark.parametrize("field", ["indices", "merged"])
+def test_what_is_remembered_holds_nothing_else(field: str) -> None:
+    batch = torch.arange(60.0).view(20, 3)
+    view = Selection(**{field: batch[:1]}).detached()
+    (copy,) = [each for each in (view.indices, view.merged) if each is not None]
+    assert torch.equal(copy, batch[:1])
+    assert copy.untyped_storage().nbytes() == copy.nbytes
+    assert (view.indices is None) == (field == "merged")
