@@ -54,7 +54,7 @@ class Plan:
 # Six rounds are the fewest that make a 95 % interval.
 FULL: Final = Plan(
     hidden=1024,
-    layers=12,
+    layers=20,
     levels=(
         Level("random", 1, rounds=10, prompts=3, with_text=True),
         Level("random", 8, rounds=10, prompts=8, with_text=True),
