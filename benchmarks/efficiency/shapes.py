@@ -9,9 +9,12 @@ import torch
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaProcessor,
 )
 
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B, Shape
@@ -53,6 +56,9 @@ class Model:
 # 2880 patches and 48 row newlines in one step, as the paper's forward pass.
 ONE_STEP: Final = ("--max-model-len", "4096", "--max-num-batched-tokens", "4096")
 
+# Over what servers get that run on a CPU.
+ON_GPU: Final = ("--load-format", "dummy", "--dtype", "half", "--no-enforce-eager")
+
 
 def scaled(folder: Path, hidden: int, layers: int, vision_hidden: int, vision_layers: int) -> Model:
     """Write a LLaVA-NeXT that a CPU can serve, random weights, float32."""
@@ -71,17 +77,22 @@ def scaled(folder: Path, hidden: int, layers: int, vision_hidden: int, vision_la
 def true_7b(folder: Path) -> Model:
     """Write the shape of LLaVA-NeXT-7B; vLLM and Transformers make up the weights."""
     path = write_shape(
-        folder / "efficiency-llava-next-7b-shape", LLAMA_7B, CLIP_L, head=128, vision_head=64
+        folder / "efficiency-llava-next-7b-shape",
+        LLAMA_7B,
+        CLIP_L,
+        head=128,
+        vision_head=64,
+        next=True,
     )
     # Two servers and Transformers' model share the GPU.
-    arguments = (
-        *ONE_STEP, "--load-format", "dummy", "--dtype", "half", "--gpu-memory-utilization", "0.3",
-    )  # fmt: skip
+    arguments = (*ONE_STEP, *ON_GPU, "--gpu-memory-utilization", "0.3")
     return Model("LLaVA-NeXT-7B's shape", path, LLAMA_7B, 2, arguments, "cuda")
 
 
-def write_shape(path: Path, llm: Shape, tower: Shape, head: int, vision_head: int) -> Path:
-    """Write config, tokenizer and processor of a LLaVA-NeXT, but no weights.
+def write_shape(
+    path: Path, llm: Shape, tower: Shape, head: int, vision_head: int, *, next: bool
+) -> Path:
+    """Write config, tokenizer and processor of a LLaVA-1.5 or LLaVA-NeXT, but no weights.
 
     The vocabulary is the small one of the tests: its head is the smaller for it, by 2 % of 7B's
     parameters, all of which work on one token of a prompt.
@@ -108,18 +119,20 @@ def write_shape(path: Path, llm: Shape, tower: Shape, head: int, vision_head: in
         patch_size=PATCH_SIZE,
         projection_dim=tower.width,
     )
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=IMAGE,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        image_grid_pinpoints=GRID_PINPOINTS,
-        architectures=["LlavaNextForConditionalGeneration"],
-    )
-    config.save_pretrained(path)
-    LlavaNextProcessor(
-        image_processor=image_processor("clip", True),
+    settings: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": IMAGE,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    if next:
+        settings["image_grid_pinpoints"] = GRID_PINPOINTS
+    kind = LlavaNextConfig if next else LlavaConfig
+    architecture = LlavaNextForConditionalGeneration if next else LlavaForConditionalGeneration
+    kind(**settings, architectures=[architecture.__name__]).save_pretrained(path)
+    (LlavaNextProcessor if next else LlavaProcessor)(
+        image_processor=image_processor("clip", next),
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",

@@ -15,6 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
+from benchmarks.efficiency.shapes import ON_GPU, write_shape
 from benchmarks.measuring.bench import bench, images_of, random_images, random_text
 from benchmarks.measuring.metrics import (
     PREEMPTIONS,
@@ -25,7 +29,7 @@ from benchmarks.measuring.metrics import (
     page,
     value,
 )
-from benchmarks.measuring.report import machine, marks_table, missed, say, write
+from benchmarks.measuring.report import Mark, machine, marks_table, missed, say, write
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.measuring.turn import Turn
 from benchmarks.serving.figures import (
@@ -62,6 +66,10 @@ ARGUMENTS: Final = (
     "--block-size", "32",  # The finest for vLLM's attention on CPUs; its default there is 128.
     "--max-num-seqs", "128",  # So that memory, not this, limits how many run at once.
     "--max-model-len", "2048",
+)  # fmt: skip
+# On a GPU both servers share it, and hold LLaVA-1.5-7B's shape.
+GPU_ARGUMENTS: Final = (
+    *ON_GPU, "--gpu-memory-utilization", "0.4", "--max-num-seqs", "128", "--max-model-len", "2048",
 )  # fmt: skip
 RESIDENT_TOKENS: Final = 48  # Long answers: the first is still there when the last one comes.
 NOT_TIMED: Final = 900_000  # seeds of turns that nothing is timed in
@@ -172,21 +180,41 @@ class Bench:
         return found
 
 
-def measure(plan: Plan) -> tuple[list[Measured], dict[str, Residency]]:
-    """Start both servers and measure everything."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    model = build_llava(
-        ROOT / ".models" / f"serving-llava-{plan.hidden}x{plan.layers}",
+def checkpoint(plan: Plan, *, on_gpu: bool) -> tuple[Path, tuple[str, ...]]:
+    """Make the model, and say how it is served.
+
+    Speed does not depend on what weights say, so a GPU gets the true shape and random weights.
+    """
+    models = ROOT / ".models"
+    if on_gpu:
+        path = write_shape(
+            models / "serving-llava-7b-shape",
+            LLAMA_7B,
+            CLIP_L,
+            head=128,
+            vision_head=64,
+            next=False,
+        )
+        return path, GPU_ARGUMENTS
+    path = build_llava(
+        models / f"serving-llava-{plan.hidden}x{plan.layers}",
         hidden=plan.hidden,
         layers=plan.layers,
     )
+    return path, ARGUMENTS
+
+
+def measure(plan: Plan) -> tuple[list[Measured], dict[str, Residency]]:
+    """Start both servers and measure everything."""
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    model, options = checkpoint(plan, on_gpu=torch.cuda.is_available())
     with ExitStack() as stack:
         sides = {}
         for plugin in (False, True):
             name = "plugin" if plugin else "stock"
             say(f"starting: {name}")
             running = stack.enter_context(
-                server(model, plugin=plugin, log=SCRATCH / f"{name}.log", arguments=ARGUMENTS)
+                server(model, plugin=plugin, log=SCRATCH / f"{name}.log", arguments=options)
             )
             confirm(running.url, plugin=plugin)
             sides[plugin] = Side(running)
@@ -197,12 +225,14 @@ def measure(plan: Plan) -> tuple[list[Measured], dict[str, Residency]]:
         return levels, turns.residency(levels[0].prompt_tokens, plan.most_clients)
 
 
-def report(levels: Sequence[Measured], residency: Mapping[str, Residency]) -> str:
+def report(
+    levels: Sequence[Measured], residency: Mapping[str, Residency], judged: Sequence[Mark]
+) -> str:
     """Write everything that a reader wants to see as Markdown."""
     parts = [f"**{one.level.name}**\n\n{level_table(one)}" for one in levels]
     parts.append(f"**KV cache**\n\n{residency_table(residency)}")
     parts.append(f"Prefill's part of stock's time:\n\n{prefill_lines(levels)}")
-    parts.append(marks_table(marks(levels)))
+    parts.append(marks_table(judged))
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,8 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings: dict[str, Any] = {**machine(), "plan": dataclasses.asdict(plan)}
     levels, residency = measure(plan)
-    found = marks(levels)
-    text = report(levels, residency)
+    found = marks(levels, on_gpu=torch.cuda.is_available())
+    text = report(levels, residency, found)
     print(text)
     figures = {
         "levels": {one.level.name: one.as_json() for one in levels},

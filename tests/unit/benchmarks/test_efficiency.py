@@ -126,10 +126,13 @@ def test_marks_want_the_papers_share_and_less_than_fastv() -> None:
     assert verdicts(fastv_160=150.0) == [True, True, True, False]
 
 
-def test_the_7b_is_written_without_weights(tmp_path: Path) -> None:
-    path = write_shape(tmp_path / "7b", LLAMA_7B, CLIP_L, head=128, vision_head=64)
+@pytest.mark.parametrize("next_", [True, False])
+def test_the_7b_is_written_without_weights(tmp_path: Path, next_: bool) -> None:
+    path = write_shape(tmp_path / "7b", LLAMA_7B, CLIP_L, head=128, vision_head=64, next=next_)
     config = json.loads((path / "config.json").read_text())
-    assert config["architectures"] == ["LlavaNextForConditionalGeneration"]
+    name = "LlavaNext" if next_ else "Llava"
+    assert config["architectures"] == [f"{name}ForConditionalGeneration"]
+    assert ("image_grid_pinpoints" in config) == next_
     assert config["text_config"]["num_hidden_layers"] == 32
     assert config["text_config"]["intermediate_size"] == 11008
     assert config["vision_config"]["num_attention_heads"] == 16

@@ -139,6 +139,14 @@ def test_only_eight_clients_are_to_be_twice_as_fast() -> None:
     assert len(marks([measured(clients=32, **{"64": 2.5})])) == 2
 
 
+def test_on_a_gpu_it_is_thrice_at_thirty_two_clients() -> None:
+    # Stock's turns take 4 s.
+    slow, fast = measured(clients=32, **{"64": 1.5}), measured(clients=32, **{"64": 1.0})
+    assert [mark.met for mark in marks([slow], on_gpu=True)][:2] == [True, False]
+    assert [mark.met for mark in marks([fast], on_gpu=True)][:2] == [True, True]
+    assert len(marks([measured(clients=8)], on_gpu=True)) == 2
+
+
 def test_residency_counts_whole_blocks() -> None:
     whole = Residency(blocks=340, block_size=32, prompt_tokens=614, clients=21, seen=17)
     assert (whole.per_request, whole.computed) == (20, 17)
