@@ -110,7 +110,7 @@ class Latencies:
 
     def counts(self, way: Way) -> list[int]:
         """Visual tokens by layer."""
-        full = self.tokens[way if way.method == "fastv" else way.unpruned]
+        full = self.tokens[way.unpruned]
         return tokens_by_layer(self.shape, way.method, full, way.budget)
 
 

@@ -42,6 +42,13 @@ def latencies(**milliseconds: float) -> Latencies:
     return Latencies(SMALL, 4, {way: way.budget or 2928 for way in WAYS}, rounds)
 
 
+def test_what_was_counted_is_what_fastv_starts_with_and_the_others_have() -> None:
+    found = latencies()
+    by_name = {way.name: found.counts(way) for way in WAYS}
+    assert by_name["vLLM: flashvlm 640"] == [640] * 4
+    assert by_name["Transformers, layer by layer: fastv 640"] == [2928, 2928, 640, 640]
+
+
 def test_flops_of_a_layer_by_hand() -> None:
     # 2 x (4 x 3 x 64 + 2 x 9 x 8 + 3 x 3 x 8 x 16)
     assert Shape(1, 8, 16).flops([3]) == 2 * (768 + 144 + 1152)
