@@ -24,7 +24,7 @@ class RecentlyUsed(Generic[Value]):
 
     def __init__(self, limit_bytes: int, size_of: Callable[[Value], int]) -> None:
         """``size_of`` tells how many bytes a value holds; it must always answer alike."""
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._size_of = size_of
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self.held_bytes = 0
@@ -40,11 +40,11 @@ class RecentlyUsed(Generic[Value]):
         """Remember a value, unless it is larger than the limit."""
         self._forget(key)
         size = self._size_of(value)
-        if size > self._limit:
+        if size > self.limit_bytes:
             return
         self._values[key] = value
         self.held_bytes += size
-        while self.held_bytes > self._limit:
+        while self.held_bytes > self.limit_bytes:
             self._forget(next(iter(self._values)))
 
     def clear(self) -> None:

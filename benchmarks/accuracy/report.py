@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEPT
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
+from benchmarks.measuring.report import table
 from flashvlm_vllm.selection.registry import BUILT_IN
 from small_vlm.language import FAMILIES
 
@@ -153,7 +154,7 @@ def accuracy_table(one: Set) -> str:
                     "" if paper is None else f"{paper[index]}",
                 ]
             )
-    return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n{table(head, rows)}"
+    return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n{table(head, rows)}\n"
 
 
 def variants_tables(one: Set) -> str:
@@ -171,11 +172,11 @@ def variants_tables(one: Set) -> str:
         first = [selector, *("" if right is None else shown(share(right)) for right in default)]
         variants = [against_default(one, row, selector) for row in rows]
         title = f"## {title}, {one.name} set"
-        parts.append(f"{title}\n\n{table(['', *budgets], [first, *variants])}")
+        parts.append(f"{title}\n\n{table(['', *budgets], [first, *variants])}\n")
     kept = [against_default(one, row, row.partition(",")[0]) for row in POSITIONS_KEPT]
     title = f"## Kept tokens keep their positions, {one.name} set"
     head = ["against vLLM's positions", *budgets]
-    parts.append(f"{title}\n\n{table(head, kept)}")
+    parts.append(f"{title}\n\n{table(head, kept)}\n")
     return "\n".join(parts)
 
 
@@ -212,7 +213,7 @@ def grounding_table(found: dict[str, Any]) -> str:
         (count,) = methods["flashvlm"]["count"]
         parts.append(
             f"{name} set, {count} questions about an object that is there (mean and standard "
-            f"error).\n\n{table(head, rows)}"
+            f"error).\n\n{table(head, rows)}\n"
         )
     return "\n".join(parts)
 
@@ -229,7 +230,7 @@ def alignment_table(found: dict[str, Any]) -> str:
         for group, near in groups.items()
     ]
     title = "## How near patches are to words: the largest cosine to any of them, on average"
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{table(head, rows)}\n"
 
 
 def text_guidance_table(one: Set) -> str:
@@ -243,7 +244,7 @@ def text_guidance_table(one: Set) -> str:
             cells = [tested(paired(right, one.rows[f"{other}@{budget}"])) for other in blind]
             rows.append([name, str(budget * one.frames), *cells])
     title = f"## Selectors that read the question against those that do not, {one.name} set"
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{table(head, rows)}\n"
 
 
 def agreement_table(found: dict[str, Any]) -> str:
@@ -257,7 +258,7 @@ def agreement_table(found: dict[str, Any]) -> str:
             rows.append(
                 [name, *("" if value is None else f"{value} of {count}" for value in values)]
             )
-    return f"## Server and Transformers\n\nBudget {found['budget']}.\n\n{table(head, rows)}"
+    return f"## Server and Transformers\n\nBudget {found['budget']}.\n\n{table(head, rows)}\n"
 
 
 def plot(one: Set, path: Path) -> None:
@@ -295,11 +296,6 @@ def plot(one: Set, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
 def shown(value: Interval) -> str:

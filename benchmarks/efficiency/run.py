@@ -33,7 +33,7 @@ from benchmarks.efficiency.figures import (
 from benchmarks.efficiency.first_token import First, OnTransformers, Served
 from benchmarks.efficiency.paper import latency_share
 from benchmarks.efficiency.shapes import Model, scaled, true_7b
-from benchmarks.idle.run import PAUSE_SECONDS
+from benchmarks.measuring.bench import PAUSE_SECONDS
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.report import machine, marks_table, missed, say, write
 from benchmarks.measuring.servers import confirm, server

@@ -5,21 +5,15 @@
 another server's figure over the first stock server's, oriented so that above 1 means slower
 (requests/s enter as time per request). What makes a whole round slow cancels out.
 
-**Interval.** The median of the n ratios, between the k-th smallest and the k-th largest of them:
-the interval that a two-sided sign test at 5 % does not reject. The chance that all but k - 1 of n
-rounds fall on one side of the true median is that of as many heads in n tosses, so k is the
-largest number for which both tails together stay within 5 % (12 rounds: k = 3 and 96.1 %). It
-assumes independent rounds and no distribution, and k - 1 disturbed rounds do not move it, however
-disturbed they were. It covers rounds, not restarts: a difference that a server process keeps for
-its whole life (where its memory lies, say) looks the same in every round. That is what the second
-stock server is for.
+**Interval.** That of ``benchmarks.measuring.pairs``.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from benchmarks.measuring.pairs import TOLERANCE, interval
 
 Run = Mapping[str, float]
 """What ``vllm bench serve`` reports of one run; the fields of ``FIGURES`` are used."""
@@ -27,11 +21,6 @@ Verdict = Literal["slower", "not slower", "undecided"]
 
 STOCK: Final = "stock"
 STOCK_AGAIN: Final = "stock again"
-TOLERANCE: Final = 1.02
-"""A cost of up to 2 % counts as none."""
-CONFIDENCE: Final = 0.95
-FEWEST_ROUNDS: Final = 6
-"""With fewer, even the widest interval covers less than 95 %."""
 
 FIGURES: Final = {
     "request_throughput": "requests/s",
@@ -69,17 +58,6 @@ def ratio(server: str, figure: str, other: Sequence[Run], stock: Sequence[Run]) 
     rounds = tuple(a / b for a, b in pairs)
     low, high = interval(rounds)
     return Ratio(server, figure, rounds, statistics.median(rounds), low, high)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of the interval that covers the median with at least 95 %."""
-    count = len(values)
-    if count < FEWEST_ROUNDS:
-        raise ValueError(f"{count} rounds make no 95 % interval; {FEWEST_ROUNDS} do")
-    tail, cut = 1, 0  # tail: in how many of 2**count tosses there are at most `cut` heads.
-    while 2 * (tail := tail + math.comb(count, cut + 1)) <= (1 - CONFIDENCE) * 2**count:
-        cut += 1
-    return sorted(values)[cut], sorted(values)[count - 1 - cut]
 
 
 def ratios(runs: Mapping[str, Sequence[Run]]) -> list[Ratio]:

@@ -16,20 +16,15 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import Request, urlopen
 
 import vllm
-from vllm.benchmarks import serve
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from benchmarks.idle.ratios import (
-    FEWEST_ROUNDS,
     FIGURES,
     STOCK,
     STOCK_AGAIN,
@@ -38,21 +33,19 @@ from benchmarks.idle.ratios import (
     ratios_table,
     servers_table,
 )
-from demo.photo import data_url, photo
+from benchmarks.measuring.bench import bench, random_images
+from benchmarks.measuring.pairs import FEWEST_ROUNDS
+from benchmarks.measuring.report import say
+from benchmarks.measuring.servers import MODEL_NAME, NO_PLUGINS, QUIET, is_at_work
 from demo.server import Server
 from demo.tiny_llava import build_llava
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SCRATCH: Final = ROOT / "benchmarks" / "output" / "idle"
-MODEL_NAME: Final = "llava"
 NOT_NAMED: Final = "flashvlm is installed but not named"  # what the disabled plugin logs
 
 INPUT_TOKENS: Final = 32  # besides the 576 of the image
 OUTPUT_TOKENS: Final = 16
-# An engine waits for its worker, and the worker for its engine, in a busy loop that ends only a
-# second after the last word between them: without a pause, whose turn it was would take the cores
-# from whose turn it is.
-PAUSE_SECONDS: Final = 1.5
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,6 @@ class Setup:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-# Nothing is looked up or reported elsewhere while something is measured.
-QUIET: Final = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-# An empty list of plugins: vLLM loads none, as if nothing were installed.
-NO_PLUGINS: Final = {"VLLM_PLUGINS": ""}
 SETUPS: Final = {
     STOCK: Setup(environment=NO_PLUGINS),
     "disabled": Setup(),
@@ -88,42 +77,23 @@ def order(index: int) -> list[str]:
     return [names[(place + index) % len(names)] for place in PLACES]
 
 
-def bench(url: str, model: Path, seed: int, prompts: int, concurrency: int) -> dict[str, Any]:
+def turn(url: str, model: Path, seed: int, prompts: int, concurrency: int) -> dict[str, Any]:
     """Run ``vllm bench serve`` once and return the figures it reports."""
-    command = [
-        "--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions",
-        "--model", MODEL_NAME, "--tokenizer", str(model),
-        "--dataset-name", "random-mm",
-        "--random-mm-base-items-per-request", "1",
-        "--random-mm-num-mm-items-range-ratio", "0",
-        "--random-mm-limit-mm-per-prompt", '{"image": 1}',
-        "--random-mm-bucket-config", "{(336, 336, 1): 1.0}",
-        "--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS),
-        "--num-prompts", str(prompts), "--max-concurrency", str(concurrency),
-        "--seed", str(seed), "--temperature", "0", "--ignore-eos", "--disable-tqdm",
-    ]  # fmt: skip
-    time.sleep(PAUSE_SECONDS)
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    with (SCRATCH / "bench.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        figures = serve.main(parser.parse_args(command))
-    if figures["completed"] != prompts or figures["total_output_tokens"] != prompts * OUTPUT_TOKENS:
-        raise RuntimeError(f"{figures['completed']} of {prompts} requests were answered in full")
-    return figures
+    return bench(
+        url,
+        model,
+        random_images(INPUT_TOKENS, OUTPUT_TOKENS),
+        output_tokens=OUTPUT_TOKENS,
+        prompts=prompts,
+        clients=concurrency,
+        seed=seed,
+        log=SCRATCH / "bench.log",
+    )
 
 
 def confirm(name: str, server: Server) -> None:
     """Stop the benchmark when a server is not in the state that it is measured for."""
-    parts = [{"type": "image_url", "image_url": {"url": data_url(photo())}}]
-    body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": parts}], "max_tokens": 1}
-    request = Request(
-        f"{server.url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urlopen(request, timeout=60) as response:
-        is_at_work = "visual_tokens" in json.load(response)["usage"]
-    state = (is_at_work, NOT_NAMED in server.log)
+    state = (is_at_work(server.url), NOT_NAMED in server.log)
     expected = (name == "idle", name == "disabled")
     if state != expected:
         raise RuntimeError(f"the {name} server: (plugin at work, loaded unnamed) is {state}")
@@ -148,21 +118,15 @@ def measure(rounds: int, prompts: int, concurrency: int) -> dict[str, list[dict[
             confirm(name, server)
         for name, server in servers.items():
             say(f"warming up: {name}")
-            bench(server.url, model, seed=0, prompts=4, concurrency=concurrency)
+            turn(server.url, model, seed=0, prompts=4, concurrency=concurrency)
         for index in range(rounds):
             for name in order(index):
                 # The round's own requests, so that no cache of an earlier round answers.
-                figures = bench(servers[name].url, model, 1 + index, prompts, concurrency)
+                figures = turn(servers[name].url, model, 1 + index, prompts, concurrency)
                 runs[name].append({key: figures[key] for key in ("duration", *FIGURES)})
                 shown = ", ".join(f"{label} {figures[key]:.2f}" for key, label in FIGURES.items())
                 say(f"round {index + 1}/{rounds}, {name}: {shown}")
     return runs
-
-
-def say(line: str) -> None:
-    """Report progress apart from the result."""
-    load = os.getloadavg()[0]
-    print(f"[load {load:.1f}] {line}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

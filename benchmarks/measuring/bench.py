@@ -10,13 +10,18 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any, Final
 
 from vllm.benchmarks import serve
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from benchmarks.idle.run import PAUSE_SECONDS
 from benchmarks.measuring.servers import MODEL_NAME
 from benchmarks.measuring.turn import Turn
+
+# An engine waits for its worker, and the worker for its engine, in a busy loop that ends only a
+# second after the last word between them: without a pause, whose turn it was would take the cores
+# from whose turn it is.
+PAUSE_SECONDS: Final = 1.5
 
 
 def random_images(text_tokens: int, output_tokens: int, side: int = 336) -> list[str]:
@@ -58,8 +63,12 @@ def bench(
     seed: int,
     log: Path,
     budget: int | None = None,
-) -> Turn:
-    """Take a turn, after a pause in which the server measured before falls quiet."""
+) -> dict[str, Any]:
+    """Take a turn, after a pause in which the server measured before falls quiet.
+
+    Returns:
+        what ``vllm bench serve`` reports; `as_turn` reads it request by request.
+    """
     command = [
         "--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions",
         "--model", MODEL_NAME, "--tokenizer", str(model), *traffic,
@@ -73,9 +82,14 @@ def bench(
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
     with log.open("a") as output, redirect_stdout(output), redirect_stderr(output):
-        figures = serve.main(parser.parse_args(command))
+        figures: dict[str, Any] = serve.main(parser.parse_args(command))
     if figures["completed"] != prompts or figures["total_output_tokens"] != prompts * output_tokens:
         raise RuntimeError(f"{figures['completed']} of {prompts} requests were answered in full")
+    return figures
+
+
+def as_turn(figures: dict[str, Any], output_tokens: int) -> Turn:
+    """Keep what tables and intervals are made of."""
     return Turn(
         figures["duration"],
         tuple(figures["ttfts"]),

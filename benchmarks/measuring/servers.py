@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.idle.run import NO_PLUGINS, QUIET
 from benchmarks.measuring.ask import ask, user
 from demo.photo import data_url, photo
 from demo.server import Server
 
 MODEL_NAME: Final = "llava"
 PLUGIN: Final = ("--plugins", "flashvlm")
+# Nothing is looked up or reported elsewhere while something is measured.
+QUIET: Final = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# An empty list of plugins: vLLM loads none, as if nothing were installed.
+NO_PLUGINS: Final = {"VLLM_PLUGINS": ""}
 
 
 class WrongStateError(RuntimeError):
@@ -30,6 +33,11 @@ def server(model: Path, *, plugin: bool, log: Path, arguments: Sequence[str] = (
 
 def confirm(url: str, *, plugin: bool) -> None:
     """Stop the benchmark when a server is not in the state that it is measured for."""
-    reply = ask(url, MODEL_NAME, [user("What is this?", data_url(photo()))], tokens=1)
-    if (reply.visual_tokens is not None) != plugin:
+    if is_at_work(url) != plugin:
         raise WrongStateError(f"plugin at work: {not plugin}, where it should be {plugin}")
+
+
+def is_at_work(url: str) -> bool:
+    """Tell whether a server's plugin counts visual tokens."""
+    reply = ask(url, MODEL_NAME, [user("What is this?", data_url(photo()))], tokens=1)
+    return reply.visual_tokens is not None

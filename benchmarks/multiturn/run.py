@@ -20,8 +20,8 @@ from typing import Any, Final
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.idle.run import PAUSE_SECONDS
 from benchmarks.measuring.ask import ask, user
+from benchmarks.measuring.bench import PAUSE_SECONDS
 from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.report import machine, marks_table, missed, say, write

@@ -9,6 +9,7 @@ import argparse
 import os
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,11 +80,8 @@ def measure(model: Path, images: int) -> dict[str, dict[str, float]]:
                 number += 1
                 if row.is_second:
                     ask("What is on the table?", number, row.budget)
-                outputs: list[Any] = []
-                stages = watch.request(
-                    lambda row=row, number=number, outputs=outputs: outputs.extend(  # type: ignore[misc]
-                        ask("What is left of the table?", number, row.budget)
-                    )
+                stages, outputs = watch.request(
+                    partial(ask, "What is left of the table?", number, row.budget)
                 )
                 if image:  # The first warms up.
                     tokens = float(len(outputs[0].prompt_token_ids))

@@ -66,13 +66,18 @@ class Stopwatch:
 
         model.forward = timed_forward
 
-    def request(self, run: Callable[[], Any]) -> dict[str, float]:
-        """Run one request; returns the milliseconds of each stage and their sum, ``whole``."""
+    def request(self, run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+        """Run one request.
+
+        Returns:
+            the milliseconds of each stage and their sum, ``whole``, and what ``run`` returned.
+
+        """
         self._seconds.clear()
         with self._stage("whole"):
-            run()
+            answer = run()
         found = {name: 1e3 * seconds for name, seconds in self._seconds.items()}
         stages = {name: found.get(name, 0.0) for name in STAGES}
         stages["encode"] -= stages["select"]  # which happens inside
         stages["rest"] = found["whole"] - sum(stages.values())
-        return {**stages, "whole": found["whole"]}
+        return {**stages, "whole": found["whole"]}, answer

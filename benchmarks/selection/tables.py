@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from benchmarks.selection.marks import Mark
+from benchmarks.measuring.report import table
 from benchmarks.selection.published import Result
 from benchmarks.selection.schedule import Kept
 from benchmarks.selection.sizes import Cell, Together, exponent
 from benchmarks.selection.tower import Share
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def published_table(results: Sequence[Result]) -> str:
@@ -114,13 +108,4 @@ def tower_line(share: Share) -> str:
         f"A vision tower of CLIP-L/14-336's shape takes {share.tower_ms:,.0f} ms for one image on "
         f"the same machine, the selection of 64 of its 576 tokens {share.selection_ms:.1f} ms: "
         f"{share.percent:.2f} % of it."
-    )
-
-
-def marks_table(found: Sequence[Mark]) -> str:
-    """What is reached, missed and open."""
-    said = {True: "reached", False: "**missed**", None: "open"}
-    return table(
-        ["mark", "required", "measured", ""],
-        [[mark.what, mark.required, mark.measured, said[mark.reached]] for mark in found],
     )

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.idle.ratios import TOLERANCE
 from benchmarks.measuring.metrics import blocks_per_request
-from benchmarks.measuring.pairs import Compared, compare
+from benchmarks.measuring.pairs import TOLERANCE, Compared, compare
 from benchmarks.measuring.report import Mark, table
 from benchmarks.measuring.turn import Turn, percentiles
 from benchmarks.serving.plan import (

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
 from benchmarks.efficiency.shapes import ON_GPU, write_shape
-from benchmarks.measuring.bench import bench, images_of, random_images, random_text
+from benchmarks.measuring.bench import as_turn, bench, images_of, random_images, random_text
 from benchmarks.measuring.metrics import (
     PREEMPTIONS,
     PROMPT_TOKENS,
@@ -114,7 +114,7 @@ class Bench:
             sent = random_text(TEXT_TOKENS + VISUAL_TOKENS, tokens)
         elif traffic == "photos":
             sent = images_of(write_photos(SCRATCH / "photos.jsonl", prompts, number), tokens)
-        return bench(
+        figures = bench(
             self.side(column).url,
             self._model,
             sent,
@@ -125,6 +125,7 @@ class Bench:
             log=SCRATCH / "bench.log",
             budget=budget_of(column),
         )
+        return as_turn(figures, tokens)
 
     def warm_up(self) -> None:
         """Let both servers see what is coming, at each budget."""

@@ -67,7 +67,6 @@ class FeatureCache:
 
     def __init__(self, limit_bytes: int, device: torch.device) -> None:
         """Hold at most ``limit_bytes`` on ``device``; 0 turns the cache off."""
-        self._limit = limit_bytes
         self._held: RecentlyUsed[ImageFeatures] = RecentlyUsed(
             limit_bytes, lambda features: features.nbytes
         )
@@ -108,7 +107,7 @@ class FeatureCache:
             self._reserved = None
             for image, encoded in zip(missing, encode(list(missing.values())), strict=True):
                 known[image] = encoded
-                if encoded.nbytes <= self._limit:
+                if encoded.nbytes <= self._held.limit_bytes:
                     self._held.put(image, encoded.detached())
         self._misses += len(missing)
         self._hits += len(images) - len(missing)

@@ -10,13 +10,13 @@ from benchmarks.idle.ratios import (
     FIGURES,
     STOCK,
     STOCK_AGAIN,
-    interval,
     missed,
     ratio,
     ratios,
     ratios_table,
     servers_table,
 )
+from benchmarks.measuring.pairs import interval
 
 Runs = dict[str, list[dict[str, float]]]
 NOISE = [1.0, 1.01, 0.99, 1.004, 0.996, 1.002, 0.998, 1.006, 0.994, 1.0]
