@@ -71,7 +71,9 @@ class TensorMemory(TorchDispatchMode):
         self._alive: set[int] = set()
         self._inputs: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for tensor in _tensors(args):
             if (key := tensor.untyped_storage().data_ptr()) not in self._alive:
                 self._inputs.add(key)

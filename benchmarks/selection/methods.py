@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 
 from torch import Tensor
@@ -66,12 +67,12 @@ def _cdpruner(image: Image, budget: int) -> Tensor:
     return cdpruner(image.features, image.text, budget)
 
 
-def _of_vllm(module: object) -> Callable[[Image, int], Tensor]:
+def _of_vllm(module: ModuleType) -> Callable[[Image, int], Tensor]:
     def choose(image: Image, budget: int) -> Tensor:
         count = len(image.features)
         frames, side = frames_of(count)
         share = 1 - budget / count
-        mask: Tensor = module.compute_retention_mask(  # type: ignore[attr-defined]
+        mask: Tensor = module.compute_retention_mask(
             image.features, (frames, side, side), spatial_merge_size=1, q=share
         )
         return mask

@@ -10,8 +10,8 @@ much work again as this pass; it serves as a second opinion in the tests.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 
