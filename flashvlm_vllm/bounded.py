@@ -5,10 +5,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+Name = TypeVar("Name", bound=Hashable)
 Value = TypeVar("Value")
 
 
-def remember(memory: dict[str, Value], key: str, value: Value, limit: int) -> None:
+def remember(memory: dict[Name, Value], key: Name, value: Value, limit: int) -> None:
     """Put an entry into ``memory``; the oldest goes when there are more than ``limit``."""
     memory[key] = value
     if len(memory) > limit:

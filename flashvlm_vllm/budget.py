@@ -2,15 +2,17 @@
 """What a visual budget is, and how many tokens it keeps. Pure functions."""
 
 import math
+from typing import NamedTuple
 
 Budget = int | float
-"""Whole tokens per image (an ``int`` of 1 or more) or a fraction strictly between 0 and 1."""
+"""Whole tokens per image or video (an ``int`` of 1 or more), or a fraction strictly between 0 and
+1."""
 
 BUDGET = "visual_budget"
 """The name under which requests, flags and processor arguments carry it."""
 
 ALLOWED = (
-    "a whole number of tokens per image (1 or more), a fraction strictly between 0 and 1, "
+    "a whole number of tokens per image or video (1 or more), a fraction strictly between 0 and 1, "
     "or null for no pruning"
 )
 _OFF_WORDS = frozenset({"null", "none", "off"})
@@ -42,7 +44,7 @@ def parse_budget(value: object) -> Budget | None:
         # one client and "one token" in another.
         raise ValueError(
             "1.0 is ambiguous as a visual budget, because JavaScript writes it as 1: "
-            "say 1 to keep one token per image, or null to keep them all"
+            "say 1 to keep one token per image or video, or null to keep them all"
         )
     if not math.isfinite(value) or not 0.0 < value < 1.0:
         raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(value)}")
@@ -76,14 +78,17 @@ def parse_budget_text(text: object) -> Budget | None:
     return parse_budget(number)
 
 
-def kept_tokens(total: int, budget: Budget | None, prunable: int | None = None) -> int:
-    """Tell how many visual tokens of one image stay.
+def kept_tokens(
+    total: int, budget: Budget | None, prunable: int | None = None, floor: int = 1
+) -> int:
+    """Tell how many visual tokens of one image or video stay.
 
     Args:
-        total: visual tokens of the image without pruning (1 or more).
+        total: visual tokens of the item without pruning (1 or more).
         budget: a checked budget, or ``None`` for no pruning.
         prunable: how many of them the selection may choose from; the others (LLaVA-NeXT's
             row newlines) are layout and go as soon as the image is pruned. Default: all.
+        floor: the fewest that stay, one per time step of a video; a lower budget is raised to it.
 
     Returns:
         ``total`` when the budget does not bind, else at most ``prunable`` tokens. A fraction
@@ -92,10 +97,33 @@ def kept_tokens(total: int, budget: Budget | None, prunable: int | None = None) 
     """
     if budget is None:
         return total
-    tokens = budget if isinstance(budget, int) else max(1, math.floor(total * budget + 0.5))
+    tokens = budget if isinstance(budget, int) else math.floor(total * budget + 0.5)
+    tokens = max(floor, tokens)
     if tokens >= total:
         return total
     return min(tokens, total if prunable is None else prunable)
+
+
+class TokenCount(NamedTuple):
+    """Visual tokens of one image or video without pruning, and what a budget may do to them."""
+
+    total: int
+    prunable: int
+    """Those the selection may choose from."""
+    floor: int = 1
+    """The smallest budget: one token per time step of a video."""
+
+    def kept(self, budget: Budget | None) -> int:
+        """Tell how many stay."""
+        return kept_tokens(self.total, budget, self.prunable, self.floor)
+
+
+class ItemCount(NamedTuple):
+    """What one image or video cost."""
+
+    total: int
+    kept: int
+    modality: str = "image"
 
 
 def _shown(value: object) -> str:

@@ -47,7 +47,9 @@ def attach_to_engine() -> None:
 
     ``EngineArgs.create_engine_config``. Why: default budget and selector must reach the processor
     without being passed to the Hugging Face processor, as ``mm_processor_kwargs`` are. Seen: 0.32.
-    End: when vLLM's multimodal config takes plugin settings.
+    End: when vLLM's multimodal config takes plugin settings. There CUDA graphs of the encoder are
+    turned off for covered models as well: they return all of an image's tokens without calling
+    ``embed_multimodal``, whatever its placeholder holds. End: when graphs hand over to the model.
 
     ``WorkerBase``. Why: named worker methods are what ``collective_rpc`` can call without
     pickling code. Seen: 0.32. End: when worker metrics have a channel of their own.
@@ -221,6 +223,12 @@ def _tell_how_to_turn_on() -> None:
 
 
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
+    config = _config_with_defaults(original, engine_args, *args, **kwargs)
+    _turn_off_encoder_graphs(config)
+    return config
+
+
+def _config_with_defaults(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     given = engine_args.mm_processor_kwargs
     asked = {name: given[name] for name in SETTINGS if name in (given or {})}
     if not asked:
@@ -241,6 +249,18 @@ def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs:
         except ValueError as error:
             _stop(engine_args, error)
     return config
+
+
+def _turn_off_encoder_graphs(config: Any) -> None:
+    from flashvlm_vllm.plugin import covers
+
+    if config.compilation_config.cudagraph_mm_encoder and covers(config.model_config):
+        from vllm.logger import init_logger
+
+        config.compilation_config.cudagraph_mm_encoder = False
+        init_logger("vllm.flashvlm").info(
+            "flashvlm: CUDA graphs of the vision encoder are off; they would bypass the selection"
+        )
 
 
 def _checked_defaults(asked: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +292,7 @@ def _set_defaults(model_config: Any, defaults: dict[str, Any]) -> None:
     if not covers(model_config):
         raise ValueError(
             f"a server-wide {' or '.join(defaults)} needs a model that is covered "
-            f"({', '.join(sorted(MODELS))} with a CLIP or SigLIP tower); {model_config.model} is "
+            f"({', '.join(sorted(MODELS))}); {model_config.model} is "
             f"{', '.join(model_config.architectures)}"
         )
     for name, value in defaults.items():

@@ -18,7 +18,8 @@ def covers(model_config: Any) -> bool:
     if not any(name in MODELS for name in model_config.architectures):
         return False
     # vLLM serves Pixtral by LLaVA's class. Its tower puts break tokens between patch rows.
-    return bool(model_config.hf_config.vision_config.model_type != "pixtral")
+    vision = getattr(model_config.hf_config, "vision_config", None)
+    return getattr(vision, "model_type", None) != "pixtral"
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API process remembers of images: their preprocessed pixels.
+"""What the API process remembers of images and videos: their preprocessed pixels.
 
-vLLM's own processor cache is keyed by what is asked about an image too, so another question would
+vLLM's own processor cache is keyed by what is asked about an item too, so another question would
 resize and normalise the same pixels again.
 """
 
@@ -15,37 +15,41 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems
 from flashvlm_vllm.bounded import RecentlyUsed
 
 
-class PreprocessedImages:
-    """Outputs of the Hugging Face processor, by image; the least recently used go first."""
+class PreprocessedItems:
+    """Outputs of the Hugging Face processor, by item; the least recently used go first."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Hold at most ``limit_bytes``; with 0 every image is processed anew."""
+        """Hold at most ``limit_bytes``; with 0 every item is processed anew."""
         self._held: RecentlyUsed[MultiModalKwargsItem] = RecentlyUsed(
             limit_bytes, MultiModalCache.get_item_size
         )
         self._lock = threading.Lock()
 
     def of(
-        self, images: Sequence[str], process: Callable[[int], MultiModalKwargsItem]
+        self,
+        modality: str,
+        names: Sequence[str],
+        process: Callable[[int], MultiModalKwargsItem],
     ) -> dict[str, Any]:
-        """Return the model inputs of a batch of images, processing those that are not at hand.
+        """Return the model inputs of a batch of items, processing those that are not at hand.
 
         Args:
-            images: one name per image, equal for equal pixels and processor arguments.
-            process: runs the Hugging Face processor on the image of this number alone: in a batch
+            modality: of all of them.
+            names: one per item, equal for equal pixels and processor arguments.
+            process: runs the Hugging Face processor on the item of this number alone: in a batch
                 it may pad an image to the size of another, and such an image is not its own.
 
         """
         known: dict[str, MultiModalKwargsItem] = {}
-        for number, image in enumerate(images):
-            if image in known:
+        for number, name in enumerate(names):
+            if name in known:
                 continue
             with self._lock:  # vLLM may process several prompts in as many threads.
-                item = self._held.get(image)
+                item = self._held.get(name)
             if item is None:
                 item = process(number)
                 with self._lock:
-                    self._held.put(image, item)
-            known[image] = item
-        items = MultiModalKwargsItems({"image": [known[image] for image in images]})
+                    self._held.put(name, item)
+            known[name] = item
+        items = MultiModalKwargsItems({modality: [known[name] for name in names]})
         return dict(items.get_data())

@@ -9,9 +9,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import torch
 from transformers import BatchFeature
@@ -21,28 +22,46 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItem,
     MultiModalKwargsItems,
 )
-from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.parse import (
+    EmbeddingItems,
+    ImageProcessorItems,
+    MultiModalDataItems,
+    VideoProcessorItems,
+)
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.processing.processor import PromptUpdateInfo
 
 from flashvlm_vllm.bounded import remember
-from flashvlm_vllm.budget import BUDGET, Budget, kept_tokens, parse_budget
+from flashvlm_vllm.budget import BUDGET, Budget, ItemCount, TokenCount, parse_budget
 from flashvlm_vllm.feature_cache import feature_cache_bytes
-from flashvlm_vllm.preprocessed import PreprocessedImages
+from flashvlm_vllm.fields import (
+    IDENTITY,
+    ITEM,
+    KEPT,
+    MODALITIES,
+    NAMES,
+    QUERY_IDS,
+    SELECTOR_NAME,
+    field_name,
+)
+from flashvlm_vllm.preprocessed import PreprocessedItems
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
 from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
 
-KEPT_FIELD = "visual_kept_tokens"
-QUERY_FIELD = "visual_query_ids"
-IDENTITY_FIELD = "visual_identity"
-IMAGE_FIELD = "visual_image"
-SELECTOR_FIELD = "visual_selector_name"
-FIELDS = (KEPT_FIELD, QUERY_FIELD, IDENTITY_FIELD, IMAGE_FIELD, SELECTOR_FIELD)
-"""What travels to the worker with each image of a request that is pruned."""
 REPORT = "visual_tokens"
 
 _PLAN = "flashvlm_plan"
+_PLACEHOLDER_IDS = (
+    "image_token_index",
+    "image_token_id",
+    "video_token_index",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+)
+"""What families call them in their configurations."""
 _REMEMBERED_UUIDS = 10_000
 _REMEMBERED_IDENTITIES = 100_000
 _SELECTION_VERSION = 2
@@ -52,25 +71,18 @@ tokens than before: external KV stores outlive a process."""
 
 @dataclass(frozen=True)
 class VisualReport:
-    """What one prompt's images cost, for the answer and for the check behind it."""
+    """What one prompt's images and videos cost, for the answer and for the check behind it."""
 
-    counts: tuple[tuple[int, int], ...]
-    """``(total, kept)`` per image whose size is known."""
+    counts: tuple[ItemCount, ...]
+    """One per item whose size is known, the images first."""
     unproven: tuple[str, ...] = ()
-    """Identities (hex) of images whose tokens a selector of another package chooses. Whether
+    """Identities (hex) of items whose tokens a selector of another package chooses. Whether
     that succeeded only the worker knows."""
-
-
-class TokenCount(NamedTuple):
-    """Visual tokens of one image: all of them, and those the selection may choose from."""
-
-    total: int
-    prunable: int
 
 
 @dataclass(frozen=True)
 class VisualPlan:
-    """What one request asks of the selection; the same for each of its images."""
+    """What one request asks of the selection; the same for each of its images and videos."""
 
     budget: Budget
     selector: str
@@ -89,45 +101,92 @@ class VisualPlan:
 
 @dataclass
 class PlannedInputs(ProcessorInputs):
-    """Processor inputs of a request that is pruned; knows which of its images are."""
+    """Processor inputs of a request that is pruned; knows which of its items are."""
 
-    pruned: tuple[bool, ...] = ()
+    pruned: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """By modality, one entry per item."""
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return stock identities for what is kept whole, derived ones for what is pruned."""
         plan = _plan_of(self.hf_processor_mm_kwargs)
         stock_view = ProcessorInputs(
-            **{field.name: getattr(self, field.name) for field in fields(ProcessorInputs)}
+            **{each.name: getattr(self, each.name) for each in fields(ProcessorInputs)}
         )
         stock_view.hf_processor_mm_kwargs = _without_plan(self.hf_processor_mm_kwargs)
         hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
-        if plan is not None and "image" in hashes:
-            hashes["image"] = [
-                f"flashvlm-{plan.identity(stock).hex()}" if pruned else stock
-                for stock, pruned in zip(hashes["image"], self.pruned, strict=True)
-            ]
+        if plan is None:
+            return hashes
+        for modality, pruned in self.pruned.items():
+            if modality in hashes:
+                hashes[modality] = [
+                    f"flashvlm-{plan.identity(stock).hex()}" if is_pruned else stock
+                    for stock, is_pruned in zip(hashes[modality], pruned, strict=True)
+                ]
         return hashes
 
 
 class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
-    """Mixin for a multimodal processor whose images may be pruned per request.
+    """Mixin for a multimodal processor whose images and videos may be pruned per request.
 
     A family's processor derives from this first and from vLLM's own processor second, and
-    says how many tokens an image has (``count_image_tokens``).
+    says how many tokens an image has (``count_image_tokens``), and a video where it takes any
+    (``count_video_tokens``).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._counts_by_uuid: dict[str, TokenCount] = {}
+        self._counts_by_uuid: dict[tuple[str, str], TokenCount] = {}
         self._lock = threading.Lock()
         self._identities_by_hash: dict[str, str] = {}
         # As much here as features in each worker: what is held for another question.
-        self._preprocessed = PreprocessedImages(feature_cache_bytes(self.info.ctx.model_config))
+        self._preprocessed = PreprocessedItems(feature_cache_bytes(self.info.ctx.model_config))
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count the visual tokens of an image of ``width`` x ``height`` pixels, unpruned."""
         total = self.info.get_num_image_tokens(image_width=width, image_height=height)
         return TokenCount(total, total)
+
+    def count_video_tokens(
+        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+    ) -> TokenCount:
+        """Count the visual tokens of a video, unpruned; the floor is one token per time step.
+
+        Args:
+            frames: of the video as vLLM hands it to the processor, sampled already.
+            width: of a frame, in pixels.
+            height: of a frame, in pixels.
+            metadata: what vLLM's loader says about the video, where the model asks for it.
+
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not prune videos")
+
+    def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, kept: int) -> Any:
+        """Return an item's placeholder with as many embeddings as tokens are kept.
+
+        Args:
+            whole: vLLM's placeholder: ids, of which all or a stated part get embeddings.
+            count: the item's tokens; as many ids of ``whole`` get embeddings.
+            kept: how many of them stay; the last go, ids without embeddings stay.
+
+        Raises:
+            TypeError: the placeholder has another number of embeddings than was counted.
+
+        """
+        ids = whole if isinstance(whole, list) else whole.full
+        is_embed = None if isinstance(whole, list) else whole.is_embed
+        embedded = [True] * len(ids) if is_embed is None else is_embed(ids).tolist()
+        if sum(embedded) != count.total:
+            raise TypeError(
+                f"an item has {count.total} visual tokens but its placeholder has "
+                f"{sum(embedded)}; this model needs an adapter of its own"
+            )
+        number = accumulate(embedded)
+        shorter = [
+            each
+            for each, has_embedding, seen in zip(ids, embedded, number, strict=True)
+            if not has_embedding or seen <= kept
+        ]
+        return shorter if isinstance(whole, list) else replace(whole, full=shorter)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
         """Profile memory with whole images, whatever the default budget is."""
@@ -144,6 +203,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
 
         """
         kwargs = dict(inputs.hf_processor_mm_kwargs)
+        is_explicit = BUDGET in kwargs
         budget = self._budget(kwargs, inputs.mm_data_items)
         query = _query(kwargs.pop(QUERY, None))
         selector = checked_selector(kwargs.pop(SELECTOR, None)) or default_selector(
@@ -151,13 +211,21 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         )
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
-        counts = self._image_counts(inputs)
-        kept = [count and kept_tokens(count.total, budget, count.prunable) for count in counts]
-        pruned = tuple(
-            budget is not None if count is None else stay != count.total
-            for count, stay in zip(counts, kept, strict=True)
-        )
-        if budget is not None and any(pruned):
+        counts = {modality: self._counts(inputs, modality) for modality in MODALITIES}
+        if is_explicit:
+            _refuse_below_floor(budget, counts)
+        kept = {
+            modality: [count and count.kept(budget) for count in known]
+            for modality, known in counts.items()
+        }
+        pruned = {
+            modality: tuple(
+                budget is not None if count is None else stay != count.total
+                for count, stay in zip(known, kept[modality], strict=True)
+            )
+            for modality, known in counts.items()
+        }
+        if budget is not None and any(map(any, pruned.values())):
             uses_question = find_selector(selector).uses_question
             words = self._query_ids(query, inputs.prompt) if uses_question else ()
             plan = VisualPlan(budget, selector, words)
@@ -167,8 +235,9 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         result = super().apply(inputs, timing_ctx)
         result[REPORT] = VisualReport(  # type: ignore[literal-required]
             tuple(
-                (count.total, stay)
-                for count, stay in zip(counts, kept, strict=True)
+                ItemCount(count.total, stay, modality)
+                for modality, known in counts.items()
+                for count, stay in zip(known, kept[modality], strict=True)
                 if count is not None and stay is not None
             ),
             self._unproven(result) if selector not in BUILT_IN else (),
@@ -176,22 +245,29 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         return result
 
     def _unproven(self, result: Any) -> tuple[str, ...]:
-        """List the pruned images' identities, from their fields or as seen before.
+        """List the pruned items' identities, from their fields or as seen before.
 
-        An image that vLLM has in its cache comes without its fields.
+        An item that vLLM has in its cache comes without its fields.
         """
         known = self._identities_by_hash
-        hashes = result["mm_hashes"].get("image", ())
+        identities: list[str] = []
         with self._lock:
-            for name, item in zip(hashes, result["mm_kwargs"].get("image", ()), strict=True):
-                if item is not None and IDENTITY_FIELD in item:
-                    identity = bytes(item[IDENTITY_FIELD].data.flatten().tolist()).hex()
-                    remember(known, name, identity, _REMEMBERED_IDENTITIES)
-            return tuple(known[name] for name in hashes if name in known)
+            for modality in MODALITIES:
+                hashes = result["mm_hashes"].get(modality, ())
+                items = result["mm_kwargs"].get(modality, ())
+                name = field_name(IDENTITY, modality)
+                for digest, item in zip(hashes, items, strict=True):
+                    if item is not None and name in item:
+                        identity = bytes(item[name].data.flatten().tolist()).hex()
+                        remember(known, digest, identity, _REMEMBERED_IDENTITIES)
+                identities += [known[digest] for digest in hashes if digest in known]
+        return tuple(identities)
 
     def _budget(self, kwargs: dict[str, Any], items: MultiModalDataItems) -> Budget | None:
         """Take the request's budget out of ``kwargs``, or fall back to the engine's default."""
-        precomputed = isinstance(items.get("image"), ImageEmbeddingItems)
+        precomputed = [
+            modality for modality in MODALITIES if isinstance(items.get(modality), EmbeddingItems)
+        ]
         if BUDGET not in kwargs:
             # Embeddings cannot be pruned; a default must not refuse what it was not asked for.
             return None if precomputed else default_budget(self.info.ctx.model_config)
@@ -200,50 +276,63 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter=BUDGET) from None
         if budget is not None and precomputed:
+            name = precomputed[0]
             raise VLLMValidationError(
-                "a visual budget needs the image itself: precomputed image embeddings carry no "
-                f"saliency. Send the image, or {BUDGET}: null",
+                f"a visual budget needs the {name} itself: precomputed {name} embeddings carry no "
+                f"saliency. Send the {name}, or {BUDGET}: null",
                 parameter=BUDGET,
             )
         return budget
 
-    def _image_counts(self, inputs: ProcessorInputs) -> list[TokenCount | None]:
-        """Count each image's tokens; ``None`` for one whose size is not known here.
+    def _counts(self, inputs: ProcessorInputs, modality: str) -> list[TokenCount | None]:
+        """Count each item's tokens; ``None`` for one whose size is not known here.
 
-        A client may send an image once and then name it by its uuid alone, for vLLM to find in
-        its cache. The size is remembered, so that such an image gets the identity it had.
+        A client may send an item once and then name it by its uuid alone, for vLLM to find in
+        its cache. The size is remembered, so that such an item gets the identity it had.
         """
-        counts: list[TokenCount | None] = list(self._given_counts(inputs.mm_data_items))
-        uuids = (inputs.mm_uuid_items or {}).get("image") or [None] * len(counts)
+        counts: list[TokenCount | None] = list(self._given_counts(inputs.mm_data_items, modality))
+        uuids = (inputs.mm_uuid_items or {}).get(modality) or [None] * len(counts)
         for index, uuid in enumerate(uuids):
             if uuid is None:
                 continue
+            name = (modality, uuid)
             given = counts[index]
             if given is None:
-                counts[index] = self._counts_by_uuid.get(uuid)
+                counts[index] = self._counts_by_uuid.get(name)
                 continue
             # vLLM may process several prompts in as many threads.
             with self._lock:
-                remember(self._counts_by_uuid, uuid, given, _REMEMBERED_UUIDS)
+                remember(self._counts_by_uuid, name, given, _REMEMBERED_UUIDS)
         return counts
 
-    def _given_counts(self, items: MultiModalDataItems) -> list[TokenCount | None]:
-        images = items.get("image")
-        if isinstance(images, ImageEmbeddingItems):
-            sizes = [images.get_feature_size(index) for index in range(len(images))]
+    def _given_counts(self, items: MultiModalDataItems, modality: str) -> list[TokenCount | None]:
+        given = items.get(modality)
+        if isinstance(given, EmbeddingItems):
+            sizes = [given.get_feature_size(index) for index in range(len(given))]
             return [TokenCount(size, size) for size in sizes]
-        if not isinstance(images, ImageProcessorItems):
-            return []
-        return [
-            None
-            if images.get(index) is None
-            else self.count_image_tokens(*images.get_image_size(index))
-            for index in range(len(images))
-        ]
+        if isinstance(given, ImageProcessorItems):
+            return [
+                None
+                if given.get(index) is None
+                else self.count_image_tokens(*given.get_image_size(index))
+                for index in range(len(given))
+            ]
+        if isinstance(given, VideoProcessorItems):
+            return [self._count_video(given, index) for index in range(len(given))]
+        return []
 
-    def _missing_counts(self, items: MultiModalDataItems) -> list[TokenCount]:
-        """Count images that vLLM is about to process, whose pixels are therefore at hand."""
-        return [count for count in self._given_counts(items) if count is not None]
+    def _count_video(self, videos: VideoProcessorItems, index: int) -> TokenCount | None:
+        video = videos.get(index)
+        if video is None:
+            return None
+        frames, metadata = video if isinstance(video, tuple) else (video, None)
+        # Of its frames alone: vLLM's items do not know the size of a video with metadata.
+        size = VideoProcessorItems([frames]).get_frame_size(0)
+        return self.count_video_tokens(len(frames), size.width, size.height, metadata)
+
+    def _missing_counts(self, items: MultiModalDataItems, modality: str) -> list[TokenCount]:
+        """Count items that vLLM is about to process, whose pixels are therefore at hand."""
+        return [count for count in self._given_counts(items, modality) if count is not None]
 
     def _query_ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
         """Tokenise the words that steer, without special tokens and layout.
@@ -259,10 +348,16 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         ids = tokenizer.encode(" ".join(query.split()), add_special_tokens=False)
         return tuple(token for token in ids if token not in self._special_tokens)
 
+    def placeholder_ids(self) -> list[int]:
+        """List the ids that mark images and videos in a prompt and are no one's words."""
+        config = self.info.get_hf_config()
+        ids = [getattr(config, name, None) for name in _PLACEHOLDER_IDS]
+        return [each for each in ids if isinstance(each, int)]
+
     @cached_property
     def _special_tokens(self) -> dict[int, str]:
         tokenizer = self.info.get_tokenizer()
-        ids = {*tokenizer.all_special_ids, self.info.get_hf_config().image_token_index}
+        ids = {*tokenizer.all_special_ids, *self.placeholder_ids()}
         return {token: tokenizer.decode([token]) for token in ids}
 
     @cached_property
@@ -285,49 +380,66 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     ) -> Any:
         stock = _without_plan(hf_kwargs)
         plan = _plan_of(hf_kwargs)
-        counts = self._missing_counts(mm_items)
-        if plan is None or not counts:
+        if plan is None:
             return super()._apply_hf_processor_main(mm_items, stock)
-        images = self._pixel_hashes(mm_items, stock)
+        inputs: dict[str, Any] = {}
+        for modality in MODALITIES:
+            counts = self._missing_counts(mm_items, modality)
+            if counts:
+                kept = [count.kept(plan.budget) for count in counts]
+                inputs |= self._planned(mm_items[modality], modality, stock, plan, kept)
+        return BatchFeature(inputs) if inputs else super()._apply_hf_processor_main(mm_items, stock)
+
+    def _planned(
+        self,
+        items: Any,
+        modality: str,
+        stock: Mapping[str, Any],
+        plan: VisualPlan,
+        kept: Sequence[int],
+    ) -> dict[str, Any]:
+        """Process one modality's items each on its own, and add the fields for the worker."""
+        names = self._pixel_hashes(items, modality, stock)
 
         def process(number: int) -> MultiModalKwargsItem:
-            alone = self.info.parse_mm_data({"image": [mm_items["image"][number]]}, validate=False)
+            alone = self.info.parse_mm_data({modality: [items[number]]}, validate=False)
             processed = super(VisualTokenProcessor, self)._apply_hf_processor_main(alone, stock)
             fields = super(VisualTokenProcessor, self)._get_mm_fields_config(  # type: ignore[safe-super]
                 processed, stock
             )
-            items: Sequence[MultiModalKwargsItem] = MultiModalKwargsItems.from_hf_inputs(
+            alone_items: Sequence[MultiModalKwargsItem] = MultiModalKwargsItems.from_hf_inputs(
                 processed, fields
-            )["image"]
-            return items[0]
+            )[modality]
+            return alone_items[0]
 
-        processed = BatchFeature(self._preprocessed.of(images, process))
-        kept = [kept_tokens(count.total, plan.budget, count.prunable) for count in counts]
+        inputs = self._preprocessed.of(modality, names, process)
         query = torch.tensor(plan.query_ids, dtype=torch.int64)
-        name = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
-        processed[KEPT_FIELD] = torch.tensor(kept, dtype=torch.int64)
-        processed[QUERY_FIELD] = query.expand(len(counts), -1).contiguous()
-        processed[IDENTITY_FIELD] = _as_bytes([plan.identity(image) for image in images])
-        processed[IMAGE_FIELD] = _as_bytes(
-            [hashlib.sha256(image.encode()).digest() for image in images]
-        )
-        processed[SELECTOR_FIELD] = _as_bytes([name] * len(counts))
-        return processed
+        digests = [hashlib.sha256(name.encode()).digest() for name in names]
+        selector = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
+        for name, value in {
+            KEPT: torch.tensor(kept, dtype=torch.int64),
+            QUERY_IDS: query.expand(len(kept), -1).contiguous(),
+            IDENTITY: _as_bytes([plan.identity(name) for name in names]),
+            ITEM: _as_bytes(digests),
+            SELECTOR_NAME: _as_bytes([selector] * len(kept)),
+        }.items():
+            inputs[field_name(name, modality)] = value
+        return inputs
 
     def _pixel_hashes(
-        self, items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
+        self, items: Any, modality: str, hf_kwargs: Mapping[str, Any]
     ) -> Sequence[str]:
         """Tell which items are one and the same, by their pixels and the processor's arguments.
 
         Whatever uuid a client gave; and vLLM does not pass its own hashes to this step.
         """
-        images = ProcessorInputs(
+        alone = ProcessorInputs(
             prompt=[],
-            mm_data_items=MultiModalDataItems({"image": items["image"]}),
+            mm_data_items=MultiModalDataItems({modality: items}),
             hf_processor_mm_kwargs=hf_kwargs,
         )
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        return images.get_mm_hashes(self.info.model_id, algorithm)["image"]
+        return alone.get_mm_hashes(self.info.model_id, algorithm)[modality]
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
@@ -337,12 +449,14 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 hf_inputs, _without_plan(hf_processor_mm_kwargs)
             )
         )
-        if KEPT_FIELD in hf_inputs:
-            # On the host: the counts size the gather, and reading them from a device would wait.
-            config[KEPT_FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
-            config[QUERY_FIELD] = MultiModalFieldConfig.batched("image")
-            for name in (IDENTITY_FIELD, IMAGE_FIELD, SELECTOR_FIELD):
-                config[name] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        for modality in MODALITIES:
+            if field_name(KEPT, modality) in hf_inputs:
+                for name in NAMES:
+                    # On the host: the counts size the gather, and reading them from a device
+                    # would wait. Only the question's ids are looked up on the device.
+                    config[field_name(name, modality)] = MultiModalFieldConfig.batched(
+                        modality, keep_on_cpu=name != QUERY_IDS
+                    )
         return config
 
     def _get_prompt_updates(
@@ -359,8 +473,22 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         plan = _plan_of(hf_processor_mm_kwargs)
         if plan is None:
             return updates
-        counts = self._missing_counts(mm_items)
-        return [_shrunk(update, plan.budget, counts) for update in updates]
+        return [self._shortened(update, plan.budget, mm_items) for update in updates]
+
+    def _shortened(
+        self, update: PromptUpdate, budget: Budget, items: MultiModalDataItems
+    ) -> PromptUpdate:
+        if not isinstance(update, PromptReplacement) or update.modality not in MODALITIES:
+            return update
+        counts = self._missing_counts(items, update.modality)
+        whole = update.replacement
+
+        def replacement(item_idx: int) -> Any:
+            count = counts[item_idx]
+            placeholder = whole(item_idx) if callable(whole) else whole
+            return self.shorten_placeholder(placeholder, count, count.kept(budget))
+
+        return replace(update, replacement=replacement)
 
 
 def default_budget(model_config: Any) -> Budget | None:
@@ -390,22 +518,25 @@ def checked_selector(value: object) -> str | None:
     return name
 
 
-def _shrunk(update: PromptUpdate, budget: Budget, counts: Sequence[TokenCount]) -> PromptUpdate:
-    if not isinstance(update, PromptReplacement) or update.modality != "image":
-        return update
-    whole = update.replacement
+def _refuse_below_floor(
+    budget: Budget | None, counts: Mapping[str, Sequence[TokenCount | None]]
+) -> None:
+    """Refuse a number of tokens that a request asks for and that cannot be kept.
 
-    def replacement(item_idx: int) -> Any:
-        tokens = whole(item_idx) if callable(whole) else whole
-        count = counts[item_idx]
-        if not isinstance(tokens, list) or len(tokens) != count.total:
-            raise TypeError(
-                f"image {item_idx} has {count.total} visual tokens but its placeholder is not a "
-                "plain list of as many ids; this model needs an adapter of its own"
-            )
-        return tokens[: kept_tokens(count.total, budget, count.prunable)]
-
-    return replace(update, replacement=replacement)
+    A fraction, or a default of the server, is raised to the floor: it was not chosen with this
+    item in view.
+    """
+    if not isinstance(budget, int):
+        return
+    for modality, known in counts.items():
+        for number, count in enumerate(known):
+            if count is not None and budget < count.floor:
+                raise VLLMValidationError(
+                    f"{BUDGET}: {budget} tokens are too few for {modality} {number}, of which one "
+                    f"token per time step is kept; the smallest budget for it is {count.floor}, "
+                    "or a fraction",
+                    parameter=BUDGET,
+                )
 
 
 def _query(value: object) -> str | None:

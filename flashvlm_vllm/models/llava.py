@@ -18,9 +18,10 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
-from flashvlm_vllm.processing import KEPT_FIELD, VisualTokenProcessor
+from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.tower import SalientTower
 
 
@@ -148,7 +149,7 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
         self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
     ) -> tuple[int, int | None]:
         """Count what an adapter on the tower or the projector sees: whole images."""
-        if mm_kwargs is not None and KEPT_FIELD in mm_kwargs:
+        if mm_kwargs is not None and field_name(KEPT, modality) in mm_kwargs:
             num_mm_embeds = self.salient_tower.tokens
         return super().get_mm_lora_token_counts(
             modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds

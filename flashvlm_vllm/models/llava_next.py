@@ -22,11 +22,12 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, Wanted
-from flashvlm_vllm.processing import TokenCount, VisualTokenProcessor
+from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.selection import Selection
 
 _REMEMBERED_SIZES = 128

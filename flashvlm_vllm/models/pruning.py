@@ -14,15 +14,18 @@ from vllm.logger import init_logger
 from flashvlm_vllm import trace
 from flashvlm_vllm.failures import SELECTION_FAILURES
 from flashvlm_vllm.feature_cache import feature_cache_bytes
-from flashvlm_vllm.models.memory import FeatureCache, selection_memory
-from flashvlm_vllm.processing import (
-    FIELDS,
-    IDENTITY_FIELD,
-    IMAGE_FIELD,
-    KEPT_FIELD,
-    QUERY_FIELD,
-    SELECTOR_FIELD,
+from flashvlm_vllm.fields import (
+    IDENTITY,
+    ITEM,
+    KEPT,
+    MODALITIES,
+    NAMES,
+    QUERY_IDS,
+    SELECTOR_NAME,
+    field_name,
 )
+from flashvlm_vllm.models.clip import choose_of_clip
+from flashvlm_vllm.models.memory import FeatureCache, selection_memory
 from flashvlm_vllm.selection import (
     Selection,
     Selector,
@@ -46,23 +49,27 @@ class Wanted:
     queries: list[Tensor]
     identities: list[bytes]
     images: list[bytes]
-    """Equal for equal images, whatever is asked about them."""
+    """Equal for equal items (images or videos), whatever is asked about them."""
     selectors: list[str]
 
     @classmethod
     def take_from(cls, kwargs: dict[str, Any]) -> "Wanted | None":
         """Remove the plugin's fields from model inputs; ``None`` when nothing is pruned."""
-        fields = {name: kwargs.pop(name) for name in FIELDS if name in kwargs}
-        if not fields:
+        for modality in MODALITIES:
+            if field_name(KEPT, modality) in kwargs:
+                # vLLM never puts items of two modalities into one call.
+                fields = {name: kwargs.pop(field_name(name, modality)) for name in NAMES}
+                break
+        else:
             return None
         return cls(
-            torch.stack(list(fields[KEPT_FIELD])).flatten().tolist(),
-            [query.flatten() for query in fields[QUERY_FIELD]],
-            [bytes(identity.flatten().tolist()) for identity in fields[IDENTITY_FIELD]],
-            [bytes(image.flatten().tolist()) for image in fields[IMAGE_FIELD]],
+            torch.stack(list(fields[KEPT])).flatten().tolist(),
+            [query.flatten() for query in fields[QUERY_IDS]],
+            [bytes(identity.flatten().tolist()) for identity in fields[IDENTITY]],
+            [bytes(item.flatten().tolist()) for item in fields[ITEM]],
             [
                 bytes(name.flatten().tolist()).rstrip(b"\0").decode()
-                for name in fields[SELECTOR_FIELD]
+                for name in fields[SELECTOR_NAME]
             ],
         )
 
@@ -104,6 +111,9 @@ class Candidates:
     """``(N, 2)`` rows and columns."""
     part: int = 0
     """Number of the crop, in images that have several."""
+    frames: int = 1
+    """Time steps of a video, of equally many tokens each, one after another. Of each at least one
+    token stays, so a video's budget is no smaller."""
 
     @property
     def kept(self) -> int:
@@ -132,7 +142,14 @@ class Candidates:
             keys=self.keys if selector.uses_keys else None,
             places=self.places,
             seed=int.from_bytes(self.identity[:8], "big") >> 1,
+            times=self._times(),
         )
+
+    def _times(self) -> Tensor | None:
+        if self.frames == 1:
+            return None
+        count, device = len(self.projected), self.projected.device
+        return torch.arange(count, device=device) // (count // self.frames)
 
 
 class VisualTokenSelection:
@@ -284,19 +301,38 @@ def _choose(candidates: Sequence[Candidates]) -> list[Selection]:
 
 
 def _choose_with(name: str, candidates: Sequence[Candidates]) -> list[Selection]:
+    """Select with one selector: images together where it can, each video on its own."""
     selector = find_selector(name)
-    tokens = [each.tokens(selector) for each in candidates]
+    chosen: dict[int, Selection] = {}
+    images = [row for row, each in enumerate(candidates) if each.frames == 1]
+    for row, each in enumerate(candidates):
+        if each.frames > 1:
+
+            def choose(tokens: Sequence[VisualTokens], each: Candidates = each) -> list[Selection]:
+                return _run(name, selector, tokens, [each.identity] * len(tokens))
+
+            chosen[row] = choose_of_clip(each.tokens(selector), each.frames, selector, choose)
+    if images:
+        tokens = [candidates[row].tokens(selector) for row in images]
+        identities = [candidates[row].identity for row in images]
+        chosen |= dict(zip(images, _run(name, selector, tokens, identities), strict=True))
+    return [chosen[row] for row in range(len(candidates))]
+
+
+def _run(
+    name: str, selector: Selector, tokens: Sequence[VisualTokens], identities: Sequence[bytes]
+) -> list[Selection]:
     trusted = name in BUILT_IN
     try:
         return run_selector_many(name, selector, tokens, trusted=trusted)
     except SelectorError:
         # One of them; the others' requests must not fail with it.
         selections = []
-        for each, own in zip(candidates, tokens, strict=True):
+        for own, identity in zip(tokens, identities, strict=True):
             try:
                 selections.append(run_selector(name, selector, own, trusted=trusted))
             except SelectorError as error:
-                SELECTION_FAILURES.note(each.identity.hex(), str(error))
+                SELECTION_FAILURES.note(identity.hex(), str(error))
                 logger.error("flashvlm: selector %s; its request fails", error)
                 selections.append(stand_in(selector, own))
         return selections

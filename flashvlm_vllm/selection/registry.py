@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.baselines import (
@@ -18,54 +19,73 @@ from flashvlm_vllm.selection.baselines import (
     random_tokens,
     uniform,
     visionzip,
-    vispruner,
 )
-from flashvlm_vllm.selection.coherent import select_coherent
-from flashvlm_vllm.selection.select import select_visual_tokens, select_visual_tokens_ragged
+from flashvlm_vllm.selection.coherent import REACH, select_coherent
+from flashvlm_vllm.selection.config import VIDEO
+from flashvlm_vllm.selection.select import PUBLISHED, select_visual_tokens_ragged
 from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
 
 LONGEST_NAME: Final = 64
 """Bytes of a selector's name; it travels to the worker with every image."""
 
 
+_MANY: Final = 4096
+"""Tokens of one list beyond which they are compared within blocks: all pairs would take memory
+that grows with the square. LLaVA-NeXT's 2,880 and the paper's videos of 2,048 stay below."""
+
+
 def _flashvlm(tokens: VisualTokens) -> Tensor:
-    return select_visual_tokens(
-        tokens.projected, tokens.saliency, tokens.text, tokens.budget, tokens.features
-    )
+    (kept,) = _flashvlm_many([tokens])
+    return kept
 
 
 def _flashvlm_many(images: Sequence[VisualTokens]) -> list[Tensor]:
-    return select_visual_tokens_ragged(
-        [each.projected for each in images],
-        [each.saliency for each in images],
-        [each.text for each in images],
-        [each.budget for each in images],
-        [each.features for each in images],
+    return _select_many(
+        [(each.projected, each.saliency, each.text, each.budget, each.features) for each in images]
     )
 
 
+def _select_many(
+    images: Sequence[tuple[Tensor, Tensor, Tensor | None, int, Tensor]],
+) -> list[Tensor]:
+    kept: dict[int, Tensor] = {}
+    for config, is_long in ((PUBLISHED, False), (VIDEO, True)):
+        rows = [row for row, each in enumerate(images) if (len(each[0]) > _MANY) is is_long]
+        if rows:
+            columns = zip(*(images[row] for row in rows), strict=True)
+            projected, saliency, text, budgets, features = map(list, columns)
+            chosen = select_visual_tokens_ragged(
+                projected, saliency, text, budgets, features, config
+            )
+            kept |= dict(zip(rows, chosen, strict=True))
+    return [kept[row] for row in range(len(images))]
+
+
 def _flashvlm_2(tokens: VisualTokens) -> Tensor:
+    places = tokens.places
+    if tokens.times is not None:
+        # What stands at one place at two times is not near: each time step on rows of its own.
+        rows = places[:, 0] + tokens.times * (places[:, 0].max() + 1 + REACH)
+        places = torch.stack([rows, places[:, 1]], dim=1)
     return select_coherent(
         tokens.projected,
         tokens.saliency,
         tokens.text,
         tokens.budget,
         tokens.features,
-        tokens.places,
+        places,
     )
 
 
 def _vispruner(tokens: VisualTokens) -> Tensor:
-    return vispruner(tokens.saliency, tokens.features, tokens.budget)
+    (kept,) = _vispruner_many([tokens])
+    return kept
 
 
 def _vispruner_many(images: Sequence[VisualTokens]) -> list[Tensor]:
     # FlashVLM without a question is VisPruner.
-    features = [each.features for each in images]
-    saliency = [each.saliency for each in images]
-    nothing = [None] * len(images)
-    return select_visual_tokens_ragged(
-        features, saliency, nothing, [each.budget for each in images]
+    return _select_many(
+        [(each.features, each.saliency, None, each.budget, each.features) for each in images]
     )
 
 

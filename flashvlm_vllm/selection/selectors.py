@@ -28,7 +28,7 @@ class SelectorError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class VisualTokens:
-    """One image's tokens as a selector sees them. All tensors are on one device."""
+    """One image's or video's tokens as a selector sees them. All tensors are on one device."""
 
     budget: int
     """Tokens to return, 1 to N - 1: an image that stays whole is never shown to a selector."""
@@ -49,6 +49,9 @@ class VisualTokens:
     may be empty, where padding was."""
     seed: int
     """0 to 2^63 - 1, the same whenever the same image is selected from with the same wishes."""
+    times: Tensor | None = None
+    """(N,) int64 time step of each token, ascending; None for an image. Some tokens of a video
+    may be missing: one of each time step is kept in any case and not shown."""
 
 
 @dataclass(frozen=True, slots=True)

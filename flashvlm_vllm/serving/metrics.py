@@ -8,6 +8,8 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 from vllm.logger import init_logger
 
+from flashvlm_vllm.budget import ItemCount
+
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
 WORKER_METHOD = "flashvlm_statistics"
@@ -17,7 +19,7 @@ _SCRAPE_TIMEOUT_SECONDS = 2.0
 
 _SEEN = Counter(
     "flashvlm_visual_tokens_seen",
-    "Visual tokens of the images in requests, before selection.",
+    "Visual tokens of the images and videos in requests, before selection.",
     ["model_name", "modality"],
 )
 _KEPT = Counter(
@@ -33,33 +35,33 @@ _SECONDS = Gauge(
 )
 _ITEMS = Gauge(
     "flashvlm_selection_seconds_count",
-    "Images whose visual tokens were selected since the worker started.",
+    "Images and videos whose visual tokens were selected since the worker started.",
     multiprocess_mode="mostrecent",
 )
 _CACHE = {
     "hits": Gauge(
         "flashvlm_feature_cache_hits",
-        "Images with a budget whose features were at hand since the worker started.",
+        "Images and videos with a budget whose features were at hand since the worker started.",
         multiprocess_mode="mostrecent",
     ),
     "misses": Gauge(
         "flashvlm_feature_cache_misses",
-        "Images with a budget that went through the vision tower since the worker started.",
+        "Images and videos with a budget that the vision tower saw since the worker started.",
         multiprocess_mode="mostrecent",
     ),
     "bytes": Gauge(
         "flashvlm_feature_cache_bytes",
-        "Bytes that the cache of image features holds in the worker.",
+        "Bytes that the cache of visual features holds in the worker.",
         multiprocess_mode="mostrecent",
     ),
 }
 
 
-def count_tokens(model_name: str, counts: Sequence[tuple[int, int]]) -> None:
-    """Add one prompt's images, ``(total, kept)`` each."""
-    for total, kept in counts:
-        _SEEN.labels(model_name, "image").inc(total)
-        _KEPT.labels(model_name, "image").inc(kept)
+def count_tokens(model_name: str, counts: Sequence[ItemCount]) -> None:
+    """Add one prompt's images and videos."""
+    for count in counts:
+        _SEEN.labels(model_name, count.modality).inc(count.total)
+        _KEPT.labels(model_name, count.modality).inc(count.kept)
 
 
 class StatisticsOnScrape:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the client how many visual tokens its images had and how many were kept.
+"""Tells the client how many visual tokens its images and videos had and how many were kept.
 
 The numbers are known where the prompt is rendered, and wanted where the answer is built; in
 between lies vLLM's own code, so they travel in a context variable of the request's task.
@@ -12,10 +12,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashvlm_vllm.budget import ItemCount
+from flashvlm_vllm.fields import MODALITIES
+
 FIELD = "visual_tokens"
 
-Counts = list[tuple[int, int]]
-"""``(total, kept)`` per image."""
+Counts = list[ItemCount]
+"""One per image or video."""
 
 
 @dataclass
@@ -41,7 +44,7 @@ def collecting() -> Iterator[Collected]:
         _collected.reset(token)
 
 
-def note(counts: Sequence[tuple[int, int]], unproven: Sequence[str]) -> None:
+def note(counts: Sequence[ItemCount], unproven: Sequence[str]) -> None:
     """Remember what a rendered prompt costs, for the answer, if one is being built."""
     collected = _collected.get()
     if collected is not None:
@@ -51,11 +54,19 @@ def note(counts: Sequence[tuple[int, int]], unproven: Sequence[str]) -> None:
 
 def summary(counts: Counts) -> dict[str, Any]:
     """Return what ``usage.visual_tokens`` holds."""
-    return {
-        "total": sum(total for total, _ in counts),
-        "kept": sum(kept for _, kept in counts),
-        "images": [{"total": total, "kept": kept} for total, kept in counts],
+    told: dict[str, Any] = {
+        "total": sum(count.total for count in counts),
+        "kept": sum(count.kept for count in counts),
     }
+    for modality in MODALITIES:
+        items = [
+            {"total": count.total, "kept": count.kept}
+            for count in counts
+            if count.modality == modality
+        ]
+        if items or modality == "image":
+            told[f"{modality}s"] = items
+    return told
 
 
 def annotated(answer: Any, counts: Counts) -> Any:

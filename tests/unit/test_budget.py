@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashvlm_vllm.budget import kept_tokens, parse_budget, parse_budget_text
+from flashvlm_vllm.budget import TokenCount, kept_tokens, parse_budget, parse_budget_text
 
 
 @pytest.mark.parametrize("value", [None, 1, 64, 10**30, 0.25, 1e-9, 0.999999])
@@ -23,7 +23,7 @@ def test_what_is_no_budget_is_refused_with_what_is_allowed(value: object) -> Non
 
 
 def test_one_point_zero_is_refused_with_both_ways_to_say_it() -> None:
-    with pytest.raises(ValueError, match=r"say 1 to keep one token per image, or null"):
+    with pytest.raises(ValueError, match=r"say 1 to keep one token per image or video, or null"):
         parse_budget(1.0)
 
 
@@ -55,3 +55,11 @@ def test_fractions_round_half_up_and_layout_tokens_are_never_kept_when_pruned() 
     assert kept_tokens(576, None) == 576
     assert kept_tokens(2928, 2900, prunable=2880) == 2880
     assert kept_tokens(2928, 2928, prunable=2880) == 2928
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [(None, 64), (1, 8), (8, 8), (9, 9), (0.001, 8), (0.5, 32), (63, 63), (64, 64), (0.98, 63)],
+)
+def test_a_floor_raises_what_is_lower(budget: float | None, kept: int) -> None:
+    assert TokenCount(64, 63, floor=8).kept(budget) == kept

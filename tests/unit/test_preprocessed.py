@@ -12,7 +12,7 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItems,
 )
 
-from flashvlm_vllm.preprocessed import PreprocessedImages
+from flashvlm_vllm.preprocessed import PreprocessedItems
 
 PIXELS = (3, 8, 8)
 BYTES = 3 * 8 * 8 * 4
@@ -33,21 +33,21 @@ class Processor:
         return MultiModalKwargsItems.from_hf_inputs(inputs, config)["image"][0]  # type: ignore[arg-type]
 
 
-def ask(memory: PreprocessedImages, images: list[str]) -> tuple[list[float], list[str]]:
+def ask(memory: PreprocessedItems, images: list[str]) -> tuple[list[float], list[str]]:
     processor = Processor(images)
-    pixels = memory.of(images, processor)["pixel_values"]
+    pixels = memory.of("image", images, processor)["pixel_values"]
     assert pixels.shape == (len(images), *PIXELS)
     return pixels[:, 0, 0, 0].tolist(), processor.processed
 
 
 def test_an_image_is_processed_once_and_its_place_in_the_batch_is_kept() -> None:
-    memory = PreprocessedImages(100 * BYTES)
+    memory = PreprocessedItems(100 * BYTES)
     assert ask(memory, ["1", "2", "1"]) == ([1, 2, 1], ["1", "2"])
     assert ask(memory, ["3", "2", "1"]) == ([3, 2, 1], ["3"])
 
 
 @pytest.mark.parametrize(("room", "again"), [(0, ["1", "2", "3"]), (2 * BYTES, ["1", "2", "3"])])
 def test_what_does_not_fit_is_processed_again(room: int, again: list[str]) -> None:
-    memory = PreprocessedImages(room)
+    memory = PreprocessedItems(room)
     assert ask(memory, ["1", "2", "3"])[0] == [1, 2, 3]
     assert ask(memory, ["1", "2", "3"]) == ([1, 2, 3], again)

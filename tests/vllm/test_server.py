@@ -21,7 +21,9 @@ from demo.server import Server
 ARGUMENTS = ("--max-model-len", "4096", "--enable-prompt-tokens-details")
 QUESTION = "what color is the suit?"
 URL = data_url(photo("astronaut"))
-ALLOWED = "a whole number of tokens per image (1 or more), a fraction strictly between 0 and 1"
+ALLOWED = (
+    "a whole number of tokens per image or video (1 or more), a fraction strictly between 0 and 1"
+)
 
 
 def conversation(question: str = QUESTION, url: str = URL, **image: Any) -> list[Any]:
