@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``flashvlm`` command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flashvlm_vllm.budget import Budget, ItemCount, parse_budget_text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="flashvlm", description="Visual token selection for vLLM, seen from the shell."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    tokens = commands.add_parser(
+        "tokens",
+        help="how many visual tokens an image or a video costs",
+        description="Count visual tokens from sizes alone; needs the model's configuration, no "
+        "weights. The same code shortens the prompts of a server.",
+    )
+    tokens.add_argument("--model", required=True, help="a name or a folder, as vllm serve takes it")
+    tokens.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=_size("WIDTHxHEIGHT", 2),
+        metavar="WIDTHxHEIGHT",
+        help="size in pixels; may be given several times",
+    )
+    tokens.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        type=_size("FRAMESxWIDTHxHEIGHT", 3),
+        metavar="FRAMESxWIDTHxHEIGHT",
+        help="frames as vLLM samples them, and their size in pixels; may be given several times",
+    )
+    tokens.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="TOKENS|FRACTION",
+        help="as in a request (default: no pruning)",
+    )
+    tokens.add_argument("--fps", type=float, default=2.0, help="sampled frames a second (2)")
+    tokens.add_argument("--trust-remote-code", action="store_true")
+    tokens.add_argument("--json", action="store_true", help="machine-readable")
+    tokens.set_defaults(run=_tokens)
+    asked = parser.parse_args(arguments)
+    status: int = asked.run(asked, parser)
+    return status
+
+
+def _tokens(asked: Any, parser: argparse.ArgumentParser) -> int:
+    if not asked.image and not asked.video:
+        parser.error("tokens: name at least one --image or --video")
+    from flashvlm_vllm.cost import TokenCosts
+
+    try:
+        costs = TokenCosts(asked.model, trust_remote_code=asked.trust_remote_code)
+        counted = [
+            (f"image {width}x{height}", costs.of_image(width, height, asked.budget))
+            for width, height in asked.image
+        ]
+        counted += [
+            (
+                f"video {frames}x{width}x{height}",
+                costs.of_video(frames, width, height, asked.budget, asked.fps),
+            )
+            for frames, width, height in asked.video
+        ]
+    except (ValueError, NotImplementedError) as error:
+        print(f"flashvlm: {error}", file=sys.stderr)
+        return 2
+    _print(counted, as_json=asked.json)
+    return 0
+
+
+def _print(counted: Sequence[tuple[str, ItemCount]], *, as_json: bool) -> None:
+    if as_json:
+        items = [
+            {"item": name, "total": count.total, "kept": count.kept} for name, count in counted
+        ]
+        print(json.dumps(items))
+        return
+    for name, count in counted:
+        print(f"{name}: {count.kept} of {count.total} visual tokens")
+
+
+def _size(form: str, numbers: int) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.lower().split("x")
+        if len(parts) != numbers or not all(
+            part.isascii() and part.isdigit() and int(part) for part in parts
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {form}, {numbers} whole numbers of 1 or more"
+            )
+        return tuple(int(part) for part in parts)
+
+    return parse
+
+
+def _budget(text: str) -> Budget | None:
+    try:
+        return parse_budget_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

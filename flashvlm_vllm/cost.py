@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image or a video will cost, from its size alone: no weights, no pixels, no server."""
+
+from typing import Any
+
+from flashvlm_vllm.budget import ItemCount, parse_budget
+from flashvlm_vllm.plugin import MODELS, activate, covers
+
+
+class TokenCosts:
+    """Counts of one model, by the same code that shortens the placeholders of its requests.
+
+    For routers and clients that must know how long a prompt becomes; see also the command
+    ``flashvlm tokens``.
+    """
+
+    def __init__(self, model: str, **engine_arguments: Any) -> None:
+        """Read a model's configuration and processor.
+
+        Args:
+            model: a name or a folder, as ``vllm serve`` takes it.
+            engine_arguments: those that change the processor, as ``vllm.LLM`` takes them
+                (``trust_remote_code``, ``revision``, ``mm_processor_kwargs``).
+
+        Raises:
+            ValueError: the model is not covered; the message lists those that are.
+
+        """
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        activate()
+        config = EngineArgs(model=model, **engine_arguments).create_model_config()
+        if not covers(config):
+            raise ValueError(
+                f"{model} is {', '.join(config.architectures)}; covered are "
+                f"{', '.join(sorted(MODELS))}"
+            )
+        self._processor: Any = MULTIMODAL_REGISTRY.create_processor(config)
+
+    def of_image(self, width: int, height: int, budget: object = None) -> ItemCount:
+        """Count the visual tokens of an image of ``width`` x ``height`` pixels.
+
+        Args:
+            width: in pixels.
+            height: in pixels.
+            budget: as in a request; ``None``: no pruning.
+
+        Raises:
+            ValueError: the budget is none, or too small for the item.
+
+        """
+        return _cost(self._processor.count_image_tokens(width, height), budget, "image")
+
+    def of_video(
+        self, frames: int, width: int, height: int, budget: object = None, fps: float = 2.0
+    ) -> ItemCount:
+        """Count the visual tokens of a video.
+
+        Args:
+            frames: as many as vLLM samples of it (``--media-io-kwargs``), not as the file has.
+            width: of a frame, in pixels.
+            height: of a frame, in pixels.
+            budget: as in a request; ``None``: no pruning.
+            fps: sampled frames per second; some families write the time between frames.
+
+        Raises:
+            NotImplementedError: the model's videos are not pruned.
+            ValueError: the budget is none, or smaller than the number of time steps.
+
+        """
+        metadata = {
+            "fps": fps,
+            "duration": frames / fps,
+            "total_num_frames": frames,
+            "frames_indices": list(range(frames)),
+            "video_backend": "opencv",
+            "do_sample_frames": False,
+        }
+        count = self._processor.count_video_tokens(frames, width, height, metadata)
+        return _cost(count, budget, "video")
+
+
+def _cost(count: Any, budget: object, modality: str) -> ItemCount:
+    checked = parse_budget(budget)
+    if isinstance(checked, int) and checked < count.floor:
+        raise ValueError(f"{checked} tokens are too few; the smallest budget is {count.floor}")
+    return ItemCount(count.total, count.kept(checked), modality)
