@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.measuring.report import marks_table, missed
 from benchmarks.selection import tables
+from benchmarks.selection.clips import clips_mark, clips_table, measure_clips
 from benchmarks.selection.clock import DEVICE
 from benchmarks.selection.marks import marks
 from benchmarks.selection.plot import draw
@@ -51,8 +52,9 @@ def main() -> int:
     cells = _step("sizes", measure_sizes)
     batches = _step("batches", measure_batches)
     schedules = _step("schedules", measure_schedules)
+    clips = _step("videos as served", measure_clips)
     tower = _step("vision tower", measure_tower)
-    found = _step("marks", lambda: marks(published, cells))
+    found = _step("marks", lambda: [*marks(published, cells), clips_mark(clips)])
 
     machine = {
         "torch": torch.__version__,
@@ -67,6 +69,7 @@ def main() -> int:
         "sizes": cells,
         "batches": batches,
         "schedules": schedules,
+        "clips": clips,
         "tower": [tower],
         "marks": found,
     }
@@ -90,6 +93,7 @@ def main() -> int:
             tables.exponents_table(cells, SHARES[1]),
             tables.batches_table(batches),
             tables.schedules_table(schedules),
+            clips_table(clips),
             tables.tower_line(tower),
         ]
     )

@@ -29,9 +29,10 @@ LONGEST_NAME: Final = 64
 """Bytes of a selector's name; it travels to the worker with every image."""
 
 
-_MANY: Final = 4096
+_MANY: Final = 3072
 """Tokens of one list beyond which they are compared within blocks: all pairs would take memory
-that grows with the square. LLaVA-NeXT's 2,880 and the paper's videos of 2,048 stay below."""
+that grows with the square, and time with the cube (a second at 4,096 on a CPU core). The five crops
+of LLaVA-NeXT, 2,880 tokens, and the paper's videos of 2,048 stay below."""
 
 
 def _flashvlm(tokens: VisualTokens) -> Tensor:
