@@ -9,6 +9,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,18 +124,30 @@ def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> 
     assert stock(program).split() == ["False", "False", "False"]
 
 
-def test_encoder_graphs_do_not_pass_by_the_selection() -> None:
-    """vLLM would run a captured tower instead of ``embed_multimodal``, and nothing be pruned.
+@pytest.mark.parametrize("covered", [True, False])
+def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
+    covered: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
 
-    Fails on the release whose LLaVA has such graphs; the adapters must then offer theirs.
-    """
-    from vllm.model_executor.models.interfaces import supports_encoder_cudagraph
+    from demo.tiny_llava import build_llava, build_text_llama
+    from flashvlm_vllm.plugin import register
 
-    from flashvlm_vllm.models.llava import PrunedLlava
-    from flashvlm_vllm.models.llava_next import PrunedLlavaNext
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    register()
+    model = build_llava(tmp_path / "llava") if covered else build_text_llama(tmp_path / "llama")
+    arguments = EngineArgs(
+        model=str(model), compilation_config={"cudagraph_mm_encoder": True}, max_model_len=1024
+    )
+    config = arguments.create_engine_config()
+    assert config.compilation_config.cudagraph_mm_encoder is not covered
 
-    for model in (PrunedLlava, PrunedLlavaNext):
-        assert not supports_encoder_cudagraph(model)
+
+def test_stock_vllm_still_runs_encoder_graphs_instead_of_the_model() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    source = inspect.getsource(GPUModelRunner._execute_mm_encoder)
+    assert "encoder_cudagraph_manager.execute" in source
 
 
 def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None:
