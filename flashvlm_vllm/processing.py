@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
@@ -132,6 +132,9 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     says how many tokens an image has (``count_image_tokens``), and a video where it takes any
     (``count_video_tokens``).
     """
+
+    placeholder_texts: ClassVar[tuple[str, ...]] = ()
+    """What stands for an image or a video in a prompt without being a special token."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -343,7 +346,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         tokenizer = self.info.get_tokenizer()
         if query is None:
             query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
-        for text in self._special_tokens.values():
+        for text in (*self._special_tokens.values(), *self.placeholder_texts):
             query = query.replace(text, " ")
         ids = tokenizer.encode(" ".join(query.split()), add_special_tokens=False)
         return tuple(token for token in ids if token not in self._special_tokens)
