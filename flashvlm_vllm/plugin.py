@@ -7,6 +7,8 @@ from typing import Any
 NAME = "flashvlm"
 
 MODELS = {
+    "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
+    "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
 }

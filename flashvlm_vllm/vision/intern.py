@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saliency of InternViT, whose tokens are several patches each after the pixel shuffle."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import (
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.attention import MMEncoderAttention
+
+from flashvlm_vllm.vision.attention import cls_attention
+from flashvlm_vllm.vision.tap import AttentionTap
+from flashvlm_vllm.vision.tower import Encoded
+
+
+class InternTower:
+    """An InternViT that also tells how much its CLS token looks at each patch.
+
+    The attention is that of the last layer vLLM built, which is the one the features leave
+    (``select_layer``).
+    """
+
+    def __init__(self, attention: nn.Module, heads: int, *, is_data_parallel: bool) -> None:
+        """Listen at ``attention``, the last layer's.
+
+        Args:
+            attention: vLLM's attention module.
+            heads: of the tower as a whole; a rank may hold fewer.
+            is_data_parallel: whether each rank encodes some of the tiles.
+
+        Raises:
+            TypeError: the attention is of a kind that does not see queries and keys.
+
+        """
+        if not isinstance(attention, MMEncoderAttention):
+            raise TypeError(f"cannot read saliency from a {type(attention).__name__}")
+        self._tap = AttentionTap(attention)
+        self._scale = attention.scale
+        self._heads = heads
+        self._is_sharded = attention.num_heads != heads
+        self._is_data_parallel = is_data_parallel
+
+    def run(
+        self, encode: Callable[[Tensor], Any], pixel_values: Tensor, *, with_keys: bool = False
+    ) -> Encoded:
+        """Encode ``B`` tiles or frames, ``(B, 3, H, W)``.
+
+        Args:
+            encode: runs the tower on pixels and returns its features.
+            pixel_values: of the tower's size.
+            with_keys: whether to return the keys as well.
+
+        Returns:
+            what ``encode`` made; saliency and keys are per patch in raster order, without CLS.
+
+        """
+        with self._tap.listen() as heard:
+            features: Tensor = encode(pixel_values)
+        saliency = torch.cat([cls_attention(each.query, each.key, self._scale) for each in heard])
+        keys = torch.cat([each.key for each in heard]) if with_keys else None
+        if self._is_sharded:
+            saliency = tensor_model_parallel_all_reduce(saliency)
+            if keys is not None:
+                keys = tensor_model_parallel_all_gather(keys.contiguous(), dim=2)
+        elif self._is_data_parallel:
+            # vLLM fills the last ranks' shares up with tiles that do not exist.
+            tiles = len(pixel_values)
+            saliency = tensor_model_parallel_all_gather(saliency, dim=0)[:tiles]
+            if keys is not None:
+                keys = tensor_model_parallel_all_gather(keys.contiguous(), dim=0)[:tiles]
+        return Encoded(
+            features, saliency[:, 1:] / self._heads, None if keys is None else keys[:, 1:]
+        )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small checkpoints of each model family, built on the spot with random weights."""
