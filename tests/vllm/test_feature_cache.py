@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from demo.photo import photo
+from flashvlm_vllm.fields import IDENTITY, ITEM, KEPT, QUERY_IDS, SELECTOR_NAME, field_name
 from tests.vllm.conftest import Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?", "is there a rocket?")
@@ -205,13 +206,16 @@ def test_a_tower_that_fails_leaves_nothing_behind(
             def name(text: bytes) -> Any:
                 return torch.tensor([list(text.ljust(32, b"\0"))], dtype=torch.uint8)
 
+            asked = {
+                KEPT: torch.tensor([64]),
+                QUERY_IDS: torch.tensor([[5, 6]]),
+                IDENTITY: name(b"identity"),
+                ITEM: name(b"image"),
+                SELECTOR_NAME: name(b"flashvlm"),
+            }
             model.embed_multimodal(
                 pixel_values=torch.zeros(1, 3, 336, 336),
-                visual_kept_tokens=torch.tensor([64]),
-                visual_query_ids=torch.tensor([[5, 6]]),
-                visual_identity=name(b"identity"),
-                visual_image=name(b"image"),
-                visual_selector_name=name(b"flashvlm"),
+                **{field_name(field, "image"): value for field, value in asked.items()},
             )
 
         engine.llm.apply_model(fail)

@@ -283,7 +283,7 @@ def test_odd_numbers_are_refused(client: Client, number: str) -> None:
     assert answer.status_code == 400
     message = answer.json()["error"]["message"]
     assert "visual_budget" in message
-    expected = "say 1 to keep one token per image, or null" if number == "1.0" else ALLOWED
+    expected = "say 1 to keep one token per image or video" if number == "1.0" else ALLOWED
     assert expected in message
     assert text_of(client.ask(visual_budget=64))
 
