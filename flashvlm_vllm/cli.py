@@ -48,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens.add_argument("--fps", type=float, default=2.0, help="sampled frames a second (2)")
     tokens.add_argument("--trust-remote-code", action="store_true")
     tokens.add_argument("--json", action="store_true", help="machine-readable")
-    tokens.set_defaults(run=_tokens)
+    tokens.set_defaults(run=_tokens, error=tokens.error)
     asked = parser.parse_args(arguments)
-    status: int = asked.run(asked, parser)
+    status: int = asked.run(asked)
     return status
 
 
-def _tokens(asked: Any, parser: argparse.ArgumentParser) -> int:
+def _tokens(asked: Any) -> int:
     if not asked.image and not asked.video:
-        parser.error("tokens: name at least one --image or --video")
+        asked.error("name at least one --image or --video")
     from flashvlm_vllm.cost import TokenCosts
 
     try:
