@@ -140,6 +140,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         super().__init__(*args, **kwargs)
         self._counts_by_uuid: dict[tuple[str, str], TokenCount] = {}
         self._lock = threading.Lock()
+        self._at_hand = threading.local()
         self._identities_by_hash: dict[str, str] = {}
         # As much here as features in each worker: what is held for another question.
         self._preprocessed = PreprocessedItems(feature_cache_bytes(self.info.ctx.model_config))
@@ -205,6 +206,21 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 was asked for images given as embeddings.
 
         """
+        own = {BUDGET, QUERY, SELECTOR}
+        arguments = inputs.hf_processor_mm_kwargs.items()
+        self._at_hand.arguments = {name: value for name, value in arguments if name not in own}
+        try:
+            return self._apply(inputs, timing_ctx)
+        finally:
+            del self._at_hand.arguments
+
+    @property
+    def request_arguments(self) -> Mapping[str, Any]:
+        """What the request at hand tells the Hugging Face processor, which may change counts."""
+        arguments: Mapping[str, Any] = getattr(self._at_hand, "arguments", {})
+        return arguments
+
+    def _apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         is_explicit = BUDGET in kwargs
         budget = self._budget(kwargs, inputs.mm_data_items)

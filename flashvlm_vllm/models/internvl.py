@@ -49,6 +49,11 @@ class _InternProcessor(VisualTokenProcessor):
 
     placeholder_texts = ("<image>", "<video>")
 
+    @property
+    def hf_processor(self) -> Any:
+        """The processor as the request at hand wants it."""
+        return self.info.get_hf_processor(**self.request_arguments)
+
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
         raise NotImplementedError
@@ -62,7 +67,7 @@ class _InternProcessor(VisualTokenProcessor):
         self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
     ) -> TokenCount:
         """Count a video's tokens: every frame is one tile, and keeps one token at least."""
-        total = frames * self.info.get_hf_processor().image_seq_length
+        total = frames * self.hf_processor.image_seq_length
         return TokenCount(total, total, frames)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
@@ -105,19 +110,19 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count the tokens of an image's tiles and of its thumbnail."""
         total = self.info.get_num_image_tokens(
-            image_width=width, image_height=height, processor=self.info.get_hf_processor()
+            image_width=width, image_height=height, processor=self.hf_processor
         )
         return TokenCount(total, total)
 
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
-        placeholder: list[int] = self.info.get_hf_processor().get_video_repl(frames).full
+        placeholder: list[int] = self.hf_processor.get_video_repl(frames).full
         return placeholder
 
     @property
     def video_token(self) -> int:
         """The id of a video's visual tokens; -1 where the language model has none."""
-        token = self.info.get_hf_processor().ctx_video_token_id
+        token = self.hf_processor.ctx_video_token_id
         return -1 if token is None else token
 
 
@@ -129,14 +134,14 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
         total = self.info.get_num_image_tokens(
             image_width=width,
             image_height=height,
-            processor=self.info.get_hf_processor(),
-            mm_kwargs={},
+            processor=self.hf_processor,
+            mm_kwargs=self.request_arguments,
         )
         return TokenCount(total, total)
 
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
-        processor = self.info.get_hf_processor()
+        processor = self.hf_processor
         frame = f"{processor.start_image_token}{processor.video_token}{processor.end_image_token}"
         text = "\n".join(f"Frame{number + 1}: {frame}" for number in range(frames))
         ids: list[int] = self.info.get_tokenizer().encode(text, add_special_tokens=False)
@@ -145,7 +150,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
     @property
     def video_token(self) -> int:
         """The id of a video's visual tokens."""
-        processor = self.info.get_hf_processor()
+        processor = self.hf_processor
         token: int = self.info.get_tokenizer().convert_tokens_to_ids(processor.video_token)
         return token
 
