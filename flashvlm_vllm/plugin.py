@@ -7,10 +7,14 @@ from typing import Any
 NAME = "flashvlm"
 
 MODELS = {
+    "Gemma3ForConditionalGeneration": "flashvlm_vllm.models.gemma3:PrunedGemma3",
     "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
+    "LlavaOnevisionForConditionalGeneration": (
+        "flashvlm_vllm.models.llava_onevision:PrunedLlavaOnevision"
+    ),
 }
 """Covered architectures and the classes that replace vLLM's own (imported on first use)."""
 

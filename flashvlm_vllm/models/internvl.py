@@ -2,18 +2,16 @@
 """InternVL 2 to 3.5, in OpenGVLab's format and in that of Transformers.
 
 The pixel shuffle makes one token of several patches, so a token's saliency is the mean of theirs.
-An image's tiles and its thumbnail share the budget equally, as far as it divides.
+A thumbnail is a tile as any other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
 from vllm.model_executor.models.interns1 import (
     InternS1DummyInputsBuilder,
     InternS1ForConditionalGeneration,
@@ -29,19 +27,14 @@ from vllm.model_executor.models.internvl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails
-from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import KEPT, field_name
-from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.models.frame_text import FrameText
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.tiles import FRAME_TEXT, TileSelection
 from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.selection import Selection
 from flashvlm_vllm.vision.intern import InternTower
-
-FRAME_TEXT = field_name("frame_text", "video")
 
 
 class _InternProcessor(VisualTokenProcessor):
@@ -155,17 +148,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
         return token
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One tile of an image, or all frames of a video, with what is selected from it."""
-
-    item: int
-    start: int
-    """Position of the first token within the item."""
-    candidates: Candidates
-
-
-class InternSelection(VisualTokenSelection):
+class InternSelection(TileSelection):
     """What both formats' models share."""
 
     config: Any
@@ -173,114 +156,47 @@ class InternSelection(VisualTokenSelection):
     num_image_token: int
     extract_feature: Any
     pixel_shuffle: Any
+    pixels: ClassVar[str]
+    """What the checked input calls its tiles or frames."""
     _parse_and_validate_image_input: Any
     _parse_and_validate_video_input: Any
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.set_up_selection(vllm_config)
 
     @property
     def intern_tower(self) -> InternTower:
         """The tower, which a model loaded without its vision part does not have."""
         raise NotImplementedError
 
-    def pixels_of(self, parsed: Any) -> Tensor:
-        """Return the tiles or frames, ``(B, 3, H, W)``, of a checked input."""
-        raise NotImplementedError
+    @property
+    def tile_tokens(self) -> int:
+        """How many tokens a tile has after the pixel shuffle."""
+        return self.num_image_token
 
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images or videos; those with a budget come back as their kept tokens only."""
-        frame_text = kwargs.pop(FRAME_TEXT, None)
-        wanted = Wanted.take_from(kwargs)
-        if wanted is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        is_video = frame_text is not None
+    @property
+    def tile_places(self) -> Tensor:
+        """Rows and columns, ``(n, 2)``, of a tile's tokens."""
+        return self._places
+
+    def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
+        """Return all tiles or frames, ``(B, 3, H, W)``, and how many each item has."""
         parse = (
             self._parse_and_validate_video_input
             if is_video
             else self._parse_and_validate_image_input
         )
         parsed = parse(**kwargs)
-        tiles = [int(count) for count in parsed["num_patches"]]
-        pixels = self.pixels_of(parsed).split(tiles)
-        text = self.embed_queries(wanted.queries)
-        totals = [self.num_image_token * count for count in tiles]
-        kept: list[Tensor | None] = []
-        embeddings: list[Tensor] = []
-        frames_of: list[Tensor] = []
-        for batch in self.encoder_batches(totals):
-            items = self.features_of(pixels[batch], wanted[batch])
-            for order, rows, frames in self._embed_batch(
-                items, wanted[batch], text[batch], is_video=is_video
-            ):
-                kept.append(order)
-                embeddings.append(rows)
-                frames_of.append(frames)
-        self.trace(totals, kept, wanted.queries)
-        if is_video:
-            layouts = [FrameText.from_tensor(packed) for packed in frame_text]
-            return self._with_text(layouts, totals, embeddings, frames_of)
-        return embeddings
+        return parsed[self.pixels], [int(count) for count in parsed["num_patches"]]
 
-    def _with_text(
-        self,
-        layouts: Sequence[FrameText],
-        totals: Sequence[int],
-        embeddings: Sequence[Tensor],
-        frames_of: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Put the text between frames back; a video that is kept whole has it in the prompt."""
-        device = embeddings[0].device
-        ids = torch.tensor([token for layout in layouts for token in layout.ids])
-        # One look-up: with a sharded vocabulary it is a collective.
-        text = self.language_model.embed_input_ids(async_tensor_h2d(ids, device))
-        return [
-            rows if len(rows) == total else layout.interleave(own, rows, frames)
-            for layout, total, own, rows, frames in zip(
-                layouts,
-                totals,
-                text.split([len(layout.ids) for layout in layouts]),
-                embeddings,
-                frames_of,
-                strict=True,
-            )
-        ]
-
-    def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
-        """Run tower and projector on those items whose features are not in the cache.
-
-        Args:
-            pixels: ``(K, 3, H, W)`` of each item.
-            wanted: what their requests ask for.
-
-        """
-        with_keys = wanted.use_keys
-
-        def encode(missing: list[int]) -> list[ImageFeatures]:
-            tiles = [len(pixels[number]) for number in missing]
-            with _inputs_of(self.multi_modal_projector) as shuffled:
-                encoded = self.intern_tower.run(
-                    self.extract_feature,
-                    torch.cat([pixels[number] for number in missing]),
-                    with_keys=with_keys,
-                )
-            saliency = encoded.saliency[:, self._patches].mean(dim=2)
-            keys: Any = [None] * len(tiles)
-            if encoded.keys is not None:
-                keys = encoded.keys[:, self._patches].mean(dim=2).split(tiles)
-            return [
-                ImageFeatures(*each)
-                for each in zip(
-                    torch.cat(shuffled).split(tiles),
-                    encoded.features.split(tiles),
-                    saliency.split(tiles),
-                    keys,
-                    strict=True,
-                )
-            ]
-
-        return self.feature_cache.features_of(wanted.images, encode, with_keys=with_keys)
+    def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
+        """Encode; a token's saliency and keys are the mean of its patches'."""
+        with _inputs_of(self.multi_modal_projector) as shuffled:
+            encoded = self.intern_tower.run(self.extract_feature, pixels, with_keys=with_keys)
+        keys = encoded.keys
+        return ImageFeatures(
+            torch.cat(shuffled),
+            encoded.features,
+            encoded.saliency[:, self._patches].mean(dim=2),
+            None if keys is None else keys[:, self._patches].mean(dim=2),
+        )
 
     @cached_property
     def _side(self) -> int:
@@ -308,83 +224,6 @@ class InternSelection(VisualTokenSelection):
         device: torch.device = next(self.multi_modal_projector.parameters()).device
         return device
 
-    def _embed_batch(
-        self,
-        items: Sequence[ImageFeatures],
-        wanted: Wanted,
-        text: Sequence[Tensor | None],
-        *,
-        is_video: bool,
-    ) -> list[tuple[Tensor | None, Tensor, Tensor]]:
-        """Select of a few images or videos together.
-
-        Returns:
-            per item the kept positions, ascending (``None`` where tokens were merged), their
-            embeddings, and the tile or frame of each.
-
-        """
-        parts: list[_Part] = []
-        for number, item in enumerate(items):
-            parts += self._parts_of(number, item, wanted, text[number], is_video=is_video)
-        chosen = self.select([part.candidates for part in parts])
-        together = list(zip(parts, chosen, strict=True))
-        return [
-            self._put_together([pair for pair in together if pair[0].item == number])
-            for number in range(len(items))
-        ]
-
-    def _parts_of(
-        self,
-        number: int,
-        item: ImageFeatures,
-        wanted: Wanted,
-        text: Tensor | None,
-        *,
-        is_video: bool,
-    ) -> Iterator[_Part]:
-        tiles, count = item.saliency.shape
-        budget = min(wanted.kept[number], tiles * count)
-        # Each tile is a picture of its own; a clip's frames show the same things again.
-        groups = [(0, tiles)] if is_video else [(tile, tile + 1) for tile in range(tiles)]
-        shares = spread_budget(budget, [(end - start) * count for start, end in groups])
-        for part, ((start, end), share) in enumerate(zip(groups, shares, strict=True)):
-            if share:
-                yield _Part(
-                    number,
-                    start * count,
-                    Candidates(
-                        wanted.selectors[number],
-                        wanted.identities[number],
-                        share,
-                        item.projected[start:end].flatten(0, 1),
-                        item.features[start:end].flatten(0, 1),
-                        item.saliency[start:end].flatten(),
-                        text,
-                        None if item.keys is None else item.keys[start:end].flatten(0, 1),
-                        self._places.repeat(end - start, 1),
-                        part=part,
-                        frames=end - start,
-                    ),
-                )
-
-    def _put_together(
-        self, parts: Sequence[tuple[_Part, Selection]]
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        rows = torch.cat([self.embed(part.candidates, selection) for part, selection in parts])
-        orders = [
-            selection.indices + part.start
-            for part, selection in parts
-            if selection.indices is not None
-        ]
-        if len(orders) == len(parts):
-            order = torch.cat(orders)
-            return order, rows, order // self.num_image_token
-        # Merged frame by frame, in equal shares.
-        frames = parts[0][0].candidates.frames
-        shares = spread_budget(len(rows), [self.num_image_token] * frames)
-        frame_of_row = torch.arange(frames).repeat_interleave(torch.tensor(shares))
-        return None, rows, async_tensor_h2d(frame_of_row, rows.device)
-
 
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedInternVLChatProcessor,
@@ -393,6 +232,8 @@ class InternSelection(VisualTokenSelection):
 )
 class PrunedInternVLChat(InternSelection, InternVLChatModel):
     """InternVL, in OpenGVLab's format, that keeps the tokens its request's question selects."""
+
+    pixels = "pixel_values_flat"
 
     @cached_property
     def intern_tower(self) -> InternTower:
@@ -407,11 +248,6 @@ class PrunedInternVLChat(InternSelection, InternVLChatModel):
     def multi_modal_projector(self) -> nn.Module:
         """The projector, by the name it has in other families."""
         return self.mlp1
-
-    def pixels_of(self, parsed: Any) -> Tensor:
-        """Return the tiles or frames, ``(B, 3, H, W)``, of a checked input."""
-        pixels: Tensor = parsed["pixel_values_flat"]
-        return pixels
 
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
@@ -434,6 +270,8 @@ class PrunedInternVLChat(InternSelection, InternVLChatModel):
 class PrunedInternVL(InternSelection, InternS1ForConditionalGeneration):
     """InternVL, in Transformers' format, that keeps the tokens its request's question selects."""
 
+    pixels = "pixel_values"
+
     @cached_property
     def intern_tower(self) -> InternTower:
         """The tower; vLLM builds all of its layers."""
@@ -442,11 +280,6 @@ class PrunedInternVL(InternSelection, InternS1ForConditionalGeneration):
             self.config.vision_config.num_attention_heads,
             is_data_parallel=False,
         )
-
-    def pixels_of(self, parsed: Any) -> Tensor:
-        """Return the tiles or frames, ``(B, 3, H, W)``, of a checked input."""
-        pixels: Tensor = parsed["pixel_values"]
-        return pixels
 
 
 @contextmanager

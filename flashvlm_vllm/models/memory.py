@@ -50,6 +50,12 @@ class ImageFeatures:
         """Bytes of all tensors."""
         return sum(each.nbytes for each in self.tensors)
 
+    def split(self, crops: Sequence[int]) -> "list[ImageFeatures]":
+        """Cut a batch of crops into images of so many crops each."""
+        keys = [None] * len(crops) if self.keys is None else self.keys.split(list(crops))
+        parts = (each.split(list(crops)) for each in (self.features, self.projected, self.saliency))
+        return [ImageFeatures(*each) for each in zip(*parts, keys, strict=True)]
+
     def detached(self) -> "ImageFeatures":
         """Return a copy that keeps nothing else alive: a row of a batch holds the whole batch."""
         keys = None if self.keys is None else self.keys.clone()

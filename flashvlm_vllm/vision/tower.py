@@ -57,7 +57,7 @@ class SalientTower:
             image_width=size, image_height=size
         )
         self.tokens = get_num_selected_vision_tokens(
-            positions, config.vision_feature_select_strategy
+            positions, getattr(config, "vision_feature_select_strategy", "full")
         )
         """Feature tokens per image or crop."""
         self._first = positions - self.tokens

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gemma 3: tokens are averages of patches; an image and its pan-and-scan crops share the budget.
+
+Image tokens see each other in both directions, where vLLM's attention backend does that. It goes
+by the placeholder, so those that stay do so as before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.gemma3_mm import (
+    Gemma3DummyInputsBuilder,
+    Gemma3ForConditionalGeneration,
+    Gemma3MultiModalProcessor,
+    Gemma3ProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.fields import KEPT, field_name
+from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.pruning import Candidates
+from flashvlm_vllm.models.tiles import TileSelection
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.selection import Selection
+from flashvlm_vllm.vision.tower import SalientTower
+
+
+class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
+    """Gemma 3's processor: an image has 256 tokens, and its crops as many each."""
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count the tokens of an image and of its pan-and-scan crops."""
+        arguments = self.request_arguments
+        total = self.info.get_num_image_tokens(
+            image_width=width,
+            image_height=height,
+            processor=self.info.get_hf_processor(**arguments),
+            mm_kwargs=arguments,
+        )
+        return TokenCount(total, total)
+
+    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+        """Shorten each crop's run of tokens to its share; the text between them stays.
+
+        Raises:
+            TypeError: the placeholder has another number of embeddings than was counted.
+
+        """
+        is_embed = whole.is_embed(whole.full).tolist()
+        runs = [
+            ([whole.full[at] for at in places], embedded)
+            for embedded, places in groupby(range(len(is_embed)), is_embed.__getitem__)
+        ]
+        sizes = [len(ids) for ids, embedded in runs if embedded]
+        if sum(sizes) != count.total:
+            raise TypeError(
+                f"an image has {count.total} visual tokens but its placeholder has {sum(sizes)}"
+            )
+        shares: Iterator[int] = iter(spread_budget(kept, sizes))
+        shorter = [ids[: next(shares)] if embedded else ids for ids, embedded in runs]
+        return replace(whole, full=[token for ids in shorter for token in ids])
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedGemma3Processor,
+    info=Gemma3ProcessingInfo,
+    dummy_inputs=Gemma3DummyInputsBuilder,
+)
+class PrunedGemma3(TileSelection, Gemma3ForConditionalGeneration):
+    """Gemma 3 that keeps, of each image, the tokens its request's question selects."""
+
+    @cached_property
+    def salient_tower(self) -> SalientTower:
+        """The tower, which a model loaded without its vision part does not have."""
+        return SalientTower(self.vision_tower, self.config)
+
+    @property
+    def tile_tokens(self) -> int:
+        """How many tokens an image or a crop has."""
+        tokens: int = self.multi_modal_projector.tokens_per_side**2
+        return tokens
+
+    @cached_property
+    def tile_places(self) -> Tensor:
+        """Rows and columns, ``(n, 2)``, of the tokens."""
+        side: int = self.multi_modal_projector.tokens_per_side
+        device = self.multi_modal_projector.mm_input_projection_weight.device
+        numbers = torch.arange(side * side, device=device)
+        return torch.stack([numbers // side, numbers % side], dim=1)
+
+    def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
+        """Return all images and crops, ``(B, 3, H, W)``, and how many each image is."""
+        parsed: Any = self._parse_and_validate_image_input(**kwargs)
+        return parsed["pixel_values"], parsed["num_patches"].tolist()
+
+    def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
+        """Encode; a token's features, saliency and keys are the mean of its patches'."""
+        encoded = self.salient_tower.run(self.vision_tower, pixels, with_keys=with_keys)
+        keys = None
+        if encoded.keys is not None:
+            heads = encoded.keys.shape[2:]
+            keys = self._pooled(encoded.keys.flatten(2)).unflatten(2, heads)
+        return ImageFeatures(
+            self._pooled(encoded.features),
+            self.multi_modal_projector(encoded.features),
+            self._pooled(encoded.saliency.unsqueeze(2)).squeeze(2),
+            keys,
+        )
+
+    def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
+        """Return the embeddings of what stays; merged tokens are projected as pooled ones are."""
+        if selection.merged is None:
+            return super().embed(candidates, selection)
+        projector = self.multi_modal_projector
+        normed = projector.mm_soft_emb_norm(selection.merged)
+        embeddings: Tensor = normed @ projector.mm_input_projection_weight
+        return embeddings.type_as(selection.merged)
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Count what an adapter on the tower or the projector sees: whole images and crops."""
+        if mm_kwargs is not None and field_name(KEPT, modality) in mm_kwargs:
+            num_mm_embeds = int(mm_kwargs["num_patches"].data) * self.tile_tokens
+        return super().get_mm_lora_token_counts(
+            modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
+        )
+
+    def _pooled(self, patches: Tensor) -> Tensor:
+        """Average ``(B, N, C)`` as the projector does: ``(B, n, C)``."""
+        side: int = self.multi_modal_projector.patches_per_image
+        squares = patches.transpose(1, 2).unflatten(2, (side, side))
+        pooled: Tensor = self.multi_modal_projector.avg_pool(squares)
+        return pooled.flatten(2).transpose(1, 2)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose images are some tiles, and whose videos some frames, of equally many tokens each.
+
+An image's tiles share its budget equally, as far as it divides; of a video the tokens are chosen
+over the whole clip.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from flashvlm_vllm.fields import field_name
+from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.frame_text import FrameText
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.selection import Selection
+
+FRAME_TEXT = field_name("frame_text", "video")
+"""A video's text between its frames, for ``FrameText.from_tensor``."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tile of an image, or all frames of a video, with what is selected from it."""
+
+    item: int
+    start: int
+    """Position of the first token within the item."""
+    candidates: Candidates
+
+
+class TileSelection(VisualTokenSelection):
+    """Mixin of a vLLM model of tiles or frames."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.set_up_selection(vllm_config)
+
+    @property
+    def tile_tokens(self) -> int:
+        """How many tokens a tile has."""
+        raise NotImplementedError
+
+    @property
+    def tile_places(self) -> Tensor:
+        """Rows and columns, ``(n, 2)``, of a tile's tokens."""
+        raise NotImplementedError
+
+    def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
+        """Return all tiles or frames, ``(B, 3, H, W)``, and how many each item has."""
+        raise NotImplementedError
+
+    def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
+        """Run tower and projector on tiles or frames, ``(B, 3, H, W)``; the result is per tile."""
+        raise NotImplementedError
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images or videos; those with a budget come back as their kept tokens only."""
+        frame_text = kwargs.pop(FRAME_TEXT, None)
+        wanted = Wanted.take_from(kwargs)
+        if wanted is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        is_video = frame_text is not None
+        flat, tiles = self.read_tiles(kwargs, is_video=is_video)
+        pixels = flat.split(tiles)
+        text = self.embed_queries(wanted.queries)
+        totals = [self.tile_tokens * count for count in tiles]
+        kept: list[Tensor | None] = []
+        embeddings: list[Tensor] = []
+        frames_of: list[Tensor] = []
+        for batch in self.encoder_batches(totals):
+            items = self.features_of(pixels[batch], wanted[batch])
+            for order, rows, frames in self._embed_batch(
+                items, wanted[batch], text[batch], is_video=is_video
+            ):
+                kept.append(order)
+                embeddings.append(rows)
+                frames_of.append(frames)
+        self.trace(totals, kept, wanted.queries)
+        if is_video:
+            layouts = [FrameText.from_tensor(packed) for packed in frame_text]
+            return self._with_text(layouts, totals, embeddings, frames_of)
+        return embeddings
+
+    def _with_text(
+        self,
+        layouts: Sequence[FrameText],
+        totals: Sequence[int],
+        embeddings: Sequence[Tensor],
+        frames_of: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Put the text between frames back; a video that is kept whole has it in the prompt."""
+        device = embeddings[0].device
+        ids = torch.tensor([token for layout in layouts for token in layout.ids])
+        # One look-up: with a sharded vocabulary it is a collective.
+        text = self.language_model.embed_input_ids(async_tensor_h2d(ids, device))
+        return [
+            rows if len(rows) == total else layout.interleave(own, rows, frames)
+            for layout, total, own, rows, frames in zip(
+                layouts,
+                totals,
+                text.split([len(layout.ids) for layout in layouts]),
+                embeddings,
+                frames_of,
+                strict=True,
+            )
+        ]
+
+    def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
+        """Run tower and projector on those items whose features are not in the cache.
+
+        Args:
+            pixels: ``(K, 3, H, W)`` of each item.
+            wanted: what their requests ask for.
+
+        """
+        with_keys = wanted.use_keys
+
+        def encode(missing: list[int]) -> list[ImageFeatures]:
+            tiles = [len(pixels[number]) for number in missing]
+            together = torch.cat([pixels[number] for number in missing])
+            return self.encode_tiles(together, with_keys=with_keys).split(tiles)
+
+        return self.feature_cache.features_of(wanted.images, encode, with_keys=with_keys)
+
+    def _embed_batch(
+        self,
+        items: Sequence[ImageFeatures],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
+        *,
+        is_video: bool,
+    ) -> list[tuple[Tensor | None, Tensor, Tensor]]:
+        """Select of a few images or videos together.
+
+        Returns:
+            per item the kept positions, ascending (``None`` where tokens were merged), their
+            embeddings, and the tile or frame of each.
+
+        """
+        parts: list[_Part] = []
+        for number, item in enumerate(items):
+            parts += self._parts_of(number, item, wanted, text[number], is_video=is_video)
+        chosen = self.select([part.candidates for part in parts])
+        together = list(zip(parts, chosen, strict=True))
+        return [
+            self._put_together([pair for pair in together if pair[0].item == number])
+            for number in range(len(items))
+        ]
+
+    def _parts_of(
+        self,
+        number: int,
+        item: ImageFeatures,
+        wanted: Wanted,
+        text: Tensor | None,
+        *,
+        is_video: bool,
+    ) -> Iterator[_Part]:
+        tiles, count = item.saliency.shape
+        budget = min(wanted.kept[number], tiles * count)
+        # Each tile is a picture of its own; a clip's frames show the same things again.
+        groups = [(0, tiles)] if is_video else [(tile, tile + 1) for tile in range(tiles)]
+        shares = spread_budget(budget, [(end - start) * count for start, end in groups])
+        for part, ((start, end), share) in enumerate(zip(groups, shares, strict=True)):
+            if share:
+                yield _Part(
+                    number,
+                    start * count,
+                    Candidates(
+                        wanted.selectors[number],
+                        wanted.identities[number],
+                        share,
+                        item.projected[start:end].flatten(0, 1),
+                        item.features[start:end].flatten(0, 1),
+                        item.saliency[start:end].flatten(),
+                        text,
+                        None if item.keys is None else item.keys[start:end].flatten(0, 1),
+                        self.tile_places.repeat(end - start, 1),
+                        part=part,
+                        frames=end - start,
+                    ),
+                )
+
+    def _put_together(
+        self, parts: Sequence[tuple[_Part, Selection]]
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        rows = torch.cat([self.embed(part.candidates, selection) for part, selection in parts])
+        orders = [
+            selection.indices + part.start
+            for part, selection in parts
+            if selection.indices is not None
+        ]
+        if len(orders) == len(parts):
+            order = torch.cat(orders)
+            return order, rows, order // self.tile_tokens
+        # Merged frame by frame, in equal shares.
+        frames = parts[0][0].candidates.frames
+        shares = spread_budget(len(rows), [self.tile_tokens] * frames)
+        frame_of_row = torch.arange(frames).repeat_interleave(torch.tensor(shares))
+        return None, rows, async_tensor_h2d(frame_of_row, rows.device)
