@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-1.5 and its relatives with a CLIP or SigLIP tower."""
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -37,9 +38,9 @@ def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
 
 
 class LlavaSelection(VisualTokenSelection):
-    """What LLaVA-1.5 and LLaVA-NeXT share: a tower, a projector, and fields per image.
+    """What the LLaVA families share: a tower, a projector, and fields per image or video.
 
-    Derive from this first and from vLLM's model second, and embed a batch of images.
+    Derive from this first and from vLLM's model second, and embed a batch of items.
     """
 
     config: Any
@@ -58,7 +59,7 @@ class LlavaSelection(VisualTokenSelection):
         wanted: Wanted,
         text: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Select of a few images together.
+        """Select of a few images, or videos, together.
 
         Args:
             images: their features.
@@ -67,33 +68,48 @@ class LlavaSelection(VisualTokenSelection):
             text: the embeddings of their steering words.
 
         Returns:
-            per image the kept positions, ascending (``None`` where tokens were merged), and the
+            per item the kept positions, ascending (``None`` where tokens were merged), and the
             embeddings.
 
         """
         raise NotImplementedError
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images; those with a budget come back as their kept tokens only."""
+        """Encode images or videos; those with a budget come back as their kept tokens only."""
         wanted = Wanted.take_from(kwargs)
         if wanted is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        image_input = self._parse_and_validate_image_input(**kwargs)
+        pixels, sizes = self.read_pixels(wanted.modality, kwargs)
         text = self.embed_queries(wanted.queries)
-        pixels = [
-            crops if crops.dim() == 4 else crops[None] for crops in image_input["pixel_values"]
-        ]
-        sizes = [(int(high), int(wide)) for high, wide in image_input.get("image_sizes", ())]
-        totals = [self.salient_tower.tokens * len(crops) for crops in pixels]
+        totals: list[int] = []
         kept: list[Tensor | None] = []
         embeddings: list[Tensor] = []
-        for batch in self.encoder_batches(totals):
+        for batch in self.encoder_batches([self.salient_tower.tokens * len(k) for k in pixels]):
             images = self.features_of(pixels[batch], wanted[batch])
             positions, rows = self.embed_batch(images, sizes[batch], wanted[batch], text[batch])
+            totals += [image.saliency.numel() for image in images]
             kept += positions
             embeddings += rows
         self.trace(totals, kept, wanted.queries)
         return embeddings
+
+    def read_pixels(
+        self, modality: str, kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Return the pixels ``(K, 3, H, W)`` of each item's crops or frames, and the sizes.
+
+        Args:
+            modality: ``"image"``; a family with videos overrides this.
+            kwargs: model inputs.
+
+        """
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        pixels = [
+            crops if crops.dim() == 4 else crops[None] for crops in image_input["pixel_values"]
+        ]
+        given = image_input.get("image_sizes")
+        sizes = [] if given is None else [(int(high), int(wide)) for high, wide in given]
+        return pixels, sizes
 
     @cached_property
     def salient_tower(self) -> SalientTower:
@@ -107,36 +123,89 @@ class LlavaSelection(VisualTokenSelection):
         return torch.stack([patches // side, patches % side], dim=1)
 
     def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
-        """Run tower and projector on those images whose features are not in the cache.
+        """Run tower and projector on those items whose features are not in the cache.
 
         Args:
-            pixels: ``(K, 3, H, W)`` of each image.
+            pixels: ``(K, 3, H, W)`` of each item.
             wanted: what their requests ask for.
 
         """
-        with_keys = wanted.use_keys
 
         def encode(missing: list[int]) -> list[ImageFeatures]:
-            crops = [len(pixels[number]) for number in missing]
-            encoded = self.salient_tower.run(
-                lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
-                torch.cat([pixels[number] for number in missing]),
-                with_keys=with_keys,
+            return self.encode(
+                [pixels[number] for number in missing], wanted.modality, with_keys=wanted.use_keys
             )
-            projected = self.multi_modal_projector(encoded.features)
-            keys = [None] * len(crops) if encoded.keys is None else encoded.keys.split(crops)
-            return [
-                ImageFeatures(*each)
-                for each in zip(
-                    encoded.features.split(crops),
-                    projected.split(crops),
-                    encoded.saliency.split(crops),
-                    keys,
-                    strict=True,
-                )
-            ]
 
-        return self.feature_cache.features_of(wanted.images, encode, with_keys=with_keys)
+        return self.feature_cache.features_of(wanted.images, encode, with_keys=wanted.use_keys)
+
+    def encode(
+        self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
+    ) -> list[ImageFeatures]:
+        """Run tower and projector.
+
+        Args:
+            pixels: ``(K, 3, H, W)`` of each item.
+            modality: of all items.
+            with_keys: whether to return the keys of the tower's attention.
+
+        """
+        crops = [len(each) for each in pixels]
+        encoded = self.salient_tower.run(
+            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
+            torch.cat(list(pixels)),
+            with_keys=with_keys,
+        )
+        projected = self.multi_modal_projector(encoded.features)
+        keys = [None] * len(crops) if encoded.keys is None else encoded.keys.split(crops)
+        return [
+            ImageFeatures(*each)
+            for each in zip(
+                encoded.features.split(crops),
+                projected.split(crops),
+                encoded.saliency.split(crops),
+                keys,
+                strict=True,
+            )
+        ]
+
+    def embed_clips(
+        self, clips: Sequence[ImageFeatures], wanted: Wanted, text: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Select of a few videos together; positions are time-major.
+
+        Args:
+            clips: ``K`` frames of square grids each.
+            wanted: what their requests ask for.
+            text: the embeddings of their steering words.
+
+        """
+        candidates = [
+            clip_candidates(clip, wanted, number, text[number]) for number, clip in enumerate(clips)
+        ]
+        chosen = self.select(candidates)
+        embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
+        return [each.indices for each in chosen], embeddings
+
+
+def clip_candidates(
+    clip: ImageFeatures, wanted: Wanted, number: int, text: Tensor | None
+) -> Candidates:
+    """Return what the selection of a video chooses from: all its frames' tokens."""
+    frames, tokens = clip.saliency.shape
+    side = math.isqrt(tokens)
+    place = torch.arange(tokens, device=clip.saliency.device).repeat(frames)
+    return Candidates(
+        wanted.selectors[number],
+        wanted.identities[number],
+        wanted.kept[number],
+        clip.projected.flatten(0, 1),
+        clip.features.flatten(0, 1),
+        clip.saliency.flatten(),
+        text,
+        None if clip.keys is None else clip.keys.flatten(0, 1),
+        torch.stack([place // side, place % side], dim=1),
+        frames=frames,
+    )
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -34,8 +34,10 @@ _REMEMBERED_SIZES = 128
 """Layouts of images by their size; one is 46 kB at most."""
 
 
-class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]):
-    """LLaVA-NeXT's processor: the number of tokens follows from the image's size."""
+class AnyresCounts:
+    """Mixin of a processor whose images are a base crop and tiles with a newline to each row."""
+
+    info: Any
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count an image's tokens; row newlines are not among those to choose from."""
@@ -55,6 +57,12 @@ class PrunedLlavaNextProcessor(VisualTokenProcessor, LlavaNextMultiModalProcesso
             num_patch_width=columns,
         )
         return TokenCount(total, total - newlines)
+
+
+class PrunedLlavaNextProcessor(
+    AnyresCounts, VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]
+):
+    """LLaVA-NeXT's processor: the number of tokens follows from the image's size."""
 
 
 @dataclass(frozen=True)

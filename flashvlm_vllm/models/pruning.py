@@ -51,13 +51,14 @@ class Wanted:
     images: list[bytes]
     """Equal for equal items (images or videos), whatever is asked about them."""
     selectors: list[str]
+    modality: str = "image"
+    """Of all of them: vLLM never puts items of two modalities into one call."""
 
     @classmethod
     def take_from(cls, kwargs: dict[str, Any]) -> "Wanted | None":
         """Remove the plugin's fields from model inputs; ``None`` when nothing is pruned."""
         for modality in MODALITIES:
             if field_name(KEPT, modality) in kwargs:
-                # vLLM never puts items of two modalities into one call.
                 fields = {name: kwargs.pop(field_name(name, modality)) for name in NAMES}
                 break
         else:
@@ -71,6 +72,7 @@ class Wanted:
                 bytes(name.flatten().tolist()).rstrip(b"\0").decode()
                 for name in fields[SELECTOR_NAME]
             ],
+            modality,
         )
 
     def __getitem__(self, batch: slice) -> "Wanted":
@@ -81,6 +83,7 @@ class Wanted:
             self.identities[batch],
             self.images[batch],
             self.selectors[batch],
+            self.modality,
         )
 
     @property

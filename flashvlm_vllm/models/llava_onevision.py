@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-OneVision: base crop and picture of an image, all frames of a video.
+
+A large picture of tiles reaches the language model scaled down. What is selected from are the
+tokens it would see, so features, saliency and keys are scaled in the same way; a merging selector
+thus projects what was scaled where vLLM scales what was projected. What is pruned loses its
+newlines, those of rows and the one behind a video: they mark ends of what is no longer whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_onevision.modeling_llava_onevision import (
+    get_anyres_image_grid_shape,
+)
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionDummyInputsBuilder,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionMultiModalProcessor,
+    LlavaOnevisionProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.llava import LlavaSelection
+from flashvlm_vllm.models.llava_next import AnyresCounts
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.selection import Selection
+
+
+class PrunedLlavaOnevisionProcessor(
+    AnyresCounts, VisualTokenProcessor, LlavaOnevisionMultiModalProcessor
+):
+    """LLaVA-OneVision's processor; a video has as many tokens as frames times those of one."""
+
+    def count_video_tokens(
+        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+    ) -> TokenCount:
+        """Count a video's tokens; the newline behind it is not among those to choose from."""
+        total = self.info.get_num_video_tokens(
+            image_width=width, image_height=height, num_frames=frames
+        )
+        return TokenCount(total, total - 1, frames)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Base crop or picture of one image with what is selected from it."""
+
+    image: int
+    first: int
+    """Position of its first token in the image."""
+    candidates: Candidates
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedLlavaOnevisionProcessor,
+    info=LlavaOnevisionProcessingInfo,
+    dummy_inputs=LlavaOnevisionDummyInputsBuilder,
+)
+class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneration):
+    """LLaVA-OneVision that keeps the tokens its requests' questions select."""
+
+    def read_pixels(
+        self, modality: str, kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Return the pixels of each item's crops or frames, and the images' sizes."""
+        if modality == "image":
+            return super().read_pixels(modality, kwargs)
+        videos: Any = self._parse_and_validate_video_input(**kwargs)
+        return list(videos["pixel_values_videos"]), []
+
+    def encode(
+        self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
+    ) -> list[ImageFeatures]:
+        """Run tower and projector; of videos everything is pooled as their projections are."""
+        encoded = super().encode(pixels, modality, with_keys=with_keys)
+        if modality == "image":
+            return encoded
+        return [_each(self.apply_pooling, video) for video in encoded]
+
+    def embed_batch(
+        self,
+        images: Sequence[ImageFeatures],
+        sizes: Sequence[tuple[int, int]],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Select of a few images, or videos, together.
+
+        Positions in an image are those of the base crop, then those of the picture row by row.
+        """
+        if wanted.modality == "video":
+            kept, embeddings = self.embed_clips(images, wanted, text)
+            whole = [video.saliency.numel() for video in images]
+            for number, count in enumerate(whole):
+                if wanted.kept[number] > count:
+                    embeddings[number] = torch.cat([embeddings[number], self.image_newline[None]])
+            return kept, embeddings
+
+        parts: list[_Part] = []
+        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            layout = self._laid_out(image, size)
+            counts = [each.saliency.numel() for each in layout]
+            shares = spread_budget(min(wanted.kept[number], sum(counts)), counts)
+            first = 0
+            for part, (crop, share, count) in enumerate(zip(layout, shares, counts, strict=True)):
+                if share:
+                    candidates = Candidates(
+                        wanted.selectors[number],
+                        wanted.identities[number],
+                        share,
+                        crop.projected[0],
+                        crop.features[0],
+                        crop.saliency[0],
+                        text[number],
+                        None if crop.keys is None else crop.keys[0],
+                        self._places(part, size, count, crop.saliency.device),
+                        part=part,
+                    )
+                    parts.append(_Part(number, first, candidates))
+                first += count
+        chosen = self.select([part.candidates for part in parts])
+
+        order: list[Tensor | None] = []
+        embeddings = []
+        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            mine = [each for each in zip(parts, chosen, strict=True) if each[0].image == number]
+            rows = torch.cat([self.embed(part.candidates, selected) for part, selected in mine])
+            if wanted.kept[number] > len(rows):
+                # Kept whole beside a larger image of the same request: with its newlines.
+                rows = self._merge_image_patch_embeddings(
+                    torch.tensor(size),
+                    image.projected,
+                    image_newline=self.image_newline,
+                    strategy="spatial_unpad",
+                )
+            order.append(_positions(mine))
+            embeddings.append(rows)
+        return order, embeddings
+
+    def _laid_out(self, image: ImageFeatures, size: tuple[int, int]) -> list[ImageFeatures]:
+        """Return base crop and picture, ``(1, N, ...)`` each, as vLLM lays out the projections."""
+        base = self.salient_tower.tokens
+        if len(image.saliency) == 1:
+            return [image]
+
+        def lay_out(values: Tensor) -> Tensor:
+            laid_out: Tensor = self._merge_image_patch_embeddings(
+                torch.tensor(size), values, strategy="spatial_unpad"
+            )
+            return laid_out[None]
+
+        whole = _each(lay_out, image)
+        return [
+            _each(lambda values: values[:, :base], whole),
+            _each(lambda values: values[:, base:], whole),
+        ]
+
+    def _places(self, part: int, size: tuple[int, int], count: int, device: torch.device) -> Tensor:
+        """Return rows and columns, ``(count, 2)``: of the base's grid or of the picture's."""
+        numbers = torch.arange(count, device=device)
+        if part == 0:
+            return self.places_of(numbers)
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        tiles_high, tiles_wide = get_anyres_image_grid_shape(
+            size, self.config.image_grid_pinpoints, vision.image_size
+        )
+        # Rows are what newlines would be added to, and one is added to each.
+        mark = torch.zeros(1)
+        blank = torch.zeros(1 + tiles_high * tiles_wide, side * side, 1)
+        laid_out = self._merge_image_patch_embeddings(
+            torch.tensor(size), blank, image_newline=mark, strategy="spatial_unpad"
+        )
+        rows = len(laid_out) - side * side - count
+        columns = count // rows
+        return torch.stack([numbers // columns, numbers % columns], dim=1)
+
+
+def _each(change: Callable[[Tensor], Tensor], image: ImageFeatures) -> ImageFeatures:
+    """Change all of an image's tensors alike, as ``(K, N, channels)``."""
+    keys = image.keys
+    return replace(
+        image,
+        features=change(image.features),
+        projected=change(image.projected),
+        saliency=change(image.saliency[..., None])[..., 0],
+        keys=None if keys is None else change(keys.flatten(2)).unflatten(-1, keys.shape[2:]),
+    )
+
+
+def _positions(parts: Sequence[tuple[_Part, Selection]]) -> Tensor | None:
+    positions = [
+        part.first + selected.indices for part, selected in parts if selected.indices is not None
+    ]
+    return torch.cat(positions) if len(positions) == len(parts) else None

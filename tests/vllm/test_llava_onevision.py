@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-OneVision: images with scaled pictures, videos, and both in one prompt."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demo.photo import photo
+from tests.tiny.onevision import FRAME_TOKENS, SIDE, build_onevision
+from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+
+QUESTION, OTHER = "what color is the suit?", "where is the flag?"
+PATCHES = SIDE * SIDE
+Video = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return build_onevision(REPOSITORY / ".models" / "onevision")
+
+
+@pytest.fixture(scope="module")
+def engine(start_engine: StartEngine, model: Path) -> Iterator[Engine]:
+    # A chunk is shorter than most prompts here, so all of them pass in several.
+    with start_engine(
+        model,
+        max_num_batched_tokens=256,
+        block_size=32,
+        max_model_len=8192,
+        limit_mm_per_prompt={"image": 3, "video": 3},
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> "Reference":
+    return Reference(model)
+
+
+def clip(*names: str) -> Video:
+    """A video whose frames are photographs."""
+    return np.stack([np.array(photo(name).resize((120, 100))) for name in names])
+
+
+STILL = clip(*["astronaut"] * 5, "cat", *["astronaut"] * 2)
+
+
+def request(
+    question: str, budget: object, images: Sequence[Any] = (), videos: Sequence[Video] = ()
+) -> dict[str, Any]:
+    marks = "<image>" * len(images) + "<video>" * len(videos)
+    data = {"image": list(images)} if images else {}
+    data |= {"video": list(videos)} if videos else {}
+    return {
+        "prompt": f"USER: {marks}\n{question} ASSISTANT:",
+        "multi_modal_data": data,
+        **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+    }
+
+
+def run(engine: Engine, *requests: dict[str, Any], tokens: int = 8) -> list[Any]:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=tokens)
+    return list(engine.llm.generate(list(requests), sampling, use_tqdm=False))  # type: ignore[arg-type]
+
+
+class Reference:
+    """Transformers' own model, float32."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.processor: Any = AutoProcessor.from_pretrained(path)
+
+    @torch.inference_mode()
+    def image(self, image: Any) -> Tensor:
+        """Base patches, then the picture's, without its newlines."""
+        inputs = self.processor.image_processor(image, return_tensors="pt")
+        marker = torch.full_like(self.model.model.image_newline, 1e9)
+        self.model.model.image_newline.data, kept = marker, self.model.model.image_newline.data
+        rows = self.model.model.get_image_features(
+            inputs["pixel_values"], inputs["image_sizes"]
+        ).pooler_output[0]
+        self.model.model.image_newline.data = kept
+        return rows[(rows != marker).any(dim=-1)]
+
+    @torch.inference_mode()
+    def video(self, video: Video) -> Tensor:
+        """All frames' pooled patches, without the newline behind them."""
+        inputs = self.processor.video_processor([video], return_tensors="pt")
+        features = self.model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
+        return features.reshape(-1, features.shape[-1])[:-1]
+
+    @torch.inference_mode()
+    def answer(self, before: str, rows: Tensor, after: str, tokens: int) -> list[int]:
+        embed, tokenize = self.model.get_input_embeddings(), self.processor.tokenizer
+        head = torch.tensor(tokenize(before).input_ids)
+        tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
+        inputs = torch.cat([embed(head), rows, embed(tail)])[None]
+        out = self.model.generate(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=tokens,
+        )
+        return list(out[0].tolist()[-tokens:])
+
+
+# The last is more than nine tiles' worth and reaches the model scaled down.
+@pytest.mark.parametrize("size", [(112, 112), (300, 90), (60, 400), (440, 380)])
+def test_images_answer_as_transformers_fed_with_the_kept_tokens(
+    engine: Engine, reference: Reference, size: tuple[int, int]
+) -> None:
+    image = photo("astronaut").resize(size)
+    rows = reference.image(image)
+    for budget in (1, 20, len(rows) - 1):
+        engine.forget()
+        (output,) = run(engine, request(QUESTION, budget, [image]))
+        kept = engine.kept()[-1]["kept"]
+        assert kept == sorted(set(kept))
+        assert len(kept) == budget
+        ids = token_ids(output)
+        after = f"\n{QUESTION} ASSISTANT:"
+        assert ids == reference.answer("USER: ", rows[torch.tensor(kept)], after, len(ids)), budget
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_videos_answer_as_transformers_fed_with_the_kept_tokens(
+    engine: Engine, reference: Reference, frames: int
+) -> None:
+    video = STILL[-frames:]
+    rows = reference.video(video)
+    assert len(rows) == frames * FRAME_TOKENS
+    for budget in (frames, frames + 5, len(rows)):
+        engine.forget()
+        (output,) = run(engine, request(QUESTION, budget, videos=[video]))
+        kept = torch.tensor(engine.kept()[-1]["kept"])
+        assert len(kept) == budget
+        assert (kept // FRAME_TOKENS).unique().tolist() == list(range(frames))
+        ids = token_ids(output)
+        after = f"\n{QUESTION} ASSISTANT:"
+        assert ids == reference.answer("USER: ", rows[kept], after, len(ids)), budget
+
+
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+    image, video = photo("coffee").resize((200, 230)), STILL[2:]
+    requests = [
+        request(question, budget, images, videos)
+        for question in (QUESTION, OTHER)
+        for budget, images, videos in (
+            (None, [image], []),
+            (30, [image], []),
+            (12, [image, photo("cat")], [video]),
+            (None, [], [video]),
+            (0.25, [], [STILL, video]),
+        )
+    ]
+    alone = []
+    for each in requests:
+        engine.forget()
+        alone.append(token_ids(run(engine, each)[0]))
+    engine.forget()
+    together = run(engine, *requests)
+    assert [token_ids(each) for each in together] == alone
+    # Another question, other tokens: nothing of the first one's items is shared.
+    assert alone[1] != alone[6]
+
+
+def test_lengths_caches_and_a_budget_that_does_not_bind(engine: Engine) -> None:
+    whole = len(STILL) * FRAME_TOKENS + 1
+    engine.forget()
+    stock, equal, above, shorter = (
+        run(engine, request(QUESTION, budget, videos=[STILL]))[0]
+        for budget in (None, whole, 10_000, 64)
+    )
+    assert token_ids(stock) == token_ids(equal) == token_ids(above)
+    assert equal.num_cached_tokens > whole - 32
+    assert len(stock.prompt_token_ids) - len(shorter.prompt_token_ids) == whole - 64
+    again, other = (
+        run(engine, request(question, 64, videos=[STILL]))[0] for question in (QUESTION, OTHER)
+    )
+    assert token_ids(again) == token_ids(shorter)
+    assert again.num_cached_tokens >= 64
+    assert not other.num_cached_tokens
+
+
+def test_a_still_background_is_not_paid_for_in_every_frame(engine: Engine) -> None:
+    """Seven frames are the same picture; the one that differs gets more than its share."""
+    engine.forget()
+    run(engine, request(QUESTION, 40, videos=[STILL]), tokens=1)
+    kept = torch.tensor(engine.kept()[-1]["kept"])
+    by_frame = (kept // FRAME_TOKENS).bincount(minlength=8)
+    assert by_frame.min() >= 1
+    assert by_frame[5] > 40 / 8
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
+def test_merging_selectors_keep_the_count(engine: Engine, name: str) -> None:
+    for images, videos in (([photo("cat").resize((440, 380))], []), ([], [STILL])):
+        asked = request(QUESTION, 30, images, videos)
+        asked["mm_processor_kwargs"]["visual_selector"] = name
+        plain = request(QUESTION, 30, images, videos)
+        engine.forget()
+        first, second = run(engine, asked)[0], run(engine, plain)[0]
+        assert len(first.prompt_token_ids) == len(second.prompt_token_ids)
+        assert token_ids(first) != token_ids(second)
+
+
+def test_odd_shapes_have_documented_counts(engine: Engine) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    strip = photo("cat").resize((4000, 1))
+    for image in (strip, strip.rotate(90, expand=True), photo("cat").resize((3, 2))):
+        (whole,) = run(engine, request(QUESTION, None, [image]), tokens=1)
+        (kept,) = run(engine, request(QUESTION, 7, [image]), tokens=1)
+        (shown,) = [len(each["kept"]) for each in engine.kept()[-1:]]
+        assert shown == 7
+        assert len(kept.prompt_token_ids) < len(whole.prompt_token_ids)
+    long = np.repeat(STILL[:1], 300, axis=0)
+    (output,) = run(engine, request(QUESTION, 300, videos=[long]), tokens=1)
+    assert len(engine.kept()[-1]["kept"]) == 300
+    (fraction,) = run(engine, request(QUESTION, 0.001, videos=[long]), tokens=1)
+    assert len(fraction.prompt_token_ids) == len(output.prompt_token_ids)
+    with pytest.raises(VLLMValidationError, match="the smallest budget for it is 300"):
+        run(engine, request(QUESTION, 299, videos=[long]))
+    assert token_ids(run(engine, request(QUESTION, 8, videos=[STILL]))[0])
