@@ -5,8 +5,7 @@ The pixel shuffle makes one token of several patches, so a token's saliency is t
 A thumbnail is a tile as any other.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,22 +24,21 @@ from vllm.model_executor.models.internvl import (
     InternVLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.processing import PromptUpdateDetails
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import KEPT, field_name
-from flashvlm_vllm.models.frame_text import FrameText
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.tiles import FRAME_TEXT, TileSelection
-from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.models.text_between import TextBetween, TextBetweenProcessor
+from flashvlm_vllm.models.tiles import TileSelection
 from flashvlm_vllm.vision.intern import InternTower
+from flashvlm_vllm.vision.tap import inputs_of
 
 
-class _InternProcessor(VisualTokenProcessor):
-    """What both formats share: a pruned video's text between frames goes to the worker."""
+class _InternProcessor(TextBetweenProcessor):
+    """What both formats share: videos have text between their frames."""
 
     placeholder_texts = ("<image>", "<video>")
+    text_between = "video"
 
     @property
     def hf_processor(self) -> Any:
@@ -48,12 +46,7 @@ class _InternProcessor(VisualTokenProcessor):
         return self.info.get_hf_processor(**self.request_arguments)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return vLLM's placeholder of a video that is not pruned."""
-        raise NotImplementedError
-
-    @property
-    def video_token(self) -> int:
-        """The id of a video's visual tokens."""
+        """Return vLLM's placeholder of a video that is not pruned; runs may have any length."""
         raise NotImplementedError
 
     def count_video_tokens(
@@ -63,38 +56,25 @@ class _InternProcessor(VisualTokenProcessor):
         total = frames * self.hf_processor.image_seq_length
         return TokenCount(total, total, frames)
 
-    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
-        """Shorten a placeholder; all of a pruned video's, text included, gets embeddings.
+    def whole_placeholder(self, items: Any, number: int) -> list[int]:
+        """Return the placeholder of a video that is not pruned."""
+        video = items.get(number)
+        return self.video_placeholder(len(video[0] if isinstance(video, tuple) else video))
 
-        Which frame keeps how many is not known yet: the visual tokens that stay stand in the
-        first frames here, the worker puts them where they belong.
+    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+        """Shorten an image's or a video's placeholder.
+
+        Raises:
+            TypeError: vLLM writes other text between frames than goes to the worker.
+
         """
         shorter = super().shorten_placeholder(whole, count, kept)
-        if kept == count.total or self.video_token not in whole.full:
-            return shorter
-        expected = self.video_placeholder(count.floor)
-        between = (FrameText.between(ids, self.video_token) for ids in (whole.full, expected))
-        if next(between) != next(between):
-            raise TypeError("vLLM writes other text between frames than this plugin expects")
-        return PromptUpdateDetails.from_seq(shorter.full)
-
-    def _planned(self, items: Any, modality: str, *args: Any) -> dict[str, Any]:
-        inputs = super()._planned(items, modality, *args)
-        if modality == "video":
-            frames = [int(count) for count in inputs["video_num_patches"]]
-            inputs[FRAME_TEXT] = [
-                FrameText.between(self.video_placeholder(count), self.video_token).to_tensor()
-                for count in frames
-            ]
-        return inputs
-
-    def _get_mm_fields_config(
-        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
-    ) -> Mapping[str, MultiModalFieldConfig]:
-        config = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))
-        if FRAME_TEXT in hf_inputs:
-            config[FRAME_TEXT] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
-        return config
+        if self.visual_token in whole.full:
+            expected = self.video_placeholder(count.floor)
+            texts = [TextBetween.between(ids, self.visual_token) for ids in (whole.full, expected)]
+            if texts[0] != texts[1]:
+                raise TypeError("vLLM writes other text between frames than this plugin expects")
+        return shorter
 
 
 class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor):
@@ -113,7 +93,7 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
         return placeholder
 
     @property
-    def video_token(self) -> int:
+    def visual_token(self) -> int:
         """The id of a video's visual tokens; -1 where the language model has none."""
         token = self.hf_processor.ctx_video_token_id
         return -1 if token is None else token
@@ -141,7 +121,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
         return ids
 
     @property
-    def video_token(self) -> int:
+    def visual_token(self) -> int:
         """The id of a video's visual tokens."""
         processor = self.hf_processor
         token: int = self.info.get_tokenizer().convert_tokens_to_ids(processor.video_token)
@@ -188,7 +168,7 @@ class InternSelection(TileSelection):
 
     def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
         """Encode; a token's saliency and keys are the mean of its patches'."""
-        with _inputs_of(self.multi_modal_projector) as shuffled:
+        with inputs_of(self.multi_modal_projector) as shuffled:
             encoded = self.intern_tower.run(self.extract_feature, pixels, with_keys=with_keys)
         keys = encoded.keys
         return ImageFeatures(
@@ -280,14 +260,3 @@ class PrunedInternVL(InternSelection, InternS1ForConditionalGeneration):
             self.config.vision_config.num_attention_heads,
             is_data_parallel=False,
         )
-
-
-@contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what ``module`` is called with inside the block."""
-    heard: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-    try:
-        yield heard
-    finally:
-        handle.remove()

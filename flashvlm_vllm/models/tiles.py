@@ -14,15 +14,11 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from flashvlm_vllm.fields import field_name
 from flashvlm_vllm.models.anyres import spread_budget
-from flashvlm_vllm.models.frame_text import FrameText
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.text_between import take_text_between, with_text
 from flashvlm_vllm.selection import Selection
-
-FRAME_TEXT = field_name("frame_text", "video")
-"""A video's text between its frames, for ``FrameText.from_tensor``."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,11 @@ class TileSelection(VisualTokenSelection):
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images or videos; those with a budget come back as their kept tokens only."""
-        frame_text = kwargs.pop(FRAME_TEXT, None)
+        texts = take_text_between(kwargs)
         wanted = Wanted.take_from(kwargs)
         if wanted is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        is_video = frame_text is not None
+        is_video = texts is not None
         flat, tiles = self.read_tiles(kwargs, is_video=is_video)
         pixels = flat.split(tiles)
         text = self.embed_queries(wanted.queries)
@@ -83,34 +79,9 @@ class TileSelection(VisualTokenSelection):
                 embeddings.append(rows)
                 frames_of.append(frames)
         self.trace(totals, kept, wanted.queries)
-        if is_video:
-            layouts = [FrameText.from_tensor(packed) for packed in frame_text]
-            return self._with_text(layouts, totals, embeddings, frames_of)
-        return embeddings
-
-    def _with_text(
-        self,
-        layouts: Sequence[FrameText],
-        totals: Sequence[int],
-        embeddings: Sequence[Tensor],
-        frames_of: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Put the text between frames back; a video that is kept whole has it in the prompt."""
-        device = embeddings[0].device
-        ids = torch.tensor([token for layout in layouts for token in layout.ids])
-        # One look-up: with a sharded vocabulary it is a collective.
-        text = self.language_model.embed_input_ids(async_tensor_h2d(ids, device))
-        return [
-            rows if len(rows) == total else layout.interleave(own, rows, frames)
-            for layout, total, own, rows, frames in zip(
-                layouts,
-                totals,
-                text.split([len(layout.ids) for layout in layouts]),
-                embeddings,
-                frames_of,
-                strict=True,
-            )
-        ]
+        if texts is None:
+            return embeddings
+        return with_text(self.language_model, texts, totals, embeddings, frames_of)
 
     def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
         """Run tower and projector on those items whose features are not in the cache.

@@ -41,3 +41,14 @@ class AttentionTap:
     def _split_heads(self, states: Tensor) -> Tensor:
         batch, tokens = states.shape[:2]
         return states.reshape(batch, tokens, -1, self.attention.head_size)
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what ``module`` is called with inside the block."""
+    heard: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    try:
+        yield heard
+    finally:
+        handle.remove()

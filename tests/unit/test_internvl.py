@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flashvlm_vllm.models.frame_text import FrameText
 from flashvlm_vllm.models.internvl import PrunedInternVLChat
+from flashvlm_vllm.models.text_between import TextBetween
 
 SIDE = 8
 CONTEXT = 9
@@ -63,7 +63,7 @@ def test_a_token_is_a_square_of_patches_at_its_place(version: str) -> None:
 def test_text_and_visual_tokens_come_in_the_order_of_the_prompt(
     placeholder: list[int], counts: list[int]
 ) -> None:
-    layout = FrameText.from_tensor(FrameText.between(placeholder, CONTEXT).to_tensor())
+    layout = TextBetween.from_tensor(TextBetween.between(placeholder, CONTEXT).to_tensor())
     assert list(layout.ids) == [token for token in placeholder if token != CONTEXT]
 
     expected: list[float] = []
