@@ -12,9 +12,13 @@ MODELS = {
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
+    "LlavaNextVideoForConditionalGeneration": (
+        "flashvlm_vllm.models.llava_next_video:PrunedLlavaNextVideo"
+    ),
     "LlavaOnevisionForConditionalGeneration": (
         "flashvlm_vllm.models.llava_onevision:PrunedLlavaOnevision"
     ),
+    "Mistral3ForConditionalGeneration": "flashvlm_vllm.models.mistral3:PrunedMistral3",
 }
 """Covered architectures and the classes that replace vLLM's own (imported on first use)."""
 

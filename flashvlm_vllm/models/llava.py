@@ -23,7 +23,7 @@ from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
 from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.vision.tower import SalientTower
+from flashvlm_vllm.vision.tower import Encoded, SalientTower
 
 
 class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
@@ -150,11 +150,7 @@ class LlavaSelection(VisualTokenSelection):
 
         """
         crops = [len(each) for each in pixels]
-        encoded = self.salient_tower.run(
-            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
-            torch.cat(list(pixels)),
-            with_keys=with_keys,
-        )
+        encoded = self.encode_crops(torch.cat(list(pixels)), with_keys=with_keys)
         projected = self.multi_modal_projector(encoded.features)
         keys = [None] * len(crops) if encoded.keys is None else encoded.keys.split(crops)
         return [
@@ -167,6 +163,14 @@ class LlavaSelection(VisualTokenSelection):
                 strict=True,
             )
         ]
+
+    def encode_crops(self, pixels: Tensor, *, with_keys: bool) -> Encoded:
+        """Run the tower on crops or frames ``(B, 3, H, W)``, up to the projector."""
+        return self.salient_tower.run(
+            lambda crops: self._image_pixels_to_features(self.vision_tower, crops),
+            pixels,
+            with_keys=with_keys,
+        )
 
     def embed_clips(
         self, clips: Sequence[ImageFeatures], wanted: Wanted, text: Sequence[Tensor | None]
