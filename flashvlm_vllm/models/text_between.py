@@ -7,7 +7,7 @@ text token where it belongs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -152,6 +152,17 @@ class TextBetweenProcessor(VisualTokenProcessor):
         if kept == count.total or self.visual_token not in whole.full:
             return shorter
         return PromptUpdateDetails.from_seq(shorter.full)
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Profile memory with the text embedded: a pruned item may lose less than its text."""
+        inputs = super().get_dummy_mm_inputs(*args, **kwargs)
+        placeholders: Any = inputs["mm_placeholders"]
+        if self.text_between in placeholders:
+            placeholders[self.text_between] = [
+                replace(placeholder, is_embed=None)
+                for placeholder in placeholders[self.text_between]
+            ]
+        return inputs
 
     def _planned(self, items: Any, modality: str, *args: Any) -> dict[str, Any]:
         inputs = super()._planned(items, modality, *args)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small Mistral 3: Pixtral tower at patch 14, 224 px at most, squares of 2 x 2 patches."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights, train_tokenizer
+
+IMAGE_SIZE = 224
+PATCH_SIZE = 14
+MERGE = 2
+IMAGE, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ message['role'].upper() + ': ' }}
+{%- if message['content'] is string -%}
+{{ message['content'] + ' ' }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ '[IMG]' }}
+{%- elif part['type'] == 'text' -%}{{ part['text'] + ' ' }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def build_mistral3(path: Path) -> Path:
+    """Write the checkpoint and return its folder."""
+
+    def write(folder: Path) -> None:
+        tokenizer = _tokenizer()
+        _model(tokenizer).save_pretrained(folder)
+        processor = PixtralProcessor(
+            image_processor=PixtralImageProcessor(
+                size={"longest_edge": IMAGE_SIZE},
+                patch_size={"height": PATCH_SIZE, "width": PATCH_SIZE},
+            ),
+            tokenizer=tokenizer,
+            patch_size=PATCH_SIZE,
+            spatial_merge_size=MERGE,
+            chat_template=tokenizer.chat_template,
+        )
+        processor.save_pretrained(folder)
+
+    return build_once(path, {"kind": "mistral3", "builder": _SOURCE}, write)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = train_tokenizer(1024)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer,
+        unk_token=words.unk_token,
+        bos_token=words.bos_token,
+        eos_token=words.eos_token,
+        pad_token=words.pad_token,
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "image_break_token": BREAK,
+            "image_end_token": END,
+        },
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def _model(tokenizer: PreTrainedTokenizerFast) -> Any:
+    config = Mistral3Config(
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 128 // HEAD_DIM,
+            "head_dim": HEAD_DIM,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "hidden_act": "silu",
+        },
+        text_config={
+            "model_type": "mistral",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 128 // HEAD_DIM,
+            "num_key_value_heads": 128 // HEAD_DIM,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": 4096,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        spatial_merge_size=MERGE,
+        tie_word_embeddings=False,
+    )
+    model: Any = Mistral3ForConditionalGeneration(config)
+    draw_weights(model, tokenizer, seed=0)
+    model.generation_config.bos_token_id = BOS
+    model.generation_config.eos_token_id = EOS
+    model.generation_config.pad_token_id = PAD
+    return model

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mistral 3: counts, ends of rows, parity with Transformers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from demo.photo import photo
+from flashvlm_vllm.selection import fused_scores
+from tests.tiny.mistral3 import BREAK, END, IMAGE, MERGE, PATCH_SIZE, build_mistral3
+from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+
+QUESTIONS = ("what color is the suit?", "where is the flag?")
+SIZES = {(224, 224): (8, 8), (200, 100): (4, 8), (60, 224): (8, 3), (448, 336): (6, 8)}
+"""Width and height of an image, rows and columns of its tokens."""
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return build_mistral3(REPOSITORY / ".models" / "mistral3")
+
+
+@pytest.fixture(scope="module")
+def engine(start_engine: StartEngine, path: Path) -> Iterator[Engine]:
+    with start_engine(path, max_num_batched_tokens=48, max_model_len=2048, block_size=32) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> "Reference":
+    return Reference(path)
+
+
+class Reference:
+    """Transformers' own model, eager attention, float32."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.processor: Any = AutoProcessor.from_pretrained(path)
+        self.tokenizer: Any = self.processor.tokenizer
+
+    def id_of(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    @torch.inference_mode()
+    def encode(self, image: Any) -> tuple[Tensor, Tensor]:
+        """Projections (n, D) and saliency (n,)."""
+        step = PATCH_SIZE * MERGE
+        pixels = self.processor.image_processor(
+            [image], patch_size={"height": step, "width": step}, return_tensors="pt"
+        )
+        sizes = pixels["image_sizes"]
+        tower = self.model.model.vision_tower(
+            pixels["pixel_values"], image_sizes=sizes, output_attentions=True
+        )
+        projected = self.model.model.multi_modal_projector(tower.last_hidden_state[0], sizes)
+        rows, columns = (int(length) // PATCH_SIZE for length in sizes[0])
+        received = tower.attentions[-1].mean(dim=1).sum(dim=1).view(1, rows, columns)
+        return projected, avg_pool2d(received, MERGE).flatten()
+
+    @torch.inference_mode()
+    def generate(self, ids: list[int], rows: Tensor, tokens: int) -> list[int]:
+        """Greedy ids after a prompt whose image tokens are embedded as ``rows``."""
+        prompt = torch.tensor(ids)
+        embeddings = self.model.get_input_embeddings()(prompt)
+        embeddings[prompt == self.id_of(IMAGE)] = rows
+        out = self.model.generate(
+            inputs_embeds=embeddings[None],
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=tokens,
+        )
+        return list(out[0].tolist()[-tokens:])
+
+
+def ask(engine: Engine, requests: list[tuple[str, list[Any], object]]) -> list[Any]:
+    """Ask several ``(question, images, budget)`` at once."""
+    from vllm import SamplingParams
+
+    prompts: list[Any] = [
+        {
+            "prompt": f"USER: {IMAGE * len(images)}\n{question} ASSISTANT:",
+            "multi_modal_data": {"image": images},
+            **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+        }
+        for question, images, budget in requests
+    ]
+    sampling = SamplingParams(temperature=0, max_tokens=8)
+    outputs: list[Any] = engine.llm.generate(prompts, sampling, use_tqdm=False)
+    return outputs
+
+
+def laid_out(counts: list[int]) -> str:
+    """An image of so many tokens in each row."""
+    return BREAK.join(IMAGE * count for count in counts) + END
+
+
+def test_an_image_answers_as_transformers_does(engine: Engine, reference: Reference) -> None:
+    question = QUESTIONS[0]
+    for size, (rows, columns) in SIZES.items():
+        image = photo("astronaut").resize(size)
+        projected, saliency = reference.encode(image)
+        total = rows * columns
+        assert len(projected) == total
+        for budget in (None, 1, 12, 0.5, total - 1, total):
+            engine.forget()
+            before = len(engine.kept())
+            (output,) = ask(engine, [(question, [image], budget)])
+            kept = torch.arange(total)
+            if budget not in (None, total):
+                (record,) = engine.kept()[before:]
+                kept = torch.tensor(record["kept"])
+                assert record["kept"] == sorted(set(record["kept"]))
+                expected = budget if isinstance(budget, int) else total // 2
+                assert len(kept) == expected, (size, budget)
+                with torch.inference_mode():
+                    words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
+                    scores = fused_scores(projected, saliency, words)
+                important = scores.topk(expected // 2).indices.tolist()
+                assert set(important) <= set(record["kept"]), (size, budget)
+            # Every row's end stays, even that of a row of which nothing is left.
+            counts = (kept // columns).bincount(minlength=rows).tolist()
+            prompt = f"USER: {laid_out(counts)}\n{question} ASSISTANT:"
+            ids = reference.tokenizer(prompt).input_ids
+            assert sorted(output.prompt_token_ids) == sorted(ids), (size, budget)
+            answer = token_ids(output)
+            assert answer == reference.generate(ids, projected[kept], len(answer)), (size, budget)
+
+
+def test_several_images_get_the_budget_each(engine: Engine, reference: Reference) -> None:
+    images = [photo("cat").resize((200, 100)), photo("coffee"), photo("cat").resize((56, 28))]
+    engine.forget()
+    before = len(engine.kept())
+    (output,) = ask(engine, [(QUESTIONS[0], images, 10)])
+    # The last has two tokens only.
+    assert [len(record["kept"]) for record in engine.kept()[before:]] == [10, 10, 2]
+    ids = list(output.prompt_token_ids)
+    assert ids.count(reference.id_of(IMAGE)) == 22
+    assert ids.count(reference.id_of(END)) == 3
+
+
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+    requests = [
+        (question, [photo("astronaut").resize(size)], budget)
+        for question in QUESTIONS
+        for size in ((224, 224), (200, 100))
+        for budget in (None, 12, 0.5)
+    ]
+    alone = []
+    for request in requests:
+        engine.forget()
+        alone.append(ask(engine, [request])[0])
+    engine.forget()
+    together = ask(engine, requests)
+    again = ask(engine, requests)
+    for request, one, other, warm in zip(requests, alone, together, again, strict=True):
+        assert list(one.prompt_token_ids) == list(other.prompt_token_ids), request
+        assert token_ids(one) == token_ids(other) == token_ids(warm), request
+        assert warm.num_cached_tokens == (len(warm.prompt_token_ids) - 1) // 32 * 32, request
