@@ -25,11 +25,7 @@ MODELS = {
 
 def covers(model_config: Any) -> bool:
     """Tell whether budgets apply to a model, given vLLM's ``ModelConfig``."""
-    if not any(name in MODELS for name in model_config.architectures):
-        return False
-    # vLLM serves Pixtral by LLaVA's class. Its tower puts break tokens between patch rows.
-    vision = getattr(model_config.hf_config, "vision_config", None)
-    return getattr(vision, "model_type", None) != "pixtral"
+    return any(name in MODELS for name in model_config.architectures)
 
 
 def register() -> None:

@@ -15,7 +15,6 @@ from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
     LlavaMultiModalProcessor,
     _build_llava_or_pixtral_hf_info,
-    _build_llava_or_pixtral_hf_processor,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -31,9 +30,11 @@ class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
 
 
 def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
-    """Build the pruning processor; Pixtral, served by the same class in vLLM, stays stock."""
-    if isinstance(info.get_hf_config().vision_config, PixtralVisionConfig):
-        return _build_llava_or_pixtral_hf_processor(info, dummy_inputs, **kwargs)
+    """Build the processor of LLaVA, or of Pixtral, which vLLM serves by the same class."""
+    if _is_pixtral(info.get_hf_config()):
+        from flashvlm_vllm.models.pixtral import PrunedPixtralProcessor
+
+        return PrunedPixtralProcessor(info, dummy_inputs, **kwargs)
     return PrunedLlavaProcessor(info, dummy_inputs, **kwargs)
 
 
@@ -218,6 +219,15 @@ def clip_candidates(
 class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
     """LLaVA that keeps, of each image, the tokens its request's question selects."""
 
+    def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> "PrunedLlava":
+        """Make a Pixtral where the configuration says so: to vLLM both are one architecture."""
+        if _is_pixtral(vllm_config.model_config.hf_config):
+            from flashvlm_vllm.models.pixtral import PrunedPixtral
+
+            kind: Any = PrunedPixtral
+            return super().__new__(kind)  # type: ignore[no-any-return]
+        return super().__new__(cls)
+
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
     ) -> tuple[int, int | None]:
@@ -256,3 +266,7 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
         chosen = self.select(candidates)
         embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
         return [each.indices for each in chosen], embeddings
+
+
+def _is_pixtral(config: Any) -> bool:
+    return isinstance(config.vision_config, PixtralVisionConfig)

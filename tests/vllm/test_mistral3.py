@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral 3: counts, ends of rows, parity with Transformers."""
+"""Mistral 3 and Pixtral: counts, ends of rows, parity with Transformers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +12,27 @@ from torch.nn.functional import avg_pool2d
 
 from demo.photo import photo
 from flashvlm_vllm.selection import fused_scores
-from tests.tiny.mistral3 import BREAK, END, IMAGE, MERGE, PATCH_SIZE, build_mistral3
+from tests.tiny.mistral3 import (
+    BREAK,
+    END,
+    IMAGE,
+    PATCH_SIZE,
+    build_mistral3,
+    build_pixtral,
+)
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
-SIZES = {(224, 224): (8, 8), (200, 100): (4, 8), (60, 224): (8, 3), (448, 336): (6, 8)}
-"""Width and height of an image, rows and columns of its tokens."""
+SIZES = {(8, 8): (8, 8), (7.1, 3.5): (4, 8), (2.1, 8): (8, 3), (16, 12): (6, 8)}
+"""Width and height of an image, in tokens; rows and columns that it has."""
 
 
-@pytest.fixture(scope="module")
-def path() -> Path:
-    return build_mistral3(REPOSITORY / ".models" / "mistral3")
+@pytest.fixture(
+    scope="module", params=["mistral3", pytest.param("pixtral", marks=pytest.mark.slow)]
+)
+def path(request: pytest.FixtureRequest) -> Path:
+    build = build_mistral3 if request.param == "mistral3" else build_pixtral
+    return build(REPOSITORY / ".models" / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +57,12 @@ class Reference:
         ).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)
         self.tokenizer: Any = self.processor.tokenizer
+        self.merge: int = self.processor.spatial_merge_size
+        self.step = PATCH_SIZE * self.merge
+
+    def image(self, width: float, height: float, name: str = "astronaut") -> Any:
+        """A picture of so many tokens' size."""
+        return photo(name).resize((round(width * self.step), round(height * self.step)))
 
     def id_of(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -54,18 +70,18 @@ class Reference:
     @torch.inference_mode()
     def encode(self, image: Any) -> tuple[Tensor, Tensor]:
         """Projections (n, D) and saliency (n,)."""
-        step = PATCH_SIZE * MERGE
-        pixels = self.processor.image_processor(
-            [image], patch_size={"height": step, "width": step}, return_tensors="pt"
-        )
+        patch = {"height": self.step, "width": self.step}
+        pixels = self.processor.image_processor([image], patch_size=patch, return_tensors="pt")
         sizes = pixels["image_sizes"]
         tower = self.model.model.vision_tower(
             pixels["pixel_values"], image_sizes=sizes, output_attentions=True
         )
-        projected = self.model.model.multi_modal_projector(tower.last_hidden_state[0], sizes)
+        project = self.model.model.multi_modal_projector
+        patches = tower.last_hidden_state[0]
+        projected = project(patches, sizes) if self.merge > 1 else project(patches)
         rows, columns = (int(length) // PATCH_SIZE for length in sizes[0])
         received = tower.attentions[-1].mean(dim=1).sum(dim=1).view(1, rows, columns)
-        return projected, avg_pool2d(received, MERGE).flatten()
+        return projected, avg_pool2d(received, self.merge).flatten()
 
     @torch.inference_mode()
     def generate(self, ids: list[int], rows: Tensor, tokens: int) -> list[int]:
@@ -107,7 +123,7 @@ def laid_out(counts: list[int]) -> str:
 def test_an_image_answers_as_transformers_does(engine: Engine, reference: Reference) -> None:
     question = QUESTIONS[0]
     for size, (rows, columns) in SIZES.items():
-        image = photo("astronaut").resize(size)
+        image = reference.image(*size)
         projected, saliency = reference.encode(image)
         total = rows * columns
         assert len(projected) == total
@@ -137,7 +153,8 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
 
 
 def test_several_images_get_the_budget_each(engine: Engine, reference: Reference) -> None:
-    images = [photo("cat").resize((200, 100)), photo("coffee"), photo("cat").resize((56, 28))]
+    sizes = ((7.1, 3.5), (20, 20), (2, 1))
+    images = [reference.image(*size, name="cat") for size in sizes]
     engine.forget()
     before = len(engine.kept())
     (output,) = ask(engine, [(QUESTIONS[0], images, 10)])
@@ -148,11 +165,11 @@ def test_several_images_get_the_budget_each(engine: Engine, reference: Reference
     assert ids.count(reference.id_of(END)) == 3
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Reference) -> None:
     requests = [
-        (question, [photo("astronaut").resize(size)], budget)
+        (question, [reference.image(*size)], budget)
         for question in QUESTIONS
-        for size in ((224, 224), (200, 100))
+        for size in ((8, 8), (7.1, 3.5))
         for budget in (None, 12, 0.5)
     ]
     alone = []
