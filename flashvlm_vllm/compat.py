@@ -23,6 +23,7 @@ SETTINGS = (BUDGET, SELECTOR, FEATURE_CACHE_GB)
 """What an engine is started with, as flags or as processor arguments."""
 
 _WRAPPED = "__flashvlm_wrapped__"
+_KEEPS_POSITIONS = "_flashvlm_keeps_positions"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
 
 
@@ -57,13 +58,25 @@ def attach_to_engine() -> None:
     ``Executor.reset_encoder_cache``. Why: whoever has vLLM forget what its encoder computed (new
     weights, as a rule) means the features that this plugin remembers too, and the model is not
     told. Seen: 0.32. End: when models are.
+
+    ``MultiModalConfig.is_multimodal_pruning_enabled``. Why: only where it is true do the runners
+    ask a model for the positions of what it kept, and it knows of ``--video-pruning-rate`` only.
+    Seen: 0.32. End: when the runners ask the model whether it prunes.
+
+    ``CPUModelRunner.load_model``. Why: it is written anew for the CPU and leaves out the question
+    whether the model prunes, so that positions stay in the embeddings' last channels (with
+    ``--video-pruning-rate`` as well). Seen: 0.32. End: when it asks as its base class does.
     """
+    from vllm.config import MultiModalConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.executor.abstract import Executor
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.worker_base import WorkerBase
 
     _wrap(EngineArgs, "create_engine_config", _create_engine_config)
     _wrap(Executor, "reset_encoder_cache", _reset_encoder_cache)
+    _wrap(MultiModalConfig, "is_multimodal_pruning_enabled", _is_pruning_enabled)
+    _wrap(CPUModelRunner, "load_model", _load_model_on_cpu)
     WorkerBase.flashvlm_statistics = _statistics  # type: ignore[attr-defined]
     WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
     WorkerBase.flashvlm_forget_images = _forget_images  # type: ignore[attr-defined]
@@ -225,6 +238,7 @@ def _tell_how_to_turn_on() -> None:
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     config = _config_with_defaults(original, engine_args, *args, **kwargs)
     _turn_off_encoder_graphs(config)
+    _ask_for_positions(config.model_config)
     return config
 
 
@@ -261,6 +275,29 @@ def _turn_off_encoder_graphs(config: Any) -> None:
         init_logger("vllm.flashvlm").info(
             "flashvlm: CUDA graphs of the vision encoder are off; they would bypass the selection"
         )
+
+
+def _ask_for_positions(model_config: Any) -> None:
+    from flashvlm_vllm.plugin import covers
+
+    if covers(model_config) and model_config.uses_mrope:
+        setattr(model_config.multimodal_config, _KEEPS_POSITIONS, True)
+
+
+def _is_pruning_enabled(original: Any, multimodal_config: Any) -> bool:
+    return getattr(multimodal_config, _KEEPS_POSITIONS, False) or original(multimodal_config)
+
+
+def _load_model_on_cpu(original: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
+    from vllm.model_executor.models.interfaces import supports_multimodal_pruning
+
+    original(runner, *args, **kwargs)
+    config = runner.model_config.multimodal_config
+    runner.is_multimodal_pruning_enabled = (
+        config is not None
+        and config.is_multimodal_pruning_enabled()
+        and supports_multimodal_pruning(runner.get_model())
+    )
 
 
 def _checked_defaults(asked: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ _PLACEHOLDER_IDS = (
     "vision_end_token_id",
 )
 """What families call them in their configurations."""
+_PRUNED = "flashvlm-"
 _REMEMBERED_UUIDS = 10_000
 _REMEMBERED_IDENTITIES = 100_000
 _SELECTION_VERSION = 2
@@ -119,7 +120,7 @@ class PlannedInputs(ProcessorInputs):
         for modality, pruned in self.pruned.items():
             if modality in hashes:
                 hashes[modality] = [
-                    f"flashvlm-{plan.identity(stock).hex()}" if is_pruned else stock
+                    f"{_PRUNED}{plan.identity(stock).hex()}" if is_pruned else stock
                     for stock, is_pruned in zip(hashes[modality], pruned, strict=True)
                 ]
         return hashes
@@ -133,6 +134,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     (``count_video_tokens``).
     """
 
+    can_merge: ClassVar[bool] = True
+    """Whether a selector may merge tokens of this model."""
     placeholder_texts: ClassVar[tuple[str, ...]] = ()
     """What stands for an image or a video in a prompt without being a special token."""
 
@@ -228,6 +231,12 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         selector = checked_selector(kwargs.pop(SELECTOR, None)) or default_selector(
             self.info.ctx.model_config
         )
+        if budget is not None and find_selector(selector).merges and not self.can_merge:
+            raise VLLMValidationError(
+                f"{SELECTOR}: {selector} merges tokens, and a merged token has no place in the "
+                "picture, which this model asks for; allowed is a selector that does not merge",
+                parameter=SELECTOR,
+            )
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
         counts = {modality: self._counts(inputs, modality) for modality in MODALITIES}
@@ -508,6 +517,11 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             return self.shorten_placeholder(placeholder, count, count.kept(budget))
 
         return replace(update, replacement=replacement)
+
+
+def is_pruned_identity(identity: str) -> bool:
+    """Tell from an item's identity in vLLM's caches whether it is pruned."""
+    return identity.startswith(_PRUNED)
 
 
 def default_budget(model_config: Any) -> Budget | None:

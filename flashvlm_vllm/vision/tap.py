@@ -28,11 +28,11 @@ class AttentionTap:
         """Collect one entry per call of the attention module inside the block."""
         heard: list[TappedAttention] = []
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            query, key = inputs[:2]
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            query, key = inputs[:2] if inputs else (named["query"], named["key"])
             heard.append(TappedAttention(self._split_heads(query), self._split_heads(key)))
 
-        handle = self.attention.register_forward_pre_hook(hook)
+        handle = self.attention.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             yield heard
         finally:

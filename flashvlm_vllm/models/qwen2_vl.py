@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen2-VL and Qwen2.5-VL: images and videos whose kept tokens keep their 3-D positions."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen2_vl import (
+    Qwen2VLDummyInputsBuilder,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLMultiModalProcessor,
+    Qwen2VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing.processor import PromptUpdateInfo
+from vllm.multimodal.video_prune.evs import compute_retention_mask
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from flashvlm_vllm.budget import BUDGET, TokenCount
+from flashvlm_vllm.fields import KEPT, MODALITIES, field_name
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.positions import (
+    CHANNELS,
+    Span,
+    grid_positions,
+    has_text_around,
+    prompt_positions,
+    with_positions,
+    without_positions,
+    written,
+)
+from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.processing import VisualTokenProcessor, is_pruned_identity
+from flashvlm_vllm.vision.merging_tower import Grid, MergingTower
+
+
+class QwenCounts(VisualTokenProcessor):
+    """Mixin of a processor whose counts follow from sizes rounded to whole tokens."""
+
+    can_merge = False
+    """A merged token has no place in the picture, and M-RoPE needs one."""
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count an image's tokens."""
+        arguments = self.request_arguments
+        total = self.info.get_num_image_tokens(
+            image_width=width,
+            image_height=height,
+            image_processor=self.info.get_image_processor(**arguments),
+            mm_kwargs=arguments,
+        )
+        return TokenCount(total, total)
+
+    def count_video_tokens(
+        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+    ) -> TokenCount:
+        """Count a video's tokens; some frames (two) make one time step."""
+        arguments = self.request_arguments
+        total = self.info.get_num_video_tokens(
+            image_width=width,
+            image_height=height,
+            num_frames=frames,
+            image_processor=self.info.get_image_processor(**arguments),
+            mm_kwargs=arguments,
+        )
+        together = self.info.get_hf_config().vision_config.temporal_patch_size
+        return TokenCount(total, total, max(1, -(-frames // together)))
+
+    def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, kept: int) -> Any:
+        """Shorten a placeholder, which vLLM's own pruning of videos may have shortened already."""
+        if not isinstance(whole, list):
+            raise TypeError("a placeholder of Qwen2-VL is a list of ids")
+        # One that stays whole is vLLM's to prune, where --video-pruning-rate says so.
+        return whole if kept == count.total else whole[:1] * kept
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Process one prompt.
+
+        Raises:
+            VLLMValidationError: as of any model; or there is no text behind a pruned item, or
+                between it and another.
+
+        """
+        result = super().apply(inputs, timing_ctx)
+        items = [
+            (modality, number, placeholder, identity)
+            for modality in MODALITIES
+            for number, (placeholder, identity) in enumerate(
+                zip(
+                    result["mm_placeholders"].get(modality, ()),
+                    result["mm_hashes"].get(modality, ()),
+                    strict=True,
+                )
+            )
+        ]
+        places = [placeholder for _, _, placeholder, _ in items]
+        for modality, number, place, identity in items:
+            others = [other for other in places if other is not place]
+            if is_pruned_identity(identity) and not has_text_around(
+                place.offset, place.length, len(result["prompt_token_ids"]), others
+            ):
+                raise VLLMValidationError(
+                    f"{BUDGET}: {modality} {number} needs a token of text behind it and between "
+                    "it and other images or videos, as chat templates write them "
+                    "(<|vision_start|>, <|vision_end|>): its positions are counted from there",
+                    parameter=BUDGET,
+                )
+        return result
+
+
+class QwenSelection(VisualTokenSelection):
+    """What Qwen2-VL and Qwen2.5-VL share.
+
+    Derive from this first and from vLLM's model second.
+    """
+
+    config: Any
+    visual: Any
+    iter_mm_grid_thw: Any
+    supports_multimodal_pruning: ClassVar[Literal[True]] = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        # vLLM's own channels hold rounded positions; all of that happens here.
+        self.is_multimodal_pruning_enabled = False
+        multimodal = vllm_config.model_config.get_multimodal_config()
+        self._video_pruning = multimodal.get_video_pruning_spec()
+        self.set_up_selection(vllm_config)
+
+    @property
+    def layer(self) -> int:
+        """The last layer of the tower that attends over whole time steps."""
+        return len(self.visual.blocks) - 1
+
+    @cached_property
+    def tower(self) -> MergingTower:
+        """The tower, which a model loaded without its vision part does not have."""
+        return MergingTower(self.visual, self.layer)
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Count what an adapter on the tower or the merger sees: whole items."""
+        if mm_kwargs is not None and field_name(KEPT, modality) in mm_kwargs:
+            grid = mm_kwargs[f"{modality}_grid_thw"].data
+            num_mm_embeds = int(grid.prod()) // self.visual.spatial_merge_size**2
+        counts: tuple[int, int | None] = super().get_mm_lora_token_counts(  # type: ignore[misc]
+            modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
+        )
+        return counts
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[Any]
+    ) -> tuple[Tensor, int]:
+        """Return a prompt's positions ``(3, N)`` and by how much they run ahead of the tokens.
+
+        All but those of pruned items' tokens are final, and the same as without pruning.
+        """
+        lengths = {each.mm_position.offset: each.mm_position.length for each in mm_features}
+        return prompt_positions(
+            len(input_tokens),
+            [
+                Span(offset, lengths[offset], grid_positions(*grid))
+                for offset, *grid in self.iter_mm_grid_thw(mm_features)
+            ],
+        )
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        """Write the positions of the kept tokens that are about to be computed.
+
+        Args:
+            input_ids: ``(N,)`` of the prompt.
+            multimodal_embeddings: ``(n_i, D + CHANNELS)`` of items or parts of them.
+            mrope_positions: ``(3, N)``.
+            num_computed_tokens: how many tokens were computed before.
+
+        Returns:
+            embeddings ``(n_i, D)``, positions ``(3, N)``, and by how much they run ahead.
+
+        """
+        with gpu_sync_allowed():
+            if len(multimodal_embeddings):
+                ids = torch.as_tensor(input_ids)
+                visual = (self.config.image_token_id, self.config.video_token_id)
+                mrope_positions = written(
+                    ids, visual, multimodal_embeddings, mrope_positions, num_computed_tokens
+                )
+            ahead = int(mrope_positions.max()) + 1 - mrope_positions.shape[1]
+        return [each[:, :-CHANNELS] for each in multimodal_embeddings], mrope_positions, ahead
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images or videos; those with a budget come back as their kept tokens only."""
+        wanted = Wanted.take_from(kwargs)
+        if wanted is None:
+            return self._embed_whole(kwargs)
+        pixels, grids, factors = self._read(wanted.modality, kwargs)
+        text = self.embed_queries(wanted.queries)
+        kept: list[Tensor | None] = []
+        embeddings: list[Tensor] = []
+        totals = [self.tower.tokens(grid) for grid in grids]
+        for batch in self.encoder_batches(totals):
+            mine = wanted[batch]
+            items = self._features_of(pixels[batch], grids[batch], mine)
+            candidates = [
+                self._candidates(item, grid, mine, number, text[batch.start + number])
+                for number, (item, grid) in enumerate(zip(items, grids[batch], strict=True))
+            ]
+            chosen = self.select(candidates)
+            for each, selected, grid, factor in zip(
+                candidates, chosen, grids[batch], factors[batch], strict=True
+            ):
+                indices = selected.indices
+                if indices is None:
+                    raise TypeError("merged tokens have no positions")
+                kept.append(indices)
+                rows = self.embed(each, selected)
+                if each.budget >= len(each.projected):
+                    embeddings.append(self._left_to_vllm(rows, grid, factor, wanted.modality))
+                else:
+                    embeddings.append(self._placed(rows, indices, grid, factor))
+        self.trace(totals, kept, wanted.queries)
+        return embeddings
+
+    def _embed_whole(self, kwargs: dict[str, Any]) -> Any:
+        """Encode as vLLM does; without a budget its own pruning of videos still applies."""
+        modality = next((each for each in MODALITIES if f"{each}_grid_thw" in kwargs), None)
+        if modality is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        grids, factors = self._grids(modality, kwargs)
+        embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        return [
+            self._left_to_vllm(rows, grid, factor, modality)
+            for rows, grid, factor in zip(embeddings, grids, factors, strict=True)
+        ]
+
+    def _left_to_vllm(self, rows: Tensor, grid: Grid, factor: float, modality: str) -> Tensor:
+        if self._video_pruning is None or modality != "video" or not self.prunes_videos_itself:
+            return without_positions(rows)
+        _, rate = self._video_pruning
+        with gpu_sync_allowed():
+            mask = compute_retention_mask(
+                rows, grid, spatial_merge_size=self.visual.spatial_merge_size, q=rate
+            )
+            (kept,) = mask.nonzero(as_tuple=True)
+        return self._placed(rows[kept], kept, grid, factor)
+
+    prunes_videos_itself = False
+    """Whether vLLM's own model heeds --video-pruning-rate."""
+
+    def _placed(self, rows: Tensor, kept: Tensor, grid: Grid, factor: float) -> Tensor:
+        steps, high, wide = grid
+        side = self.visual.spatial_merge_size
+        positions = grid_positions(steps, high // side, wide // side, factor)
+        on_device = async_tensor_h2d(torch.from_numpy(positions), rows.device)
+        return with_positions(rows, on_device[kept])
+
+    def _read(
+        self, modality: str, kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[Grid], list[float]]:
+        """Return each item's patches, grid of patches, and positions per time step."""
+        grids, factors = self._grids(modality, kwargs)
+        patches = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
+        if isinstance(patches, list | tuple):
+            patches = torch.cat(list(patches))
+        counts = [steps * high * wide for steps, high, wide in grids]
+        return list(patches.split(counts)), grids, factors
+
+    def _grids(self, modality: str, kwargs: dict[str, Any]) -> tuple[list[Grid], list[float]]:
+        grids: list[Grid] = [
+            (int(steps), int(high), int(wide))
+            for steps, high, wide in kwargs[f"{modality}_grid_thw"].tolist()
+        ]
+        seconds = kwargs.get("second_per_grid_ts") if modality == "video" else None
+        if seconds is None:
+            tokens = 1.0 if modality == "image" else self._tokens_per_second
+            return grids, [tokens] * len(grids)
+        return grids, [
+            float(each) * self._tokens_per_second
+            for each in torch.as_tensor(seconds).flatten().tolist()
+        ]
+
+    @property
+    def _tokens_per_second(self) -> float:
+        return float(getattr(self.config.vision_config, "tokens_per_second", 1.0))
+
+    def _features_of(
+        self, pixels: Sequence[Tensor], grids: Sequence[Grid], wanted: Wanted
+    ) -> list[ImageFeatures]:
+        def encode(missing: list[int]) -> list[ImageFeatures]:
+            encoded = self.tower.run(
+                torch.cat([pixels[number] for number in missing]).type(self.visual.dtype),
+                [grids[number] for number in missing],
+            )
+            return [
+                ImageFeatures(each.features, each.projected, each.saliency, None)
+                for each in encoded
+            ]
+
+        return self.feature_cache.features_of(wanted.images, encode, with_keys=False)
+
+    def _candidates(
+        self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
+    ) -> Candidates:
+        steps, high, wide = grid
+        side = self.visual.spatial_merge_size
+        columns = wide // side
+        place = torch.arange(high // side * columns, device=item.saliency.device).repeat(steps)
+        return Candidates(
+            wanted.selectors[number],
+            wanted.identities[number],
+            wanted.kept[number],
+            item.projected.flatten(0, 1),
+            item.features.flatten(0, 1),
+            item.saliency.flatten(),
+            text,
+            None,
+            torch.stack([place // columns, place % columns], dim=1),
+            frames=steps,
+        )
+
+
+class PrunedQwen2VLProcessor(QwenCounts, Qwen2VLMultiModalProcessor):
+    """Qwen2-VL's processor."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen2VLProcessor, info=Qwen2VLProcessingInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
+)
+class PrunedQwen2VL(QwenSelection, Qwen2VLForConditionalGeneration):
+    """Qwen2-VL that keeps the tokens its requests' questions select."""
+
+
+class PrunedQwen2_5_VLProcessor(QwenCounts, Qwen2_5_VLMultiModalProcessor):
+    """Qwen2.5-VL's processor."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen2_5_VLProcessor,
+    info=Qwen2_5_VLProcessingInfo,
+    dummy_inputs=Qwen2_5_VLDummyInputsBuilder,
+)
+class PrunedQwen2_5_VL(QwenSelection, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL that keeps the tokens its requests' questions select."""
+
+    prunes_videos_itself = True
+
+    @property
+    def layer(self) -> int:
+        """The last layer that does not attend within windows; the last of all as released."""
+        return int(max(self.visual.fullatt_block_indexes))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features and saliency of towers that merge squares of patches: Qwen2-VL and its successors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.attention import MMEncoderAttention
+
+from flashvlm_vllm.vision.attention import received_attention
+from flashvlm_vllm.vision.tap import AttentionTap, inputs_of
+
+Grid = tuple[int, int, int]
+"""Time steps, rows and columns of patches."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a tower tells about an image or video of ``T`` time steps with ``n`` tokens each."""
+
+    features: Tensor
+    """``(T, n, C)``: the mean of the patches that each token is merged of, before the merger."""
+    projected: Tensor
+    """``(T, n, D)``."""
+    saliency: Tensor
+    """``(T, n)`` float32: attention received within the time step, mean over heads and patches."""
+
+
+class MergingTower:
+    """A tower without CLS whose merger makes one token of a square of patches.
+
+    The attention is that of the last layer in which all patches of a time step see each other:
+    in Qwen2.5-VL most layers attend within windows, the last one does not.
+    """
+
+    def __init__(self, visual: Any, layer: int) -> None:
+        """Attach to vLLM's ``visual``; ``layer`` attends over whole time steps."""
+        attention = visual.blocks[layer].attn
+        if not isinstance(attention.attn, MMEncoderAttention):
+            raise TypeError(f"cannot read saliency from a {type(attention.attn).__name__}")
+        self._visual = visual
+        self._tap = AttentionTap(attention.attn)
+        self._heads = visual.num_heads
+        self._is_sharded = attention.attn.num_heads != visual.num_heads
+        self.merged: int = visual.spatial_merge_size**2
+        """Patches of one token."""
+
+    def tokens(self, grid: Grid) -> int:
+        """Count the visual tokens of a grid of patches."""
+        steps, rows, columns = grid
+        return steps * rows * columns // self.merged
+
+    def run(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Merged]:
+        """Encode images or videos.
+
+        Args:
+            pixels: ``(sum of patches, ...)`` as vLLM's processor flattens them.
+            grids: of each item.
+
+        """
+        with self._tap.listen() as heard, inputs_of(self._visual.merger.mlp[0]) as merging:
+            projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
+        (attended,), (features,) = heard, merging
+        patches = [self.tokens(grid) * self.merged for grid in grids]
+        tokens = [self.tokens(grid) for grid in grids]
+        queries, keys = attended.query[0].split(patches), attended.key[0].split(patches)
+        parts = zip(grids, queries, keys, strict=True)
+        saliency = torch.cat([self._received(*part) for part in parts])
+        if self._is_sharded:
+            # Each rank holds some of the heads.
+            saliency = tensor_model_parallel_all_reduce(saliency)
+        saliency = saliency.view(-1, self.merged).mean(dim=1) / self._heads
+        features = features.unflatten(-1, (self.merged, -1)).mean(dim=-2)
+        items = zip(
+            grids,
+            features.split(tokens),
+            projected.split(tokens),
+            saliency.split(tokens),
+            strict=True,
+        )
+        return [self._in_order(*item) for item in items]
+
+    def _received(self, grid: Grid, query: Tensor, key: Tensor) -> Tensor:
+        """Attention that an item's patches receive within their time steps, ``(patches,)``."""
+        steps = (grid[0], -1)
+        scale = self._tap.attention.scale
+        return received_attention(
+            query.unflatten(0, steps), key.unflatten(0, steps), scale
+        ).flatten()
+
+    def _in_order(
+        self, grid: Grid, features: Tensor, projected: Tensor, saliency: Tensor
+    ) -> Merged:
+        """Undo the order of windows, in which everything but the projections is."""
+        steps = (grid[0], -1)
+        if hasattr(self._visual, "get_window_index_thw"):
+            by_window, _ = self._visual.get_window_index_thw(*grid)
+            place = torch.argsort(by_window).to(features.device)
+            features, saliency = features[place], saliency[place]
+        return Merged(*(each.unflatten(0, steps) for each in (features, projected, saliency)))
