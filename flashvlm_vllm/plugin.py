@@ -19,6 +19,8 @@ MODELS = {
         "flashvlm_vllm.models.llava_onevision:PrunedLlavaOnevision"
     ),
     "Mistral3ForConditionalGeneration": "flashvlm_vllm.models.mistral3:PrunedMistral3",
+    "Qwen2VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2_5_VL",
 }
 """Covered architectures and the classes that replace vLLM's own (imported on first use)."""
 
