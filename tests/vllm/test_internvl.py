@@ -14,6 +14,7 @@ from torch import Tensor
 from demo.photo import photo
 from flashvlm_vllm.budget import kept_tokens
 from flashvlm_vllm.selection import fused_scores
+from flashvlm_vllm.selection.registry import BUILT_IN
 from tests.tiny.internvl import (
     CONTEXT,
     END,
@@ -54,6 +55,8 @@ class Format:
             kwargs = dict(request.get("processor", {}))
             if budget is not None:
                 kwargs["visual_budget"] = budget
+            if "selector" in request:
+                kwargs["visual_selector"] = request["selector"]
             prompts.append(
                 {
                     "prompt": f"USER: {marks}\n{request['question']} ASSISTANT:",
@@ -109,6 +112,18 @@ class Reference:
             max_new_tokens=tokens,
         )
         return list(out[0].tolist()[-tokens:])
+
+
+def requests_of(clip: np.ndarray) -> list[dict[str, Any]]:
+    """Images and videos, pruned and not."""
+    image = photo("astronaut").resize((300, 150))
+    media: list[dict[str, Any]] = [{"images": [image]}, {"video": clip}]
+    return [
+        {"question": question, "budget": budget, **each}
+        for question in QUESTIONS
+        for budget in (None, 20, 0.5)
+        for each in media
+    ]
 
 
 @pytest.fixture(
@@ -255,15 +270,51 @@ def test_a_budget_below_one_token_per_frame_is_refused(served: Format, clip: np.
         served.ask([{"question": "what?", "video": clip, "budget": FRAMES - 1}])
 
 
+def test_every_selector_keeps_as_many(served: Format, clip: np.ndarray) -> None:
+    for selector in BUILT_IN:
+        image = {"question": "what?", "images": [photo("cat").resize((300, 150))], "budget": 20}
+        video = {"question": "what?", "video": clip, "budget": 40}
+        served.engine.forget()
+        outputs = served.ask([{**each, "selector": selector} for each in (image, video)])
+        assert served.count(outputs[0], CONTEXT) == 20, selector
+        assert served.count(outputs[1], VIDEO) == 40, selector
+        assert served.count(outputs[1], START) == served.count(outputs[1], END) == FRAMES
+        served.engine.forget()
+        again = served.ask([{**video, "selector": selector}])[0]
+        assert token_ids(again) == token_ids(outputs[1]), selector
+
+
+def test_a_chat_steers_by_the_question_alone(served: Format, clip: np.ndarray) -> None:
+    from vllm import SamplingParams
+
+    served.engine.forget()
+    before = len(served.engine.kept())
+    image = {"type": "image_pil", "image_pil": photo("cat").resize((300, 150))}
+    served.engine.llm.chat(
+        [{"role": "user", "content": [image, {"type": "text", "text": QUESTIONS[1]}]}],
+        SamplingParams(temperature=0, max_tokens=2),
+        use_tqdm=False,
+        mm_processor_kwargs={"visual_budget": 20},
+    )
+    served.ask([{"question": QUESTIONS[1], "video": clip, "budget": 20}])
+    tokenizer = served.reference.tokenizer
+    for record in served.engine.kept()[before:]:
+        assert tokenizer.decode(record["query"]).split() == QUESTIONS[1].split()
+    assert len(served.engine.kept()) == before + 2
+
+
+def test_short_long_and_small_videos(served: Format) -> None:
+    for frames, size in ((1, (160, 120)), (64, (40, 30)), (2, (3, 2))):
+        video = np.stack([np.asarray(photo("coffee").convert("RGB").resize(size))] * frames)
+        served.engine.forget()
+        budget = frames + 3
+        (output,) = served.ask([{"question": "what?", "video": video, "budget": budget}])
+        assert served.count(output, VIDEO) == budget
+        assert served.count(output, START) == frames
+
+
 def test_a_mixed_batch_gives_each_request_its_own(served: Format, clip: np.ndarray) -> None:
-    image = photo("astronaut").resize((300, 150))
-    media: list[dict[str, Any]] = [{"images": [image]}, {"video": clip}]
-    requests = [
-        {"question": question, "budget": budget, **each}
-        for question in QUESTIONS
-        for budget in (None, 20, 0.5)
-        for each in media
-    ]
+    requests = requests_of(clip)
     alone = []
     for request in requests:
         served.engine.forget()
@@ -277,3 +328,40 @@ def test_a_mixed_batch_gives_each_request_its_own(served: Format, clip: np.ndarr
     for request, one, other in zip(requests, together, again, strict=True):
         assert token_ids(one) == token_ids(other), request
         assert other.num_cached_tokens == (len(other.prompt_token_ids) - 1) // 32 * 32, request
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "tensor-parallel": {"tensor_parallel_size": 2},
+    "encoder-data-parallel": {"tensor_parallel_size": 2, "mm_encoder_tp_mode": "data"},
+    "pipeline-parallel": {"pipeline_parallel_size": 2},
+    "n-gram": {
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 3,
+            "prompt_lookup_min": 1,
+        }
+    },
+}
+
+
+@pytest.mark.slow
+def test_the_answers_do_not_depend_on_how_it_is_served(
+    start_engine: StartEngine, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build_internvl(REPOSITORY / ".models" / "internvl")
+    reference = Reference(build_internvl_hf(REPOSITORY / ".models" / "internvl-hf"))
+    answers: dict[str, Any] = {}
+    for name, arguments in {"plain": {}, **WAYS}.items():
+        with monkeypatch.context() as patched:
+            if "parallel" in name:
+                # Left to itself, vLLM wants a memory node for each rank.
+                patched.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+            with start_engine(path, trust_remote_code=True, **arguments) as engine:
+                served = Format(engine, "<image>", "<video>", "", reference)
+                outputs = [served.ask([request], 12)[0] for request in requests_of(clip)]
+                kept = [record["kept"] for record in engine.kept()]
+                answers[name] = [token_ids(each) for each in outputs], kept
+                if "tensor" in str(arguments):
+                    assert engine.kept(rank=0) == engine.kept(rank=1)
+        assert answers[name] == answers["plain"], name
