@@ -21,6 +21,9 @@ MODELS = {
     "Mistral3ForConditionalGeneration": "flashvlm_vllm.models.mistral3:PrunedMistral3",
     "Qwen2VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2_5_VL",
+    "VideoLlavaForConditionalGeneration": (
+        "flashvlm_vllm.models.video_llava_pruned:PrunedVideoLlava"
+    ),
 }
 """Covered architectures and the classes that replace vLLM's own (imported on first use)."""
 
