@@ -333,7 +333,6 @@ def test_a_mixed_batch_gives_each_request_its_own(served: Format, clip: np.ndarr
 WAYS: dict[str, dict[str, Any]] = {
     "tensor-parallel": {"tensor_parallel_size": 2},
     "encoder-data-parallel": {"tensor_parallel_size": 2, "mm_encoder_tp_mode": "data"},
-    "pipeline-parallel": {"pipeline_parallel_size": 2},
     "n-gram": {
         "speculative_config": {
             "method": "ngram",
