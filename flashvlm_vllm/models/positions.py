@@ -24,8 +24,8 @@ _BASE = 256
 """Digits from 0 to 255 are exact in bfloat16, float16 and float32."""
 _DIGITS = 3
 """Enough for 16 million; more than any context is long."""
-_NUMBERS = 4
-"""Rank in the item plus one (0: positions are known without), and time, row, column."""
+_NUMBERS = 5
+"""Rank in the item plus one (0: positions are known without), lead, and time, row, column."""
 CHANNELS = _NUMBERS * _DIGITS
 """Trailing channels of every embedding of a model whose kept tokens keep their positions."""
 
@@ -39,7 +39,8 @@ class Span:
     length: int
     """Placeholders; fewer than its grid has tokens when it is pruned."""
     grid: NDArray[np.int64]
-    """``(N, 3)`` time, row and column of each token without pruning, from 0."""
+    """``(N, 3)`` time, row and column of each token without pruning, from 0; text that stands
+    between its visual tokens included."""
 
 
 def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> NDArray[np.int64]:
@@ -80,19 +81,21 @@ def prompt_positions(tokens: int, spans: Iterable[Span]) -> tuple[Tensor, int]:
     return torch.from_numpy(positions), position - tokens
 
 
-def with_positions(embeddings: Tensor, positions: Tensor) -> Tensor:
+def with_positions(embeddings: Tensor, positions: Tensor, lead: int = 0) -> Tensor:
     """Append to a pruned item's embeddings where they belong.
 
     Args:
         embeddings: ``(T, D)``, any float dtype.
         positions: ``(T, 3)`` int64 time, row and column from the item's base.
+        lead: text tokens of the item before the first id that stands for a visual token.
 
     Returns:
         ``(T, D + CHANNELS)``.
 
     """
     ranks = torch.arange(1, len(positions) + 1, device=positions.device)
-    numbers = torch.cat([ranks[:, None], positions], dim=1)
+    leads = torch.full_like(ranks, lead)
+    numbers = torch.cat([ranks[:, None], leads[:, None], positions], dim=1)
     places = _BASE ** torch.arange(_DIGITS, device=numbers.device)
     digits = numbers[..., None] // places % _BASE
     return torch.cat([embeddings, digits.flatten(1).to(embeddings)], dim=1)
@@ -117,8 +120,7 @@ def written(
 
     Args:
         input_ids: ``(N,)`` of the prompt.
-        placeholders: ids that stand for visual tokens. A pruned item's stand alone: text comes
-            before and after them.
+        placeholders: ids that stand for visual tokens. Text comes before and after a pruned item.
         embeddings: ``(n_i, D + CHANNELS)`` of the items, or of the parts of items, that are
             computed now, in the order of the prompt.
         positions: ``(3, N)`` integers.
@@ -133,26 +135,32 @@ def written(
     is_visual = is_visual.to(positions.device)
     is_first = is_visual.clone()
     is_first[1:] &= ~is_visual[:-1]
-    starts = is_first.nonzero().flatten()
-    visual = is_visual.nonzero().flatten()
-    visual = visual[visual >= computed]
-    seen = 0
+    starts, visual = is_first.nonzero().flatten(), is_visual.nonzero().flatten()
+    index = computed
     for each in numbers:
-        rank = each[:, 0] - 1
-        at_hand, seen = visual[seen : seen + 1], seen + len(each)
-        if not len(rank) or int(rank[0]) < 0:
+        if not len(each):
             continue
-        # Of a part that begins an item this is the next start, of any other the last one.
-        begins = int(rank[0]) == 0
-        where = torch.searchsorted(starts, at_hand, right=not begins)
-        start = int(starts[where if begins else where - 1])
+        at_hand = torch.tensor(index, device=positions.device)
+        rank, lead = each[:, 0] - 1, int(each[0, 1])
+        first_rank = int(rank[0])
+        if first_rank < 0:
+            last = int(torch.searchsorted(visual, at_hand)) + len(each) - 1
+            index = int(visual[last]) + 1
+            continue
+        if first_rank == 0:
+            start = int(starts[torch.searchsorted(starts, at_hand)]) - lead
+        else:
+            # The part begins at what is computed now; a drafter's, one token behind.
+            start = computed - first_rank
+            start += 0 if is_first[start + lead] else 1
         base = int(positions[:, start - 1].max()) + 1 if start else 0
-        positions[:, start + rank] = (each[:, 1:].T + base).to(positions.dtype)
+        positions[:, start + rank] = (each[:, 2:].T + base).to(positions.dtype)
+        index = start + int(rank[-1]) + 1
     return positions
 
 
 def _numbers(channels: Tensor, device: torch.device) -> Tensor:
-    """Read ``(n, 4)`` int64 back from digits."""
+    """Read ``(n, 5)`` int64 back from digits."""
     digits = channels.to(device).long().unflatten(1, (_NUMBERS, _DIGITS))
     numbers: Tensor = (digits * _BASE ** torch.arange(_DIGITS, device=device)).sum(dim=-1)
     return numbers
