@@ -23,7 +23,7 @@ from vllm.model_executor.models.qwen2_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.processor import PromptUpdateInfo
-from vllm.multimodal.video_prune.evs import compute_retention_mask
+from vllm.multimodal.video_prune import evs, vidcom2
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
@@ -167,14 +167,15 @@ class QwenSelection(VisualTokenSelection):
 
         All but those of pruned items' tokens are final, and the same as without pruning.
         """
+        return prompt_positions(len(input_tokens), self.spans(input_tokens, mm_features))
+
+    def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
+        """List a prompt's items in its order."""
         lengths = {each.mm_position.offset: each.mm_position.length for each in mm_features}
-        return prompt_positions(
-            len(input_tokens),
-            [
-                Span(offset, lengths[offset], grid_positions(*grid))
-                for offset, *grid in self.iter_mm_grid_thw(mm_features)
-            ],
-        )
+        return [
+            Span(offset, lengths[offset], grid_positions(*grid))
+            for offset, *grid in self.iter_mm_grid_thw(mm_features)
+        ]
 
     def recompute_mrope_positions(
         self,
@@ -210,7 +211,8 @@ class QwenSelection(VisualTokenSelection):
         wanted = Wanted.take_from(kwargs)
         if wanted is None:
             return self._embed_whole(kwargs)
-        pixels, grids, factors = self._read(wanted.modality, kwargs)
+        pixels, grids = self._read(wanted.modality, kwargs)
+        times = self.times(wanted.modality, kwargs)
         text = self.embed_queries(wanted.queries)
         kept: list[Tensor | None] = []
         embeddings: list[Tensor] = []
@@ -219,22 +221,22 @@ class QwenSelection(VisualTokenSelection):
             mine = wanted[batch]
             items = self._features_of(pixels[batch], grids[batch], mine)
             candidates = [
-                self._candidates(item, grid, mine, number, text[batch.start + number])
+                self.candidates(item, grid, mine, number, text[batch.start + number])
                 for number, (item, grid) in enumerate(zip(items, grids[batch], strict=True))
             ]
             chosen = self.select(candidates)
-            for each, selected, grid, factor in zip(
-                candidates, chosen, grids[batch], factors[batch], strict=True
+            for each, item, selected, grid, time in zip(
+                candidates, items, chosen, grids[batch], times[batch], strict=True
             ):
                 indices = selected.indices
                 if indices is None:
                     raise TypeError("merged tokens have no positions")
                 kept.append(indices)
-                rows = self.embed(each, selected)
+                rows = item.projected.flatten(0, 1)[indices]
                 if each.budget >= len(each.projected):
-                    embeddings.append(self._left_to_vllm(rows, grid, factor, wanted.modality))
+                    embeddings.append(self._left_to_vllm(rows, grid, time, wanted.modality))
                 else:
-                    embeddings.append(self._placed(rows, indices, grid, factor))
+                    embeddings.append(self.placed(rows, indices, grid, time))
         self.trace(totals, kept, wanted.queries)
         return embeddings
 
@@ -243,55 +245,69 @@ class QwenSelection(VisualTokenSelection):
         modality = next((each for each in MODALITIES if f"{each}_grid_thw" in kwargs), None)
         if modality is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        grids, factors = self._grids(modality, kwargs)
+        grids, times = self._grids(modality, kwargs), self.times(modality, kwargs)
         embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         return [
-            self._left_to_vllm(rows, grid, factor, modality)
-            for rows, grid, factor in zip(embeddings, grids, factors, strict=True)
+            self._left_to_vllm(rows, grid, time, modality)
+            for rows, grid, time in zip(embeddings, grids, times, strict=True)
         ]
 
-    def _left_to_vllm(self, rows: Tensor, grid: Grid, factor: float, modality: str) -> Tensor:
+    def _left_to_vllm(self, rows: Tensor, grid: Grid, time: Any, modality: str) -> Tensor:
         if self._video_pruning is None or modality != "video" or not self.prunes_videos_itself:
             return without_positions(rows)
-        _, rate = self._video_pruning
+        method, rate = self._video_pruning
+        choose = vidcom2 if method == "vidcom2" else evs
         with gpu_sync_allowed():
-            mask = compute_retention_mask(
+            mask = choose.compute_retention_mask(
                 rows, grid, spatial_merge_size=self.visual.spatial_merge_size, q=rate
             )
             (kept,) = mask.nonzero(as_tuple=True)
-        return self._placed(rows[kept], kept, grid, factor)
+        return self.placed(rows[kept], kept, grid, time)
 
     prunes_videos_itself = False
     """Whether vLLM's own model heeds --video-pruning-rate."""
 
-    def _placed(self, rows: Tensor, kept: Tensor, grid: Grid, factor: float) -> Tensor:
+    def placed(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
+        """Return what an item's placeholder stands for, with its positions.
+
+        Args:
+            rows: ``(T, D)`` embeddings.
+            kept: ``(T,)`` which of the item's tokens these are, ascending.
+            grid: of the item's patches.
+            time: as of `times`.
+
+        """
         steps, high, wide = grid
         side = self.visual.spatial_merge_size
-        positions = grid_positions(steps, high // side, wide // side, factor)
+        positions = grid_positions(steps, high // side, wide // side, time)
         on_device = async_tensor_h2d(torch.from_numpy(positions), rows.device)
         return with_positions(rows, on_device[kept])
 
-    def _read(
-        self, modality: str, kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[Grid], list[float]]:
-        """Return each item's patches, grid of patches, and positions per time step."""
-        grids, factors = self._grids(modality, kwargs)
+    def _read(self, modality: str, kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Grid]]:
+        """Return each item's patches and grid of patches."""
+        grids = self._grids(modality, kwargs)
         patches = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
         if isinstance(patches, list | tuple):
             patches = torch.cat(list(patches))
         counts = [steps * high * wide for steps, high, wide in grids]
-        return list(patches.split(counts)), grids, factors
+        return list(patches.split(counts)), grids
 
-    def _grids(self, modality: str, kwargs: dict[str, Any]) -> tuple[list[Grid], list[float]]:
-        grids: list[Grid] = [
+    def _grids(self, modality: str, kwargs: dict[str, Any]) -> list[Grid]:
+        return [
             (int(steps), int(high), int(wide))
             for steps, high, wide in kwargs[f"{modality}_grid_thw"].tolist()
         ]
+
+    def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
+        """Return of each item what its positions depend on beside its grid.
+
+        Here: positions per time step.
+        """
         seconds = kwargs.get("second_per_grid_ts") if modality == "video" else None
         if seconds is None:
             tokens = 1.0 if modality == "image" else self._tokens_per_second
-            return grids, [tokens] * len(grids)
-        return grids, [
+            return [tokens] * len(kwargs[f"{modality}_grid_thw"])
+        return [
             float(each) * self._tokens_per_second
             for each in torch.as_tensor(seconds).flatten().tolist()
         ]
@@ -315,9 +331,10 @@ class QwenSelection(VisualTokenSelection):
 
         return self.feature_cache.features_of(wanted.images, encode, with_keys=False)
 
-    def _candidates(
+    def candidates(
         self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
     ) -> Candidates:
+        """Return what the selection chooses from: all tokens of an item, time-major."""
         steps, high, wide = grid
         side = self.visual.spatial_merge_size
         columns = wide // side

@@ -42,6 +42,8 @@ class MergingTower:
         if not isinstance(attention.attn, MMEncoderAttention):
             raise TypeError(f"cannot read saliency from a {type(attention.attn).__name__}")
         self._visual = visual
+        merger = visual.merger
+        self._merger_input = merger.mlp[0] if hasattr(merger, "mlp") else merger.linear_fc1
         self._tap = AttentionTap(attention.attn)
         self._heads = visual.num_heads
         self._is_sharded = attention.attn.num_heads != visual.num_heads
@@ -61,7 +63,7 @@ class MergingTower:
             grids: of each item.
 
         """
-        with self._tap.listen() as heard, inputs_of(self._visual.merger.mlp[0]) as merging:
+        with self._tap.listen() as heard, inputs_of(self._merger_input) as merging:
             projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
         (attended,), (features,) = heard, merging
         patches = [self.tokens(grid) * self.merged for grid in grids]

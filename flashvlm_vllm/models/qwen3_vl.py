@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen3-VL: timestamps between a video's frames, and features of several layers of the tower.
+
+How many tokens of each frame stay is known only after the selection, long after the prompt was
+written. So the whole stretch of a pruned video is embedded by the worker, timestamps included, as
+vLLM's own pruning does it; here every row carries its exact position.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import PromptUpdateDetails
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.positions import Span, grid_positions, with_positions
+from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
+from flashvlm_vllm.vision.merging_tower import Grid
+
+_REMEMBERED_TIMES = 128
+
+
+def clip_positions(
+    before: Sequence[int], text: int, rows: int, columns: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the positions of a video that is not pruned, and which of them are visual tokens.
+
+    Args:
+        before: per frame how many of the text tokens stand before it, ascending.
+        text: how many text tokens there are.
+        rows: of tokens in a frame.
+        columns: of tokens in a frame.
+
+    Returns:
+        ``(S, 3)`` time, row and column from the video's base, and ``(S,)``.
+
+    """
+    frame = grid_positions(1, rows, columns)
+    parts, is_visual, written, base = [], [], 0, 0
+    for passed in before:
+        words = passed - written
+        parts += [np.repeat(np.arange(base, base + words)[:, None], 3, axis=1)]
+        base, written = base + words, passed
+        parts += [frame + base]
+        base += max(rows, columns)
+        is_visual += [np.zeros(words, bool), np.ones(len(frame), bool)]
+    parts += [np.repeat(np.arange(base, base + text - written)[:, None], 3, axis=1)]
+    is_visual += [np.zeros(text - written, bool)]
+    return np.concatenate(parts), np.concatenate(is_visual)
+
+
+class Qwen3Counts(QwenCounts):
+    """Mixin of a processor whose videos have timestamps between their frames."""
+
+    def count_video_tokens(
+        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+    ) -> TokenCount:
+        """Count a video's tokens; timestamps and frame marks are not among them."""
+        arguments = self.request_arguments
+        frames = self._sampled(frames, metadata, arguments)
+        processor = self.info.get_video_processor(**arguments)
+        total = self.info.get_num_video_tokens(
+            image_width=width,
+            image_height=height,
+            num_frames=frames,
+            image_processor=processor,
+            mm_kwargs=arguments,
+        )
+        together = self.info.get_hf_config().vision_config.temporal_patch_size
+        return TokenCount(total, total, max(1, -(-frames // together)))
+
+    def _sampled(
+        self, frames: int, metadata: Mapping[str, Any] | None, arguments: Mapping[str, Any]
+    ) -> int:
+        """Count the frames that the Hugging Face processor leaves of those that vLLM loaded."""
+        merged = self.info._merge_and_resolve_mm_processor_kwargs(arguments)
+        own = merged.get("videos_kwargs", {})
+        known = dict(metadata or {})
+        samples = known.pop("do_sample_frames", False)
+        if not own.get("do_sample_frames", samples):
+            return frames
+        number = own.get("num_frames")
+        rate = None if number is not None else own.get("fps")
+        indices = self.info.get_video_processor().sample_frames(
+            metadata=VideoMetadata(**known), num_frames=number, fps=rate
+        )
+        return len(indices)
+
+    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+        """Shorten a placeholder; all of a pruned video's, text included, gets embeddings.
+
+        Which frame keeps how many is not known yet: here all stand in the first, the worker puts
+        them where they belong.
+        """
+        if isinstance(whole, list) or kept == count.total:
+            return super().shorten_placeholder(whole, count, kept) if kept < count.total else whole
+        config = self.info.get_hf_config()
+        text = [token for token in whole.full if token != config.video_token_id]
+        if text.count(config.vision_start_token_id) != count.floor:
+            raise TypeError("vLLM writes another number of frames than was counted")
+        first = text.index(config.vision_start_token_id) + 1
+        return PromptUpdateDetails.from_seq(
+            [*text[:first], *[config.video_token_id] * kept, *text[first:]]
+        )
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Profile memory with the text embedded: a pruned video may lose less than its text."""
+        inputs = super().get_dummy_mm_inputs(*args, **kwargs)
+        placeholders: Any = inputs["mm_placeholders"]
+        if "video" in placeholders:
+            placeholders["video"] = [
+                replace(placeholder, is_embed=None) for placeholder in placeholders["video"]
+            ]
+        return inputs
+
+
+class Qwen3Selection(QwenSelection):
+    """What Qwen3-VL and its successors share.
+
+    Derive from this first and from vLLM's model second.
+    """
+
+    visual_dim: int
+    language_model: Any
+    _tokenizer: Any
+    prunes_videos_itself = True
+
+    def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
+        """List a prompt's items in its order; text between a video's frames belongs to it."""
+        side = self.visual_side
+        spans = []
+        for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            offset, length = each.mm_position.offset, each.mm_position.length
+            steps, high, wide = each.data[f"{each.modality}_grid_thw"].data.tolist()
+            if each.modality == "image":
+                positions = grid_positions(steps, high // side, wide // side)
+            else:
+                ids = input_tokens[offset : offset + length]
+                text = tuple(token for token in ids if token != self.config.video_token_id)
+                positions, _ = self._clip(text, high // side, wide // side)
+            spans.append(Span(offset, length, positions))
+        return spans
+
+    @property
+    def visual_side(self) -> int:
+        """Patches along one side of a token."""
+        return int(self.config.vision_config.spatial_merge_size)
+
+    def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
+        """Return of each video the seconds of its frames, ``None`` of an image."""
+        if modality == "image":
+            return [None] * len(kwargs["image_grid_thw"])
+        return [
+            tuple(torch.as_tensor(seconds).flatten().tolist()) for seconds in kwargs["timestamps"]
+        ]
+
+    def candidates(
+        self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
+    ) -> Candidates:
+        """Return what the selection chooses from, by what goes into the first layer."""
+        first = replace(item, projected=item.projected[..., : self.visual_dim])
+        return super().candidates(first, grid, wanted, number, text)
+
+    def placed(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
+        """Return what an item's placeholder stands for: a video's timestamps too."""
+        if time is None:
+            return super().placed(rows, kept, grid, 1.0)
+        text = self._text_of(time)
+        _, high, wide = grid
+        positions, is_visual = self._clip(text, high // self.visual_side, wide // self.visual_side)
+
+        def on_device(values: Any) -> Tensor:
+            return async_tensor_h2d(torch.as_tensor(values), rows.device)
+
+        words = self.language_model.embed_input_ids(on_device(text)).to(rows.dtype)
+        # Deeper layers get nothing where there is text.
+        words = torch.nn.functional.pad(words, (0, rows.shape[1] - words.shape[1]))
+        places = torch.cat(
+            [on_device(np.flatnonzero(~is_visual)), on_device(np.flatnonzero(is_visual))[kept]]
+        )
+        order = places.argsort()
+        lead = int(np.argmax(is_visual))
+        together = torch.cat([words, rows])[order]
+        return with_positions(together, on_device(positions)[places[order]], lead)
+
+    def _text_of(self, seconds: tuple[float, ...]) -> tuple[int, ...]:
+        """Return the timestamps and marks of a video's frames, without visual tokens."""
+        details = Qwen3VLMultiModalProcessor.get_video_repl(
+            tokens_per_frame=[0] * len(seconds),
+            timestamps=seconds,
+            tokenizer=self._tokenizer,
+            vision_start_token_id=self.config.vision_start_token_id,
+            vision_end_token_id=self.config.vision_end_token_id,
+            video_token_id=self.config.video_token_id,
+        )
+        return tuple(details.full)
+
+    def _clip(
+        self, text: tuple[int, ...], rows: int, columns: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        start = self.config.vision_start_token_id
+        before = tuple(number + 1 for number, token in enumerate(text) if token == start)
+        return _remembered_clip(before, len(text), rows, columns)
+
+
+_remembered_clip = lru_cache(maxsize=_REMEMBERED_TIMES)(clip_positions)
+
+
+class PrunedQwen3VLProcessor(Qwen3Counts, Qwen3VLMultiModalProcessor):
+    """Qwen3-VL's processor."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PrunedQwen3VL(Qwen3Selection, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL that keeps the tokens its requests' questions select."""
