@@ -7,7 +7,7 @@ has its patches' tokens; of each frame of a video the tower's class token comes 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from vllm.model_executor.models.utils import (
     init_vllm_registered_model,
     maybe_prefix,
 )
+from vllm.model_executor.models.vision import get_vision_encoder_info
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import VideoEmbeddingItems, VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
@@ -50,9 +51,10 @@ class VideoLlavaProcessingInfo(BaseLlavaProcessingInfo):
 
     def get_num_frame_tokens(self) -> int:
         """Count the tokens of a video's frame: its patches and the class token."""
-        info = self.get_vision_encoder_info()
+        info = get_vision_encoder_info(self.get_hf_config())
         size = info.get_image_size()
-        return info.get_num_image_tokens(image_width=size, image_height=size)
+        tokens: int = info.get_num_image_tokens(image_width=size, image_height=size)
+        return tokens
 
 
 class VideoLlavaDummyInputsBuilder(LlavaDummyInputsBuilder[VideoLlavaProcessingInfo]):
@@ -60,8 +62,8 @@ class VideoLlavaDummyInputsBuilder(LlavaDummyInputsBuilder[VideoLlavaProcessingI
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """Return the placeholders."""
-        videos = self.info.get_hf_processor().video_token * mm_counts.get("video", 0)
-        return super().get_dummy_text(mm_counts) + videos
+        video: str = self.info.get_hf_processor().video_token
+        return super().get_dummy_text(mm_counts) + video * mm_counts.get("video", 0)
 
     def get_dummy_mm_data(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any
@@ -110,7 +112,7 @@ class VideoLlavaMultiModalProcessor(BaseLlavaMultiModalProcessor[VideoLlavaProce
 class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiModal, SupportsPP):
     """Video-LLaVA without pruning: greedy tokens equal to Transformers'."""
 
-    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+    packed_modules_mapping = {  # noqa: RUF012  vLLM declares it so
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
@@ -170,12 +172,13 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
                 prefix=maybe_prefix(prefix, "multi_modal_projector"),
             )
         with self._mark_language_model(vllm_config):
-            self.language_model: Any = init_vllm_registered_model(
+            self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=config.text_config,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
-        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        language_model: Any = self.language_model
+        self.make_empty_intermediate_tensors = language_model.make_empty_intermediate_tensors
 
     def see(self, pixels: Tensor, modality: str) -> Tensor:
         """Run an image's or a video's tower.
@@ -232,13 +235,15 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         """Run the language model; a later pipeline stage goes on from ``intermediate_tensors``."""
         if intermediate_tensors is not None:
             inputs_embeds = None
-        return self.language_model.model(
+        language_model: Any = self.language_model
+        return language_model.model(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
         )
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Return the logits of ``hidden_states``."""
-        logits: Tensor | None = self.language_model.compute_logits(hidden_states)
+        language_model: Any = self.language_model
+        logits: Tensor | None = language_model.compute_logits(hidden_states)
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
