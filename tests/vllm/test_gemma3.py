@@ -15,6 +15,7 @@ from torch import Tensor
 from demo.photo import photo
 from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.selection import fused_scores
+from flashvlm_vllm.selection.registry import BUILT_IN
 from tests.tiny.gemma3 import END, SOFT, START, TOKENS, build_gemma3
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 
@@ -91,6 +92,8 @@ def ask(engine: Engine, requests: list[dict[str, Any]]) -> list[Any]:
         arguments = dict(request.get("processor", {}))
         if request.get("budget") is not None:
             arguments["visual_budget"] = request["budget"]
+        if "selector" in request:
+            arguments["visual_selector"] = request["selector"]
         prompts.append(
             {
                 "prompt": f"USER: {START * len(images)}{request['question']} ASSISTANT:",
@@ -166,23 +169,54 @@ def test_an_image_and_its_crops_share_the_budget(engine: Engine, reference: Refe
         assert answer == reference.generate(ids, projected[kept], len(answer)), budget
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+def requests() -> list[dict[str, Any]]:
+    """Two images, with crops and without, pruned and not."""
     images = [photo("astronaut"), photo("cat").resize(WIDE)]
-    requests = [
+    return [
         {"question": question, "budget": budget, "images": images, "processor": arguments}
         for question in QUESTIONS
         for budget in (None, 6, 0.5)
         for arguments in ({}, PAN_AND_SCAN)
     ]
+
+
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+    asked = requests()
     alone = []
-    for request in requests:
+    for request in asked:
         engine.forget()
         alone.append(ask(engine, [request])[0])
     engine.forget()
-    together = ask(engine, requests)
-    again = ask(engine, requests)
-    for request, *outputs in zip(requests, alone, together, again, strict=True):
+    together = ask(engine, asked)
+    again = ask(engine, asked)
+    for request, *outputs in zip(asked, alone, together, again, strict=True):
         one, other, warm = outputs
         assert list(one.prompt_token_ids) == list(other.prompt_token_ids), request
         assert token_ids(one) == token_ids(other) == token_ids(warm), request
         assert warm.num_cached_tokens == (len(warm.prompt_token_ids) - 1) // 32 * 32, request
+
+
+def test_every_selector_keeps_as_many(engine: Engine, reference: Reference) -> None:
+    request = {"question": "what?", "images": [photo("cat").resize(WIDE)], "budget": 20}
+    for selector in BUILT_IN:
+        engine.forget()
+        asked = {**request, "processor": PAN_AND_SCAN, "selector": selector}
+        (output,) = ask(engine, [asked])
+        assert runs_of(list(output.prompt_token_ids), reference.id_of(SOFT)) == [7, 7, 6], selector
+        engine.forget()
+        assert token_ids(ask(engine, [asked])[0]) == token_ids(output), selector
+
+
+@pytest.mark.slow
+def test_two_ranks_answer_as_one(
+    start_engine: StartEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_engine(path) as engine:
+        alone = [token_ids(ask(engine, [request])[0]) for request in requests()]
+        kept = [record["kept"] for record in engine.kept()]
+    # Left to itself, vLLM wants a memory node for each rank.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with start_engine(path, tensor_parallel_size=2) as engine:
+        assert [token_ids(ask(engine, [request])[0]) for request in requests()] == alone
+        assert [record["kept"] for record in engine.kept(rank=0)] == kept
+        assert [record["kept"] for record in engine.kept(rank=1)] == kept

@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from demo.photo import photo
 from flashvlm_vllm.selection import fused_scores
+from flashvlm_vllm.selection.registry import BUILT_IN
 from tests.tiny.mistral3 import (
     BREAK,
     END,
@@ -98,7 +99,9 @@ class Reference:
         return list(out[0].tolist()[-tokens:])
 
 
-def ask(engine: Engine, requests: list[tuple[str, list[Any], object]]) -> list[Any]:
+def ask(
+    engine: Engine, requests: list[tuple[str, list[Any], object]], **arguments: Any
+) -> list[Any]:
     """Ask several ``(question, images, budget)`` at once."""
     from vllm import SamplingParams
 
@@ -106,7 +109,11 @@ def ask(engine: Engine, requests: list[tuple[str, list[Any], object]]) -> list[A
         {
             "prompt": f"USER: {IMAGE * len(images)}\n{question} ASSISTANT:",
             "multi_modal_data": {"image": images},
-            **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+            **(
+                {}
+                if budget is None
+                else {"mm_processor_kwargs": {"visual_budget": budget, **arguments}}
+            ),
         }
         for question, images, budget in requests
     ]
@@ -165,13 +172,18 @@ def test_several_images_get_the_budget_each(engine: Engine, reference: Reference
     assert ids.count(reference.id_of(END)) == 3
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Reference) -> None:
-    requests = [
+def requests_of(reference: Reference) -> list[tuple[str, list[Any], object]]:
+    """Images of two sizes, pruned and not."""
+    return [
         (question, [reference.image(*size)], budget)
         for question in QUESTIONS
         for size in ((8, 8), (7.1, 3.5))
         for budget in (None, 12, 0.5)
     ]
+
+
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Reference) -> None:
+    requests = requests_of(reference)
     alone = []
     for request in requests:
         engine.forget()
@@ -183,3 +195,32 @@ def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Ref
         assert list(one.prompt_token_ids) == list(other.prompt_token_ids), request
         assert token_ids(one) == token_ids(other) == token_ids(warm), request
         assert warm.num_cached_tokens == (len(warm.prompt_token_ids) - 1) // 32 * 32, request
+
+
+def test_every_selector_keeps_as_many(engine: Engine, reference: Reference) -> None:
+    request = (QUESTIONS[0], [reference.image(8, 6)], 20)
+    for selector in BUILT_IN:
+        engine.forget()
+        (output,) = ask(engine, [request], visual_selector=selector)
+        ids = list(output.prompt_token_ids)
+        assert ids.count(reference.id_of(IMAGE)) == 20, selector
+        assert ids.count(reference.id_of(BREAK)) == 5, selector
+        engine.forget()
+        (again,) = ask(engine, [request], visual_selector=selector)
+        assert token_ids(again) == token_ids(output), selector
+
+
+@pytest.mark.slow
+def test_two_ranks_answer_as_one(
+    start_engine: StartEngine, path: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = requests_of(reference)
+    with start_engine(path) as engine:
+        alone = [token_ids(ask(engine, [request])[0]) for request in requests]
+        kept = [record["kept"] for record in engine.kept()]
+    # Left to itself, vLLM wants a memory node for each rank.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with start_engine(path, tensor_parallel_size=2) as engine:
+        assert [token_ids(ask(engine, [request])[0]) for request in requests] == alone
+        assert [record["kept"] for record in engine.kept(rank=0)] == kept
+        assert [record["kept"] for record in engine.kept(rank=1)] == kept
