@@ -301,3 +301,36 @@ def test_what_has_no_positions_is_refused_and_the_engine_goes_on(served: Served)
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 4"):
         served.run(served.request(QUESTIONS[0], 3, videos=[CLIP]))
     assert token_ids(served.run(served.request(QUESTIONS[0], 4, videos=[CLIP]))[0])
+
+
+def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartEngine) -> None:
+    """With --video-pruning-rate, a video without a budget is vLLM's, one with a budget is not."""
+    from vllm.multimodal.video_prune.evs import compute_retention_mask
+
+    path = build_qwen_vl(REPOSITORY / ".models" / "qwen2.5-vl", "2.5")
+    reference = Reference(path)
+    inputs = reference.processor.video_processor(
+        [CLIP], do_sample_frames=False, return_tensors="pt"
+    )
+    grid = inputs["video_grid_thw"]
+    with torch.inference_mode():
+        (rows,) = reference.model.model.get_video_features(
+            inputs["pixel_values_videos"], grid
+        ).pooler_output
+    mask = compute_retention_mask(rows, tuple(grid[0].tolist()), spatial_merge_size=2, q=0.5)
+    by_vllm = mask.nonzero().flatten().tolist()
+    with start_engine(path, video_pruning_rate=0.5, max_num_batched_tokens=64) as engine:
+        served = Served(engine, reference, "2.5")
+        for budget in (None, 10):
+            engine.forget()
+            requests = [
+                served.request(QUESTIONS[0], budget, videos=[CLIP]),
+                served.request(QUESTIONS[0], None, [PICTURE], [CLIP]),
+            ]
+            alone, mixed = served.run(*requests)
+            kept = [by_vllm] if budget is None else served.kept(1)
+            prompt = text(QUESTIONS[0], 0, 1)
+            assert token_ids(alone) == reference.answer(prompt, kept, [], [CLIP], 8), budget
+            prompt = text(QUESTIONS[0], 1, 1)
+            kept = [list(range(49)), by_vllm]
+            assert token_ids(mixed) == reference.answer(prompt, kept, [PICTURE], [CLIP], 8), budget
