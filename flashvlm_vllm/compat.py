@@ -51,6 +51,7 @@ def attach_to_engine() -> None:
     End: when vLLM's multimodal config takes plugin settings. There CUDA graphs of the encoder are
     turned off for covered models as well: they return all of an image's tokens without calling
     ``embed_multimodal``, whatever its placeholder holds. End: when graphs hand over to the model.
+    And LoRA on towers is refused; see ``_refuse_adapters_on_towers``.
 
     ``WorkerBase``. Why: named worker methods are what ``collective_rpc`` can call without
     pickling code. Seen: 0.32. End: when worker metrics have a channel of their own.
@@ -237,6 +238,10 @@ def _tell_how_to_turn_on() -> None:
 
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     config = _config_with_defaults(original, engine_args, *args, **kwargs)
+    try:
+        _refuse_adapters_on_towers(config)
+    except ValueError as error:
+        _stop(engine_args, error)
     _turn_off_encoder_graphs(config)
     _ask_for_positions(config.model_config)
     return config
@@ -263,6 +268,25 @@ def _config_with_defaults(original: Any, engine_args: Any, *args: Any, **kwargs:
         except ValueError as error:
             _stop(engine_args, error)
     return config
+
+
+def _refuse_adapters_on_towers(config: Any) -> None:
+    """Refuse what would encode one request's image with another request's adapter.
+
+    vLLM says once per step which rows of the tower's input belong to which adapter, and images
+    with and without a budget are encoded in separate calls, each of which starts at the first
+    row. Seen: 0.32. End: when each call is told its own rows.
+    """
+    from flashvlm_vllm.plugin import covers
+
+    lora = config.lora_config
+    if lora is not None and lora.enable_tower_connector_lora and covers(config.model_config):
+        raise ValueError(
+            "LoRA on the vision tower or projector (enable_tower_connector_lora) cannot be "
+            "combined with visual budgets: images could be encoded with another request's "
+            "adapter; leave that option out (adapters on the language model work), or leave out "
+            "--plugins flashvlm"
+        )
 
 
 def _turn_off_encoder_graphs(config: Any) -> None:

@@ -3,13 +3,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.distributed import get_tp_group
+from vllm.distributed import get_pp_group, get_tp_group
 from vllm.logger import init_logger
+from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 
 from flashvlm_vllm import trace
 from flashvlm_vllm.failures import SELECTION_FAILURES
@@ -24,6 +26,7 @@ from flashvlm_vllm.fields import (
     SELECTOR_NAME,
     field_name,
 )
+from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.clip import choose_of_clip
 from flashvlm_vllm.models.memory import FeatureCache, selection_memory
 from flashvlm_vllm.selection import (
@@ -168,11 +171,14 @@ class VisualTokenSelection:
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
         self._selections = selection_memory()
-        lora = vllm_config.lora_config
-        # With adapters on the tower an image has as many features as there are adapters.
-        is_one_tower = lora is None or not lora.enable_tower_connector_lora
+        config = vllm_config.model_config.hf_config
+        if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
+            # vLLM's drafters ask for this name, save of classes that they know by theirs.
+            config.image_token_index = config.image_token_id
+        # Of a pipeline only the first stage encodes; the others have no use for the room.
+        encodes = get_pp_group().is_first_rank
         self.feature_cache = FeatureCache(
-            feature_cache_bytes(vllm_config.model_config) if is_one_tower else 0,
+            feature_cache_bytes(vllm_config.model_config) if encodes else 0,
             # The loader builds the model in the context of its device.
             torch.get_default_device(),
         )
@@ -209,16 +215,22 @@ class VisualTokenSelection:
             held += count
         yield slice(start, len(tokens))
 
+    @cached_property
+    def _adapted_embeddings(self) -> list[VocabParallelEmbeddingWithLoRA]:
+        return adapted_embeddings(self.language_model)
+
     def embed_queries(self, queries: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the raw text embeddings ``(L_i, D)`` of each item's steering words.
 
         One look-up for all: with a sharded vocabulary it is a collective, which every rank
-        must enter equally often. Without any words there is nothing to look up.
+        must enter equally often. Without any words there is nothing to look up. The words are
+        those of the base model, whatever adapter a request names: its tokens stay the same.
         """
         ids = torch.cat(list(queries))
         if not len(ids):
             return [None] * len(queries)
-        embeddings = self.language_model.embed_input_ids(ids)
+        with without_adapters(self._adapted_embeddings):
+            embeddings = self.language_model.embed_input_ids(ids)
         return list(embeddings.split([len(query) for query in queries]))
 
     def select(self, candidates: Sequence[Candidates]) -> list[Selection]:

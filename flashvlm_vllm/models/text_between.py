@@ -18,6 +18,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import MODALITIES, field_name
+from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.processing import VisualTokenProcessor
 
 _FIELDS = {modality: field_name("text_between", modality) for modality in MODALITIES}
@@ -113,7 +114,8 @@ def with_text(
     """
     ids = torch.tensor([token for text in texts for token in text.ids])
     # One look-up: with a sharded vocabulary it is a collective.
-    words = language_model.embed_input_ids(async_tensor_h2d(ids, embeddings[0].device))
+    with without_adapters(adapted_embeddings(language_model)):
+        words = language_model.embed_input_ids(async_tensor_h2d(ids, embeddings[0].device))
     return [
         rows if len(rows) == total else text.interleave(own, rows, group)
         for text, total, own, rows, group in zip(

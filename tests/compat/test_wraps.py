@@ -116,7 +116,8 @@ def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> 
         "from vllm import ModelRegistry\n"
         "from vllm.renderers.online_renderer import OnlineRenderer\n"
         "from vllm.engine.arg_utils import EngineArgs\n"
-        "targets = [ModelRegistry.models[name].module_name for name in MODELS]\n"
+        "models = [ModelRegistry.models.get(name) for name in MODELS]\n"
+        "targets = [model.module_name for model in models if model]\n"
         "wrapped = hasattr(OnlineRenderer.preprocess_chat, '__flashvlm_wrapped__')\n"
         "engine = hasattr(EngineArgs.create_engine_config, '__flashvlm_wrapped__')\n"
         "print(any('flashvlm' in target for target in targets), wrapped, engine)"
@@ -141,6 +142,41 @@ def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
     )
     config = arguments.create_engine_config()
     assert config.compilation_config.cudagraph_mm_encoder is not covered
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_adapters_on_towers_are_refused_where_budgets_would_mix_them_up(
+    covered: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from demo.tiny_llava import build_llava, build_text_llama
+    from flashvlm_vllm.plugin import register
+
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    register()
+    model = build_llava(tmp_path / "llava") if covered else build_text_llama(tmp_path / "llama")
+    arguments = EngineArgs(
+        model=str(model),
+        enable_lora=True,
+        enable_tower_connector_lora=True,
+        max_model_len=1024,
+    )
+    if not covered:
+        assert arguments.create_engine_config().lora_config.enable_tower_connector_lora
+        return
+    with pytest.raises(ValueError, match="leave that option out"):
+        arguments.create_engine_config()
+    arguments.enable_tower_connector_lora = False
+    assert arguments.create_engine_config().lora_config is not None
+
+
+def test_stock_vllm_still_maps_adapters_to_rows_once_for_all_calls_of_the_encoder() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    source = inspect.getsource(GPUModelRunner._execute_mm_encoder)
+    mapped = source.rindex("self.lora_manager.set_active_adapters")
+    assert mapped < source.index("in group_and_batch_mm_kwargs(")
 
 
 def test_stock_vllm_still_runs_encoder_graphs_instead_of_the_model() -> None:
