@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.models.memory import ImageFeatures
@@ -42,8 +43,19 @@ class RowsProcessor(TextBetweenProcessor):
         return token
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
-        """Count an image's tokens, without those at the ends of rows."""
+        """Count an image's tokens, without those at the ends of rows.
+
+        Raises:
+            VLLMValidationError: the image is so narrow that nothing of it is left when it is scaled
+                down to the model's size.
+
+        """
         columns, rows = self.grid(width, height)
+        if not columns * rows:
+            raise VLLMValidationError(
+                f"an image of {width} x {height} pixels is too narrow: scaled down to what the "
+                "model takes, it is less than a pixel wide"
+            )
         return TokenCount(columns * rows, columns * rows)
 
     def whole_placeholder(self, items: Any, number: int) -> list[int]:
