@@ -22,6 +22,6 @@ def without_adapters(layers: Sequence[VocabParallelEmbeddingWithLoRA]) -> Iterat
     """
     with ExitStack() as stack:
         for layer in layers:
-            layer.forward = layer.base_layer.forward
-            stack.callback(delattr, layer, "forward")
+            vars(layer)["forward"] = layer.base_layer.forward
+            stack.callback(vars(layer).pop, "forward")
         yield

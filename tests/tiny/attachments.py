@@ -62,8 +62,10 @@ def build_adapter(
 
 
 def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
-    """Write an EAGLE-3 drafter of one layer for ``model``, whose language model is a Llama."""
+    """Write an EAGLE-3 drafter of one Llama layer for ``model``."""
     text = json.loads((model / "config.json").read_text())["text_config"]
+    # Told which layers: vLLM's own choice is made for models with more of them.
+    seen = list(range(min(3, text["num_hidden_layers"])))
     generator = torch.Generator().manual_seed(seed)
     hidden, inner, vocab = (
         text[name] for name in ("hidden_size", "intermediate_size", "vocab_size")
@@ -85,7 +87,7 @@ def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
     }
     tensors = {
         **{f"midlayer.{name}.weight": weight for name, weight in layer.items()},
-        "fc.weight": draw(hidden, 3 * hidden),
+        "fc.weight": draw(hidden, len(seen) * hidden),
         "lm_head.weight": draw(vocab, hidden),
         "norm.weight": torch.ones(hidden),
     }
@@ -95,6 +97,7 @@ def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
         "draft_vocab_size": vocab,
+        "eagle_aux_hidden_state_layer_ids": seen,
         "dtype": "float32",
     }
     _write(path, settings, tensors, "config.json", "model.safetensors")
