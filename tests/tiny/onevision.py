@@ -21,6 +21,11 @@ SIDE = 8
 FRAME_TOKENS = 16
 """Of a frame, after pooling by two in both directions."""
 VIDEO_TOKEN = "<video>"
+_IMAGES = "{%- if part['type'] in ('image', 'image_url') -%}"
+_TEMPLATE = CHAT_TEMPLATE.replace(
+    _IMAGES,
+    "{%- if part['type'] in ('video', 'video_url') -%}{{ '<video>\\n' }}{%- endif -%}" + _IMAGES,
+)
 _HIDDEN = 64
 
 
@@ -29,6 +34,7 @@ def build_onevision(path: Path) -> Path:
 
     def write(folder: Path) -> None:
         tokenizer = train_tokenizer(1024)
+        tokenizer.chat_template = _TEMPLATE
         tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
         grid = [[CROP * high, CROP * wide] for high in range(1, 5) for wide in range(1, 5)]
         config = LlavaOnevisionConfig(
@@ -61,9 +67,9 @@ def build_onevision(path: Path) -> Path:
             num_image_tokens=SIDE * SIDE,
             vision_feature_select_strategy="full",
             video_token=VIDEO_TOKEN,
-            chat_template=CHAT_TEMPLATE,
+            chat_template=_TEMPLATE,
         ).save_pretrained(folder)
 
     return build_once(
-        path, {"kind": "llava-onevision", "source": Path(__file__).read_text()}, write
+        path, {"kind": "llava-onevision", "builder": Path(__file__).read_text()}, write
     )
