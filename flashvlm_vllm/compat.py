@@ -51,6 +51,8 @@ def attach_to_engine() -> None:
     End: when vLLM's multimodal config takes plugin settings. There CUDA graphs of the encoder are
     turned off for covered models as well: they return all of an image's tokens without calling
     ``embed_multimodal``, whatever its placeholder holds. End: when graphs hand over to the model.
+    So is its compilation: a compiled tower does not tell its hooks what enters the attention.
+    End: when towers return saliency.
     And LoRA on towers is refused; see ``_refuse_adapters_on_towers``.
 
     ``WorkerBase``. Why: named worker methods are what ``collective_rpc`` can call without
@@ -292,12 +294,16 @@ def _refuse_adapters_on_towers(config: Any) -> None:
 def _turn_off_encoder_graphs(config: Any) -> None:
     from flashvlm_vllm.plugin import covers
 
-    if config.compilation_config.cudagraph_mm_encoder and covers(config.model_config):
+    settings = config.compilation_config
+    if not (settings.cudagraph_mm_encoder or settings.compile_mm_encoder):
+        return
+    if covers(config.model_config):
         from vllm.logger import init_logger
 
-        config.compilation_config.cudagraph_mm_encoder = False
+        settings.cudagraph_mm_encoder = settings.compile_mm_encoder = False
         init_logger("vllm.flashvlm").info(
-            "flashvlm: CUDA graphs of the vision encoder are off; they would bypass the selection"
+            "flashvlm: CUDA graphs and compilation of the vision encoder are off; they would "
+            "bypass the selection"
         )
 
 

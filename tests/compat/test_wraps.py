@@ -126,8 +126,9 @@ def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> 
 
 
 @pytest.mark.parametrize("covered", [True, False])
+@pytest.mark.parametrize("setting", ["cudagraph_mm_encoder", "compile_mm_encoder"])
 def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
-    covered: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    covered: bool, setting: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -137,11 +138,9 @@ def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     register()
     model = build_llava(tmp_path / "llava") if covered else build_text_llama(tmp_path / "llama")
-    arguments = EngineArgs(
-        model=str(model), compilation_config={"cudagraph_mm_encoder": True}, max_model_len=1024
-    )
+    arguments = EngineArgs(model=str(model), compilation_config={setting: True}, max_model_len=1024)
     config = arguments.create_engine_config()
-    assert config.compilation_config.cudagraph_mm_encoder is not covered
+    assert getattr(config.compilation_config, setting) is not covered
 
 
 @pytest.mark.parametrize("covered", [True, False])
