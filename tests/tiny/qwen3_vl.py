@@ -107,7 +107,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.generation_config.pad_token_id = PAD
     model.save_pretrained(folder)
     size = {"shortest_edge": UNIT**2, "longest_edge": 64 * UNIT**2}
-    grid = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE}
+    # One normalisation for both, as released: vLLM does both in one place of the model.
+    mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    grid = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE, **mean}
     Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**grid, size=size),
         tokenizer=tokenizer,
