@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tokens(asked: Any) -> int:
     if not asked.image and not asked.video:
         asked.error("name at least one --image or --video")
+    from vllm.exceptions import VLLMValidationError
+
     from flashvlm_vllm.cost import TokenCosts
 
     try:
@@ -72,7 +74,7 @@ def _tokens(asked: Any) -> int:
             )
             for frames, width, height in asked.video
         ]
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, VLLMValidationError) as error:
         print(f"flashvlm: {error}", file=sys.stderr)
         return 2
     _print(counted, as_json=asked.json)
