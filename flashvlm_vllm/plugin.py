@@ -7,6 +7,7 @@ from typing import Any
 NAME = "flashvlm"
 
 MODELS = {
+    "GLM4VForCausalLM": "flashvlm_vllm.models.glm4v:PrunedGlm4v",
     "Gemma3ForConditionalGeneration": "flashvlm_vllm.models.gemma3:PrunedGemma3",
     "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GLM-4V-9B (``GLM4VForCausalLM``, the CogVLM line): one image a prompt, as vLLM serves it."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from vllm.model_executor.models.glm4v import (
+    GLM4VDummyInputsBuilder,
+    GLM4VForCausalLM,
+    GLM4VMultiModalProcessor,
+    GLM4VProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing.processor import PromptUpdateInfo
+
+from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.llava import LlavaSelection
+from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.vision.intern import InternTower
+from flashvlm_vllm.vision.tap import inputs_of
+
+_MERGE = 2
+"""Patches along one side of the square that a convolution makes one token of."""
+
+
+class PrunedGlm4vProcessor(VisualTokenProcessor, GLM4VMultiModalProcessor):
+    """GLM-4V's processor: begin and end of an image stay and are no part of the budget."""
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count the visual tokens, which are as many for every image."""
+        total = self.info.get_num_image_tokens()
+        return TokenCount(total, total)
+
+    def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, kept: int) -> Any:
+        """Cut what stands between begin and end, which get embeddings of the tower as well."""
+        if not isinstance(whole, list) or len(whole) != count.total + 2:
+            raise TypeError("an image of GLM-4V is its tokens between one begin and one end")
+        begin, *tokens, end = whole
+        return [begin, *tokens[:kept], end]
+
+    def placeholder_ids(self) -> list[int]:
+        """List begin, token and end of an image."""
+        config = self.info.get_hf_config()
+        return [config.boi_token_id, config.pad_token_id, config.eoi_token_id]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedGlm4vProcessor, info=GLM4VProcessingInfo, dummy_inputs=GLM4VDummyInputsBuilder
+)
+class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
+    """GLM-4V that keeps, of its image, the tokens its request's question selects."""
+
+    @property
+    def language_model(self) -> Any:
+        """What holds the text embeddings."""
+        return self.transformer
+
+    def multi_modal_projector(self, features: Tensor) -> Tensor:
+        """Project what the convolution made, as vLLM's tower does."""
+        vision = self.transformer.vision
+        projected: Tensor = vision.linear_proj(features) / vision.scaling_factor
+        return projected
+
+    @cached_property
+    def salient_tower(self) -> "EvaTower":
+        """The tower, which a model loaded without its vision part does not have."""
+        return EvaTower(self.transformer.vision, self.config.vision_config)
+
+    def read_pixels(
+        self, modality: str, kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Return each image's pixels; sizes are not asked for."""
+        image_input: Any = self._parse_and_validate_image_input(**kwargs)
+        pixels = image_input["data"].to(dtype=self.config.dtype)
+        return list(pixels[:, None]), []
+
+    def encode(
+        self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
+    ) -> list[ImageFeatures]:
+        """Run tower, convolution and projector."""
+        encoded = self.salient_tower.run(torch.cat(list(pixels)), with_keys=with_keys)
+        return encoded.split([len(each) for each in pixels])
+
+    def embed_batch(
+        self,
+        images: Sequence[ImageFeatures],
+        sizes: Sequence[tuple[int, int]],
+        wanted: Wanted,
+        text: Sequence[Tensor | None],
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Select of a few images together; positions count tokens between begin and end."""
+        vision = self.transformer.vision
+        begin, end = (each[0] / vision.scaling_factor for each in (vision.boi, vision.eoi))
+        positions, rows = self.embed_clips(images, wanted, text)
+        return positions, [torch.cat([begin, each, end]) for each in rows]
+
+
+class EvaTower:
+    """GLM-4V's EVA tower, which also tells how much its CLS token looks at each token's patches."""
+
+    def __init__(self, vision: Any, config: dict[str, Any]) -> None:
+        """Attach to ``vision``, vLLM's tower with ``config``."""
+        self._vision = vision
+        self._tower = InternTower(
+            vision.transformer.layers[-1].attention.attn,
+            config["num_heads"],
+            is_data_parallel=False,
+        )
+        self._side = config["image_size"] // config["patch_size"]
+        self.tokens = (self._side // _MERGE) ** 2
+        """Tokens per image between its begin and its end."""
+
+    def run(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
+        """Encode ``(B, 3, H, W)``; saliency and keys are averaged over the patches of a token."""
+        with inputs_of(self._vision.linear_proj) as features:
+            encoded = self._tower.run(self._vision, pixels, with_keys=with_keys)
+        keys = encoded.keys
+        return ImageFeatures(
+            torch.cat(features),
+            encoded.features[:, 1:-1],
+            self._averaged(encoded.saliency[..., None])[..., 0],
+            None if keys is None else self._averaged(keys.flatten(2)).unflatten(2, keys.shape[2:]),
+        )
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        grid = values.unflatten(1, (self._side, self._side)).movedim(-1, 1)
+        return avg_pool2d(grid, _MERGE).flatten(2).transpose(1, 2)
