@@ -16,6 +16,21 @@ from safetensors.torch import save_file
 
 RANK = 4
 
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rope_parameters",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""What a drafter of one layer has in common with its model."""
+
 
 def build_adapter(
     path: Path, model: Path, targets: Sequence[str], *, size: float, seed: int = 0
@@ -92,7 +107,7 @@ def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
         "norm.weight": torch.ones(hidden),
     }
     settings = {
-        **text,
+        **{name: text[name] for name in _SHAPE if name in text},
         "model_type": "llama",
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
