@@ -113,6 +113,7 @@ def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
         "num_hidden_layers": 1,
         "draft_vocab_size": vocab,
         "eagle_aux_hidden_state_layer_ids": seen,
+        "num_aux_hidden_states": len(seen),
         "dtype": "float32",
     }
     _write(path, settings, tensors, "config.json", "model.safetensors")

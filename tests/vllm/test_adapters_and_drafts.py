@@ -13,6 +13,7 @@ import pytest
 from demo.photo import photo
 from tests.tiny import qwen_vl
 from tests.tiny.attachments import build_adapter, build_eagle, take_language_model
+from tests.tiny.onevision import build_onevision
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 
 REQUESTS = [
@@ -222,3 +223,17 @@ def test_positions_in_three_dimensions_survive_drafts_and_ranks(
         assert ask(engine, form=QWEN) == plain_qwen
         if "tensor_parallel_size" in arguments:
             assert engine.kept(rank=0) == engine.kept(rank=1)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_onevision_answer_as_one(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build_onevision(REPOSITORY / ".models" / "onevision")
+    with start_engine(path) as engine:
+        alone = ask(engine)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    # OneVision's tower cannot be served in data parallel either: its weights are cut.
+    with start_engine(path, tensor_parallel_size=2, mm_encoder_tp_mode="data") as engine:
+        assert ask(engine) == alone
+        assert engine.kept(rank=0) == engine.kept(rank=1)
