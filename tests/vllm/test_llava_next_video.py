@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import avg_pool2d
 
 from demo.photo import photo
-from tests.tiny.next_video import FRAME_TOKENS, build_next_video
+from tests.tiny.next_video import FRAME_TOKENS, SIDE, build_next_video
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
@@ -113,6 +114,47 @@ def test_a_budget_that_does_not_bind_is_stock(engine: Engine) -> None:
     before = len(engine.kept())
     ask(engine, ("anything else?", WHOLE + 1))
     assert len(engine.kept()) == before
+
+
+def test_the_floor_is_what_received_most_attention(engine: Engine, model: Path) -> None:
+    """By Transformers' own attention, averaged over the patches that become a token."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    reference: Any = AutoModelForImageTextToText.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    processor: Any = AutoProcessor.from_pretrained(model).video_processor
+    pixels = processor([VIDEO], return_tensors="pt")["pixel_values_videos"][0]
+    with torch.inference_mode():
+        attentions = reference.model.vision_tower(pixels, output_attentions=True).attentions
+        layer = attentions[reference.config.vision_feature_layer]
+    received = layer.mean(dim=1)[:, 0, 1:].view(-1, SIDE, SIDE)
+    pooled = avg_pool2d(received, 2).flatten(1)
+    floor = pooled.argmax(dim=1) + torch.arange(len(NAMES)) * FRAME_TOKENS
+    engine.forget()
+    ask(engine, (QUESTIONS[0], len(NAMES)))
+    assert engine.kept()[-1]["kept"] == floor.tolist()
+
+
+def test_long_videos_and_what_vllm_does_not_serve(engine: Engine) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    long = np.repeat(VIDEO[:1], 200, axis=0)
+    (explicit,) = ask(engine, (QUESTIONS[0], 200), video=long)
+    assert len(engine.kept()[-1]["kept"]) == 200
+    (fraction,) = ask(engine, (QUESTIONS[0], 0.001), video=long)
+    assert token_ids(fraction) == token_ids(explicit)
+    assert len(fraction.prompt_token_ids) == len(explicit.prompt_token_ids)
+    with pytest.raises(VLLMValidationError, match="the smallest budget for it is 200"):
+        ask(engine, (QUESTIONS[0], 199), video=long)
+    for modality, items in (("video", [VIDEO, VIDEO[:2]]), ("image", [photo("cat")])):
+        asked = {
+            "prompt": f"USER: {'<video>' * len(items)}\nwhat is it? ASSISTANT:",
+            "multi_modal_data": {modality: items},
+            "mm_processor_kwargs": {"visual_budget": 20},
+        }
+        with pytest.raises(VLLMValidationError, match=f"At most . {modality}"):
+            engine.llm.generate(asked, use_tqdm=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
