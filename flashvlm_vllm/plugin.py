@@ -9,6 +9,7 @@ NAME = "flashvlm"
 MODELS = {
     "GLM4VForCausalLM": "flashvlm_vllm.models.glm4v:PrunedGlm4v",
     "Gemma3ForConditionalGeneration": "flashvlm_vllm.models.gemma3:PrunedGemma3",
+    "Glm4vForConditionalGeneration": "flashvlm_vllm.models.glm4_1v:PrunedGlm",
     "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",

@@ -50,6 +50,8 @@ class QwenCounts(VisualTokenProcessor):
 
     can_merge = False
     """A merged token has no place in the picture, and M-RoPE needs one."""
+    marks: ClassVar[str] = "<|vision_start|>, <|vision_end|>"
+    """What chat templates write around an item."""
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count an image's tokens."""
@@ -113,7 +115,7 @@ class QwenCounts(VisualTokenProcessor):
                 raise VLLMValidationError(
                     f"{BUDGET}: {modality} {number} needs a token of text behind it and between "
                     "it and other images or videos, as chat templates write them "
-                    "(<|vision_start|>, <|vision_end|>): its positions are counted from there",
+                    f"({self.marks}): its positions are counted from there",
                     parameter=BUDGET,
                 )
         return result

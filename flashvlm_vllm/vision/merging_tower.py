@@ -42,13 +42,22 @@ class MergingTower:
         if not isinstance(attention.attn, MMEncoderAttention):
             raise TypeError(f"cannot read saliency from a {type(attention.attn).__name__}")
         self._visual = visual
-        merger = visual.merger
-        self._merger_input = merger.mlp[0] if hasattr(merger, "mlp") else merger.linear_fc1
+        self._merging = self.merging_module(visual)
         self._tap = AttentionTap(attention.attn)
         self._heads = visual.num_heads
         self._is_sharded = attention.attn.num_heads != visual.num_heads
         self.merged: int = visual.spatial_merge_size**2
         """Patches of one token."""
+
+    def merging_module(self, visual: Any) -> Any:
+        """Return the module whose input is the patches of each token."""
+        merger = visual.merger
+        return merger.mlp[0] if hasattr(merger, "mlp") else merger.linear_fc1
+
+    def mean_of_patches(self, heard: Tensor) -> Tensor:
+        """Return ``(tokens, C)`` of what that module is called with, ``(tokens, patches * C)``."""
+        mean: Tensor = heard.unflatten(-1, (self.merged, -1)).mean(dim=-2)
+        return mean
 
     def tokens(self, grid: Grid) -> int:
         """Count the visual tokens of a grid of patches."""
@@ -63,7 +72,7 @@ class MergingTower:
             grids: of each item.
 
         """
-        with self._tap.listen() as heard, inputs_of(self._merger_input) as merging:
+        with self._tap.listen() as heard, inputs_of(self._merging) as merging:
             projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
         (attended,), (features,) = heard, merging
         patches = [self.tokens(grid) * self.merged for grid in grids]
@@ -75,7 +84,7 @@ class MergingTower:
             # Each rank holds some of the heads.
             saliency = tensor_model_parallel_all_reduce(saliency)
         saliency = saliency.view(-1, self.merged).mean(dim=1) / self._heads
-        features = features.unflatten(-1, (self.merged, -1)).mean(dim=-2)
+        features = self.mean_of_patches(features)
         items = zip(
             grids,
             features.split(tokens),

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GLM-4.1V: images whose kept tokens keep their 3-D positions; videos stay whole."""
+
+from functools import cached_property
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.glm4_1v import (
+    Glm4vDummyInputsBuilder,
+    Glm4vForConditionalGeneration,
+    Glm4vMultiModalProcessor,
+    Glm4vProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import VideoProcessorItems
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from flashvlm_vllm.budget import BUDGET, TokenCount
+from flashvlm_vllm.models.positions import Span, grid_positions
+from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.vision.glm4_1v import ConvolvingTower
+
+
+class PrunedGlmProcessor(QwenCounts, Glm4vMultiModalProcessor):
+    """GLM-4.1V's processor."""
+
+    marks = "<|begin_of_image|>, <|end_of_image|>"
+
+    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+        """Count an image's tokens, by the Hugging Face processor's own arithmetic."""
+        arguments = self.info.ctx.get_merged_mm_kwargs(self.request_arguments)
+        processor = self.info.get_image_processor(**self.request_arguments)
+        patches = processor.get_number_of_image_patches(height, width, arguments)
+        total = int(patches) // processor.merge_size**2
+        return TokenCount(total, total)
+
+    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+        """Shorten a placeholder that has as many tokens as were counted."""
+        return VisualTokenProcessor.shorten_placeholder(self, whole, count, kept)
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Process one prompt; where it has a video, a default budget does not apply to it.
+
+        Raises:
+            VLLMValidationError: as of any model; or a budget was asked for with a video.
+
+        """
+        if inputs.mm_data_items.get("video"):
+            arguments = inputs.hf_processor_mm_kwargs
+            if arguments.get(BUDGET) is not None:
+                raise VLLMValidationError(
+                    f"{BUDGET}: of this model images are pruned and videos are not; send the "
+                    f"video with {BUDGET}: null, or images without a video",
+                    parameter=BUDGET,
+                )
+            inputs.hf_processor_mm_kwargs = {**arguments, BUDGET: None}
+        return super().apply(inputs, timing_ctx)
+
+    def _count_video(self, videos: VideoProcessorItems, index: int) -> TokenCount | None:
+        return None
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedGlmProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
+)
+class PrunedGlm(QwenSelection, Glm4vForConditionalGeneration):
+    """GLM-4.1V that keeps the tokens of images that its requests' questions select."""
+
+    @cached_property
+    def tower(self) -> ConvolvingTower:
+        """The tower, which a model loaded without its vision part does not have."""
+        return ConvolvingTower(self.visual, self.layer)
+
+    def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
+        """List a prompt's images and its videos' frames, between which there is text."""
+        side = int(self.config.vision_config.spatial_merge_size)
+        spans = []
+        for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            place = each.mm_position
+            steps, high, wide = each.data[f"{each.modality}_grid_thw"].data.tolist()
+            runs = [(place.offset, place.offset + place.length - 1)]
+            if each.modality == "video":
+                runs = place.extract_embeds_range()
+            # Frames of one run are neighbours, as vLLM's profiling writes them.
+            grid = grid_positions(steps // len(runs), high // side, wide // side)
+            spans += [Span(start, end - start + 1, grid) for start, end in runs]
+        return spans
