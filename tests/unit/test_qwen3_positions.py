@@ -160,3 +160,46 @@ def test_a_clip_of_one_frame() -> None:
     positions, is_visual = clip_positions([2], 3, 1, 3)
     assert is_visual.tolist() == [False, False, True, True, True, False]
     assert positions.tolist() == [[0] * 3, [1] * 3, [2, 2, 2], [2, 2, 3], [2, 2, 4], [5] * 3]
+
+
+@pytest.mark.parametrize("method", ["evs", "vidcom2"])
+def test_without_a_budget_vllms_own_pruning_of_videos_gets_exact_positions(method: str) -> None:
+    from vllm.multimodal.video_prune import evs, vidcom2
+
+    model = Model()
+    model._video_pruning = (method, 0.5)
+    grid, rate = (3, 8, 8), 0.5
+    seconds, frames = video_text(model, 3)
+    words = [x for frame in frames for x in frame]
+    lead = len(frames[0]) - 1
+    count = (vidcom2 if method == "vidcom2" else evs).compute_retained_tokens_count(
+        tokens_per_frame=16, num_frames=3, q=rate
+    )
+    drawn = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    rows = model._left_to_vllm(drawn, grid, seconds, "video")
+    assert len(rows) == len(words) + count < len(words) + 48
+
+    ids = [5, *words[:lead], *[VIDEO] * count, *words[lead:], 5]
+    positions, _ = model.get_mrope_input_positions(ids, [feature("video", 1, len(rows), grid)])
+    (cut,), positions, _ = model.recompute_mrope_positions(ids, [rows], positions, 0)
+    expected, is_visual = clip_positions([len(x) for x in _before(frames)], len(words), 4, 4)
+    # Text has its id in each channel, visual tokens the numbers drawn.
+    whole = torch.full((len(expected), 6), 0.0)
+    whole[torch.from_numpy(is_visual)] = drawn
+    whole[torch.from_numpy(~is_visual), :2] = torch.tensor(words).float()[:, None].expand(-1, 2)
+    place = {tuple(row): number for number, row in enumerate(whole.tolist()) if is_visual[number]}
+    texts = iter(np.flatnonzero(~is_visual))
+    for row, position in zip(cut.tolist(), positions.T[1:-1], strict=True):
+        number = place.get(tuple(row))
+        number = next(texts) if number is None else number
+        assert position.tolist() == (expected[number] + 1).tolist()
+
+
+def _before(frames: list[list[int]]) -> list[list[int]]:
+    """Return for each frame the text up to its visual tokens."""
+    words: list[int] = []
+    lists = []
+    for frame in frames:
+        lists.append([*words, *frame[:-1]])
+        words += frame
+    return lists
