@@ -359,8 +359,7 @@ def _set_defaults(model_config: Any, defaults: dict[str, Any]) -> None:
     if not covers(model_config):
         raise ValueError(
             f"a server-wide {' or '.join(defaults)} needs a model that is covered "
-            f"({', '.join(sorted(MODELS))}); {model_config.model} is "
-            f"{', '.join(model_config.architectures)}"
+            f"({', '.join(sorted(MODELS))}); {model_config.model} is {model_config.architecture}"
         )
     for name, value in defaults.items():
         setattr(model_config.multimodal_config, name, value)

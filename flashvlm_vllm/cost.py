@@ -33,8 +33,7 @@ class TokenCosts:
         config = EngineArgs(model=model, **engine_arguments).create_model_config()
         if not covers(config):
             raise ValueError(
-                f"{model} is {', '.join(config.architectures)}; covered are "
-                f"{', '.join(sorted(MODELS))}"
+                f"{model} is {config.architecture}; covered are {', '.join(sorted(MODELS))}"
             )
         self._processor: Any = MULTIMODAL_REGISTRY.create_processor(config)
 

@@ -32,8 +32,12 @@ MODELS = {
 
 
 def covers(model_config: Any) -> bool:
-    """Tell whether budgets apply to a model, given vLLM's ``ModelConfig``."""
-    return any(name in MODELS for name in model_config.architectures)
+    """Tell whether budgets apply to a model, given vLLM's ``ModelConfig``.
+
+    What counts is what vLLM runs: with ``--model-impl transformers`` a checkpoint of a covered
+    architecture is served by a backend that prunes nothing.
+    """
+    return model_config.architecture in MODELS
 
 
 def register() -> None:

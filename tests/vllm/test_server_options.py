@@ -109,6 +109,20 @@ def test_a_budget_on_a_model_that_is_not_covered(text_llama: Path, tmp_path: Pat
         assert client.ask(messages=messages, visual_budget=None).usage.prompt_tokens < 100
 
 
+def test_the_transformers_backend_is_not_covered(clip_llava: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from flashvlm_vllm.plugin import covers
+
+    for implementation, is_covered in (("auto", True), ("transformers", False)):
+        config = EngineArgs(model=str(clip_llava), model_impl=implementation).create_model_config()
+        assert covers(config) is is_covered
+    arguments = ("--plugins", "flashvlm", "--model-impl", "transformers", "--visual-budget", "64")
+    message = refused([str(clip_llava), *arguments])
+    assert "needs a model that is covered" in message
+    assert "is TransformersMultiModalForCausalLM" in message
+
+
 def refused(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """Start a server that must not start; returns what it printed."""
     inherited = {name: text for name, text in os.environ.items() if name != "VLLM_PLUGINS"}
