@@ -13,20 +13,12 @@ from demo.photo import photo
 from flashvlm_vllm.selection import fused_scores
 from tests.tiny.glm4_1v import IMAGE, VIDEO, build_glm4_1v
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
-from tests.vllm.test_qwen_vl import Reference, received
+from tests.vllm.test_qwen_vl import Reference, received, with_metadata
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 PICTURE = photo("astronaut").resize((200, 190))
 TALL = photo("cat").resize((40, 300))
 CLIP = np.stack([np.array(photo(name).resize((120, 100))) for name in ("cat", "coffee") * 2])
-METADATA = {
-    "fps": 1.0,
-    "duration": 4.0,
-    "total_num_frames": 4,
-    "frames_indices": [0, 1, 2, 3],
-    "video_backend": "opencv",
-    "do_sample_frames": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +47,7 @@ def request(
     question: str, budget: object, images: Sequence[Any] = (PICTURE,), videos: int = 0
 ) -> dict[str, Any]:
     data: dict[str, Any] = {"image": list(images)} if images else {}
-    data |= {"video": [(CLIP, METADATA)]} if videos else {}
+    data |= {"video": [with_metadata(CLIP)]} if videos else {}
     return {
         "prompt": text(question, len(images), videos),
         "multi_modal_data": data,
@@ -164,3 +156,34 @@ def test_a_video_with_a_budget_is_refused_and_the_engine_goes_on(engine: Engine)
     with pytest.raises(VLLMValidationError, match="merges tokens"):
         run(engine, merging)
     assert token_ids(run(engine, request(QUESTIONS[0], None, [], 1))[0])
+
+
+def test_a_video_without_a_budget_is_answered_as_transformers_does(
+    engine: Engine, reference: Reference
+) -> None:
+    engine.forget()
+    (output,) = run(engine, request(QUESTIONS[0], None, [PICTURE], 1))
+    grid = reference.processor.video_processor([CLIP], do_sample_frames=False, return_tensors="pt")[
+        "video_grid_thw"
+    ]
+    kept = [list(range(49)), list(range(int(grid.prod()) // 4))]
+    ids = token_ids(output)
+    assert ids == reference.answer(text(QUESTIONS[0], 1, 1), kept, [PICTURE], [CLIP], len(ids))
+
+
+@pytest.mark.slow
+def test_a_default_budget_leaves_prompts_with_videos_whole(
+    start_engine: StartEngine, engine: Engine
+) -> None:
+    requests = [
+        request(QUESTIONS[0], budget, [PICTURE], videos) for budget, videos in ((8, 0), (None, 1))
+    ]
+    expected = [token_ids(each) for each in run(engine, *requests)]
+    del requests[0]["mm_processor_kwargs"]
+    with start_engine(
+        build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"),
+        mm_processor_kwargs={"visual_budget": 8},
+        limit_mm_per_prompt={"image": 1, "video": 1},
+    ) as other:
+        assert [token_ids(each) for each in run(other, *requests)] == expected
+        assert [len(each["kept"]) for each in other.kept()] == [8]
