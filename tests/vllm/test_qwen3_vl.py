@@ -104,7 +104,7 @@ class Reference:
                 core.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
             )
         rows = [each for part in encoded for each in part.pooler_output]
-        levels = range(len(encoded[0].deepstack_features))
+        levels = range(len(getattr(encoded[0], "deepstack_features", None) or ()))
         deeper = [
             torch.cat([torch.cat(list(part.deepstack_features[level])) for part in encoded])
             for level in levels
@@ -126,12 +126,15 @@ class Reference:
         embeddings, positions, visual = embeddings[:, stay], positions[:, :, stay], visual[stay]
         said: list[int] = []
         for number in range(tokens):
+            layers = {
+                "visual_pos_masks": visual[None],
+                "deepstack_visual_embeds": [each[shown] for each in deeper],
+            }
             state: Tensor = core.language_model(
                 inputs_embeds=embeddings,
                 position_ids=positions,
                 use_cache=False,
-                visual_pos_masks=visual[None],
-                deepstack_visual_embeds=[each[shown] for each in deeper],
+                **(layers if deeper else {}),
             ).last_hidden_state
             said.append(int(self.model.lm_head(state[0, -1]).argmax()))
             word = self.model.get_input_embeddings()(torch.tensor([[said[-1]]]))
