@@ -17,6 +17,9 @@ from flashvlm_vllm.cli import main
 from flashvlm_vllm.cost import TokenCosts
 from flashvlm_vllm.processing import REPORT
 from tests.tiny.gemma3 import build_gemma3
+from tests.tiny.glm4_1v import IMAGE as GLM_IMAGE
+from tests.tiny.glm4_1v import build_glm4_1v
+from tests.tiny.glm4v import PLACEHOLDER, build_glm4v
 from tests.tiny.internvl import build_internvl
 from tests.tiny.mistral3 import build_mistral3
 from tests.tiny.next_video import build_next_video
@@ -54,6 +57,8 @@ FAMILIES = {
     ),
     "gemma3": Family(lambda: build_gemma3(MODELS / "gemma3"), "<start_of_image>"),
     "mistral3": Family(lambda: build_mistral3(MODELS / "mistral3"), "[IMG]"),
+    "glm4v": Family(lambda: build_glm4v(MODELS / "glm4v"), PLACEHOLDER),
+    "glm4.1v": Family(lambda: build_glm4_1v(MODELS / "glm4.1v"), GLM_IMAGE),
     "video-llava": Family(lambda: build_video_llava(MODELS / "video-llava"), "<image>", "<video>"),
 }
 
