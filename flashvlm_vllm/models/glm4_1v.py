@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLM-4.1V: images whose kept tokens keep their 3-D positions; videos stay whole."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,12 @@ class PrunedGlmProcessor(QwenCounts, Glm4vMultiModalProcessor):
         patches = processor.get_number_of_image_patches(height, width, arguments)
         total = int(patches) // processor.merge_size**2
         return TokenCount(total, total)
+
+    def count_video_tokens(
+        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+    ) -> TokenCount:
+        """Say that videos are not pruned."""
+        return VisualTokenProcessor.count_video_tokens(self, frames, width, height, metadata)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
         """Shorten a placeholder that has as many tokens as were counted."""
