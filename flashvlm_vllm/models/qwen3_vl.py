@@ -27,6 +27,7 @@ from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.positions import Span, grid_positions, with_positions
 from flashvlm_vllm.models.pruning import Candidates, Wanted
@@ -188,7 +189,8 @@ class Qwen3Selection(QwenSelection):
         def on_device(values: Any) -> Tensor:
             return async_tensor_h2d(torch.as_tensor(values), rows.device)
 
-        words = self.language_model.embed_input_ids(on_device(text)).to(rows.dtype)
+        with without_adapters(adapted_embeddings(self.language_model)):
+            words = self.language_model.embed_input_ids(on_device(text)).to(rows.dtype)
         # Deeper layers get nothing where there is text.
         words = torch.nn.functional.pad(words, (0, rows.shape[1] - words.shape[1]))
         places = torch.cat(

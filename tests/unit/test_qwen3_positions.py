@@ -40,7 +40,8 @@ class Model(Qwen3Selection):
         self._tokenizer = Tokenizer()
         self.visual = SimpleNamespace(spatial_merge_size=2)
         self.language_model = SimpleNamespace(
-            embed_input_ids=lambda ids: torch.stack([ids, ids], dim=1).to(torch.bfloat16)
+            embed_input_ids=lambda ids: torch.stack([ids, ids], dim=1).to(torch.bfloat16),
+            modules=list,
         )
 
 
