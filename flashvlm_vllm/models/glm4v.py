@@ -68,7 +68,7 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
         return projected
 
     @cached_property
-    def salient_tower(self) -> "EvaTower":
+    def salient_tower(self) -> Any:
         """The tower, which a model loaded without its vision part does not have."""
         return EvaTower(self.transformer.vision, self.config.vision_config)
 
