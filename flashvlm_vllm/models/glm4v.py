@@ -84,7 +84,9 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
         self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
     ) -> list[ImageFeatures]:
         """Run tower, convolution and projector."""
-        encoded = self.salient_tower.run(torch.cat(list(pixels)), with_keys=with_keys)
+        encoded: ImageFeatures = self.salient_tower.run(
+            torch.cat(list(pixels)), with_keys=with_keys
+        )
         return encoded.split([len(each) for each in pixels])
 
     def embed_batch(
