@@ -319,14 +319,12 @@ def _is_pruning_enabled(original: Any, multimodal_config: Any) -> bool:
 
 
 def _load_model_on_cpu(original: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
-    from vllm.model_executor.models.interfaces import supports_multimodal_pruning
-
     original(runner, *args, **kwargs)
     config = runner.model_config.multimodal_config
     runner.is_multimodal_pruning_enabled = (
         config is not None
         and config.is_multimodal_pruning_enabled()
-        and supports_multimodal_pruning(runner.get_model())
+        and getattr(runner.get_model(), "supports_multimodal_pruning", False)
     )
 
 
