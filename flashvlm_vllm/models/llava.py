@@ -20,7 +20,12 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.pruning import (
+    Candidates,
+    VisualTokenSelection,
+    Wanted,
+    clip_candidates,
+)
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.tower import Encoded, SalientTower
 
@@ -185,32 +190,12 @@ class LlavaSelection(VisualTokenSelection):
 
         """
         candidates = [
-            clip_candidates(clip, wanted, number, text[number]) for number, clip in enumerate(clips)
+            clip_candidates(clip, wanted, number, text[number], math.isqrt(clip.saliency.shape[1]))
+            for number, clip in enumerate(clips)
         ]
         chosen = self.select(candidates)
         embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
         return [each.indices for each in chosen], embeddings
-
-
-def clip_candidates(
-    clip: ImageFeatures, wanted: Wanted, number: int, text: Tensor | None
-) -> Candidates:
-    """Return what the selection of a video chooses from: all its frames' tokens."""
-    frames, tokens = clip.saliency.shape
-    side = math.isqrt(tokens)
-    place = torch.arange(tokens, device=clip.saliency.device).repeat(frames)
-    return Candidates(
-        wanted.selectors[number],
-        wanted.identities[number],
-        wanted.kept[number],
-        clip.projected.flatten(0, 1),
-        clip.features.flatten(0, 1),
-        clip.saliency.flatten(),
-        text,
-        None if clip.keys is None else clip.keys.flatten(0, 1),
-        torch.stack([place // side, place % side], dim=1),
-        frames=frames,
-    )
 
 
 @MULTIMODAL_REGISTRY.register_processor(

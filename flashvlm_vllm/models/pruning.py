@@ -28,7 +28,7 @@ from flashvlm_vllm.fields import (
 )
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.clip import choose_of_clip
-from flashvlm_vllm.models.memory import FeatureCache, selection_memory
+from flashvlm_vllm.models.memory import FeatureCache, ImageFeatures, selection_memory
 from flashvlm_vllm.selection import (
     Selection,
     Selector,
@@ -156,6 +156,35 @@ class Candidates:
             return None
         count, device = len(self.projected), self.projected.device
         return torch.arange(count, device=device) // (count // self.frames)
+
+
+def clip_candidates(
+    item: ImageFeatures, wanted: Wanted, number: int, text: Tensor | None, columns: int
+) -> Candidates:
+    """Return what the selection of a video, or of an image of one crop, chooses from.
+
+    Args:
+        item: one crop per time step.
+        wanted: what the requests ask for.
+        number: which of them is the item's.
+        text: ``(L, D)`` of its steering words.
+        columns: of tokens in a time step.
+
+    """
+    steps, tokens = item.saliency.shape
+    place = torch.arange(tokens, device=item.saliency.device).repeat(steps)
+    return Candidates(
+        wanted.selectors[number],
+        wanted.identities[number],
+        wanted.kept[number],
+        item.projected.flatten(0, 1),
+        item.features.flatten(0, 1),
+        item.saliency.flatten(),
+        text,
+        None if item.keys is None else item.keys.flatten(0, 1),
+        torch.stack([place // columns, place % columns], dim=1),
+        frames=steps,
+    )
 
 
 class VisualTokenSelection:

@@ -40,7 +40,12 @@ from flashvlm_vllm.models.positions import (
     without_positions,
     written,
 )
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.pruning import (
+    Candidates,
+    VisualTokenSelection,
+    Wanted,
+    clip_candidates,
+)
 from flashvlm_vllm.processing import VisualTokenProcessor, is_pruned_identity
 from flashvlm_vllm.vision.merging_tower import Grid, MergingTower
 
@@ -337,22 +342,8 @@ class QwenSelection(VisualTokenSelection):
         self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
     ) -> Candidates:
         """Return what the selection chooses from: all tokens of an item, time-major."""
-        steps, high, wide = grid
-        side = self.visual.spatial_merge_size
-        columns = wide // side
-        place = torch.arange(high // side * columns, device=item.saliency.device).repeat(steps)
-        return Candidates(
-            wanted.selectors[number],
-            wanted.identities[number],
-            wanted.kept[number],
-            item.projected.flatten(0, 1),
-            item.features.flatten(0, 1),
-            item.saliency.flatten(),
-            text,
-            None,
-            torch.stack([place // columns, place % columns], dim=1),
-            frames=steps,
-        )
+        columns = grid[2] // self.visual.spatial_merge_size
+        return clip_candidates(item, wanted, number, text, columns)
 
 
 class PrunedQwen2VLProcessor(QwenCounts, Qwen2VLMultiModalProcessor):

@@ -6,11 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed import (
-    tensor_model_parallel_all_gather,
-    tensor_model_parallel_all_reduce,
-)
-from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.distributed import tensor_model_parallel_all_gather
 
 from flashvlm_vllm.vision.attention import cls_attention
 from flashvlm_vllm.vision.tap import AttentionTap
@@ -36,12 +32,7 @@ class InternTower:
             TypeError: the attention is of a kind that does not see queries and keys.
 
         """
-        if not isinstance(attention, MMEncoderAttention):
-            raise TypeError(f"cannot read saliency from a {type(attention).__name__}")
-        self._tap = AttentionTap(attention)
-        self._scale = attention.scale
-        self._heads = heads
-        self._is_sharded = attention.num_heads != heads
+        self._tap = AttentionTap(attention, heads)
         self._is_data_parallel = is_data_parallel
 
     def run(
@@ -60,18 +51,15 @@ class InternTower:
         """
         with self._tap.listen() as heard:
             features: Tensor = encode(pixel_values)
-        saliency = torch.cat([cls_attention(each.query, each.key, self._scale) for each in heard])
+        attended = [cls_attention(each.query, each.key, self._tap.scale) for each in heard]
+        saliency = self._tap.mean_over_heads(torch.cat(attended))
         keys = torch.cat([each.key for each in heard]) if with_keys else None
-        if self._is_sharded:
-            saliency = tensor_model_parallel_all_reduce(saliency)
-            if keys is not None:
-                keys = tensor_model_parallel_all_gather(keys.contiguous(), dim=2)
-        elif self._is_data_parallel:
+        if keys is not None:
+            keys = self._tap.of_all_heads(keys, dim=2)
+        if self._is_data_parallel:
             # vLLM fills the last ranks' shares up with tiles that do not exist.
             tiles = len(pixel_values)
             saliency = tensor_model_parallel_all_gather(saliency, dim=0)[:tiles]
             if keys is not None:
                 keys = tensor_model_parallel_all_gather(keys.contiguous(), dim=0)[:tiles]
-        return Encoded(
-            features, saliency[:, 1:] / self._heads, None if keys is None else keys[:, 1:]
-        )
+        return Encoded(features, saliency[:, 1:], None if keys is None else keys[:, 1:])

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.distributed import tensor_model_parallel_all_reduce
-from vllm.model_executor.layers.attention import MMEncoderAttention
 
 from flashvlm_vllm.vision.attention import received_attention
 from flashvlm_vllm.vision.tap import AttentionTap, inputs_of
@@ -38,14 +36,9 @@ class MergingTower:
 
     def __init__(self, visual: Any, layer: int) -> None:
         """Attach to vLLM's ``visual``; ``layer`` attends over whole time steps."""
-        attention = visual.blocks[layer].attn
-        if not isinstance(attention.attn, MMEncoderAttention):
-            raise TypeError(f"cannot read saliency from a {type(attention.attn).__name__}")
         self._visual = visual
         self._merging = self.merging_module(visual)
-        self._tap = AttentionTap(attention.attn)
-        self._heads = visual.num_heads
-        self._is_sharded = attention.attn.num_heads != visual.num_heads
+        self._tap = AttentionTap(visual.blocks[layer].attn.attn, visual.num_heads)
         self.merged: int = visual.spatial_merge_size**2
         """Patches of one token."""
 
@@ -80,10 +73,7 @@ class MergingTower:
         queries, keys = attended.query[0].split(patches), attended.key[0].split(patches)
         parts = zip(grids, queries, keys, strict=True)
         saliency = torch.cat([self._received(*part) for part in parts])
-        if self._is_sharded:
-            # Each rank holds some of the heads.
-            saliency = tensor_model_parallel_all_reduce(saliency)
-        saliency = saliency.view(-1, self.merged).mean(dim=1) / self._heads
+        saliency = self._tap.mean_over_heads(saliency).view(-1, self.merged).mean(dim=1)
         features = self.mean_of_patches(features)
         items = zip(
             grids,
@@ -97,9 +87,8 @@ class MergingTower:
     def _received(self, grid: Grid, query: Tensor, key: Tensor) -> Tensor:
         """Attention that an item's patches receive within their time steps, ``(patches,)``."""
         steps = (grid[0], -1)
-        scale = self._tap.attention.scale
         return received_attention(
-            query.unflatten(0, steps), key.unflatten(0, steps), scale
+            query.unflatten(0, steps), key.unflatten(0, steps), self._tap.scale
         ).flatten()
 
     def _in_order(

@@ -7,11 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed import (
-    tensor_model_parallel_all_gather,
-    tensor_model_parallel_all_reduce,
-)
-from vllm.model_executor.layers.attention import MMEncoderAttention
 
 from flashvlm_vllm.vision.attention import received_attention
 from flashvlm_vllm.vision.tap import AttentionTap
@@ -42,12 +37,7 @@ class PixtralTower:
             TypeError: the attention is of a kind that does not see queries and keys.
 
         """
-        if not isinstance(attention, MMEncoderAttention):
-            raise TypeError(f"cannot read saliency from a {type(attention).__name__}")
-        self._tap = AttentionTap(attention)
-        self._scale = attention.scale
-        self._heads = heads
-        self._is_sharded = attention.num_heads != heads
+        self._tap = AttentionTap(attention, heads)
 
     def run(
         self, encode: Callable[[], Any], patches: Sequence[int], *, with_keys: bool = False
@@ -67,18 +57,13 @@ class PixtralTower:
         queries, keys = attention.query.split(sizes, dim=1), attention.key.split(sizes, dim=1)
         saliency = torch.cat(
             [
-                received_attention(query, key, self._scale)[0]
+                received_attention(query, key, self._tap.scale)[0]
                 for query, key in zip(queries, keys, strict=True)
             ]
         )
-        together = attention.key[0]
-        if self._is_sharded:
-            # Each rank holds some of the heads.
-            saliency = tensor_model_parallel_all_reduce(saliency)
-            if with_keys:
-                together = tensor_model_parallel_all_gather(together.contiguous(), dim=1)
+        keys = self._tap.of_all_heads(attention.key[0], dim=1) if with_keys else None
         return PackedEncoded(
             result,
-            (saliency / self._heads).split(sizes),
-            together.split(sizes) if with_keys else [None] * len(sizes),
+            self._tap.mean_over_heads(saliency).split(sizes),
+            [None] * len(sizes) if keys is None else keys.split(sizes),
         )

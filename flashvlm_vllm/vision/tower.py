@@ -7,11 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.distributed import (
-    tensor_model_parallel_all_gather,
-    tensor_model_parallel_all_reduce,
-)
-from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.vision import (
     get_num_selected_vision_tokens,
@@ -44,12 +39,7 @@ class SalientTower:
     def __init__(self, tower: Any, config: Any) -> None:
         """Attach to ``tower``, vLLM's CLIP or SigLIP model of a LLaVA with ``config``."""
         attention = tower.vision_model.encoder.layers[-1].self_attn.attn
-        if not isinstance(attention, MMEncoderAttention):
-            raise TypeError(f"cannot read saliency from a {type(attention).__name__}")
-        self._tap = AttentionTap(attention)
-        self._scale = attention.scale
-        self._heads = config.vision_config.num_attention_heads
-        self._is_sharded = attention.num_heads != self._heads
+        self._tap = AttentionTap(attention, config.vision_config.num_attention_heads)
         self._has_cls = isinstance(tower, CLIPVisionModel)
 
         size = get_vision_encoder_info(config).get_image_size()
@@ -80,18 +70,13 @@ class SalientTower:
         with self._tap.listen() as heard:
             features: Tensor = encode(pixel_values)
         attend = cls_attention if self._has_cls else received_attention
-        saliency = torch.cat([attend(each.query, each.key, self._scale) for each in heard])
-        if self._is_sharded:
-            # Each rank holds some of the heads.
-            saliency = tensor_model_parallel_all_reduce(saliency)
+        saliency = torch.cat([attend(each.query, each.key, self._tap.scale) for each in heard])
         return Encoded(
             features,
-            saliency[:, self._first :] / self._heads,
+            self._tap.mean_over_heads(saliency)[:, self._first :],
             self._keys(heard) if with_keys else None,
         )
 
     def _keys(self, heard: Sequence[TappedAttention]) -> Tensor:
         keys = torch.cat([each.key for each in heard])[:, self._first :].contiguous()
-        if self._is_sharded:
-            keys = tensor_model_parallel_all_gather(keys, dim=2)
-        return keys
+        return self._tap.of_all_heads(keys, dim=2)
