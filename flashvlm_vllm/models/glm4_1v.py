@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLM-4.1V: images whose kept tokens keep their 3-D positions; videos stay whole."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +17,13 @@ from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import BUDGET, TokenCount
+from flashvlm_vllm.models.positioned import PositionedProcessor
 from flashvlm_vllm.models.positions import Span, grid_positions
-from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
-from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.models.qwen2_vl import QwenSelection
 from flashvlm_vllm.vision.glm4_1v import ConvolvingTower
 
 
-class PrunedGlmProcessor(QwenCounts, Glm4vMultiModalProcessor):
+class PrunedGlmProcessor(PositionedProcessor, Glm4vMultiModalProcessor):
     """GLM-4.1V's processor."""
 
     marks = "<|begin_of_image|>, <|end_of_image|>"
@@ -35,16 +35,6 @@ class PrunedGlmProcessor(QwenCounts, Glm4vMultiModalProcessor):
         patches = processor.get_number_of_image_patches(height, width, arguments)
         total = int(patches) // processor.merge_size**2
         return TokenCount(total, total)
-
-    def count_video_tokens(
-        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
-    ) -> TokenCount:
-        """Say that videos are not pruned."""
-        return VisualTokenProcessor.count_video_tokens(self, frames, width, height, metadata)
-
-    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
-        """Shorten a placeholder that has as many tokens as were counted."""
-        return VisualTokenProcessor.shorten_placeholder(self, whole, count, kept)
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Process one prompt; where it has a video, a default budget does not apply to it.
@@ -61,7 +51,7 @@ class PrunedGlmProcessor(QwenCounts, Glm4vMultiModalProcessor):
                     f"video with {BUDGET}: null, or images without a video",
                     parameter=BUDGET,
                 )
-            inputs.hf_processor_mm_kwargs = {**arguments, BUDGET: None}
+            inputs = replace(inputs, hf_processor_mm_kwargs={**arguments, BUDGET: None})
         return super().apply(inputs, timing_ctx)
 
     def _count_video(self, videos: VideoProcessorItems, index: int) -> TokenCount | None:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
@@ -27,14 +26,14 @@ from vllm.multimodal.video_prune import evs, vidcom2
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from flashvlm_vllm.budget import BUDGET, TokenCount
+from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import KEPT, MODALITIES, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.positioned import PositionedProcessor
 from flashvlm_vllm.models.positions import (
     CHANNELS,
     Span,
     grid_positions,
-    has_text_around,
     prompt_positions,
     with_positions,
     without_positions,
@@ -46,17 +45,11 @@ from flashvlm_vllm.models.pruning import (
     Wanted,
     clip_candidates,
 )
-from flashvlm_vllm.processing import VisualTokenProcessor, is_pruned_identity
 from flashvlm_vllm.vision.merging_tower import Grid, MergingTower
 
 
-class QwenCounts(VisualTokenProcessor):
+class QwenCounts(PositionedProcessor):
     """Mixin of a processor whose counts follow from sizes rounded to whole tokens."""
-
-    can_merge = False
-    """A merged token has no place in the picture, and M-RoPE needs one."""
-    marks: ClassVar[str] = "<|vision_start|>, <|vision_end|>"
-    """What chat templates write around an item."""
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count an image's tokens."""
@@ -90,40 +83,6 @@ class QwenCounts(VisualTokenProcessor):
             raise TypeError("a placeholder of Qwen2-VL is a list of ids")
         # One that stays whole is vLLM's to prune, where --video-pruning-rate says so.
         return whole if kept == count.total else whole[:1] * kept
-
-    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Process one prompt.
-
-        Raises:
-            VLLMValidationError: as of any model; or there is no text behind a pruned item, or
-                between it and another.
-
-        """
-        result = super().apply(inputs, timing_ctx)
-        items = [
-            (modality, number, placeholder, identity)
-            for modality in MODALITIES
-            for number, (placeholder, identity) in enumerate(
-                zip(
-                    result["mm_placeholders"].get(modality, ()),
-                    result["mm_hashes"].get(modality, ()),
-                    strict=True,
-                )
-            )
-        ]
-        places = [placeholder for _, _, placeholder, _ in items]
-        for modality, number, place, identity in items:
-            others = [other for other in places if other is not place]
-            if is_pruned_identity(identity) and not has_text_around(
-                place.offset, place.length, len(result["prompt_token_ids"]), others
-            ):
-                raise VLLMValidationError(
-                    f"{BUDGET}: {modality} {number} needs a token of text behind it and between "
-                    "it and other images or videos, as chat templates write them "
-                    f"({self.marks}): its positions are counted from there",
-                    parameter=BUDGET,
-                )
-        return result
 
 
 class QwenSelection(VisualTokenSelection):

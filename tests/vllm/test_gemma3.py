@@ -18,6 +18,7 @@ from flashvlm_vllm.selection import fused_scores
 from flashvlm_vllm.selection.registry import BUILT_IN
 from tests.tiny.gemma3 import END, SOFT, START, TOKENS, build_gemma3
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 PAN_AND_SCAN = {"do_pan_and_scan": True}
@@ -41,16 +42,8 @@ def reference(path: Path) -> "Reference":
     return Reference(path)
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, eager attention, float32."""
-
-    def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
 
     def id_of(self, token: str) -> int:
         return int(self.processor.tokenizer.convert_tokens_to_ids(token))

@@ -16,6 +16,7 @@ from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.selection import fused_scores
 from tests.tiny.onevision import FRAME_TOKENS, SIDE, build_onevision
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTION, OTHER = "what color is the suit?", "where is the flag?"
 PATCHES = SIDE * SIDE
@@ -73,16 +74,8 @@ def run(engine: Engine, *requests: dict[str, Any], tokens: int = 8) -> list[Any]
     return list(engine.llm.generate(list(requests), sampling, use_tqdm=False))  # type: ignore[arg-type]
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, float32."""
-
-    def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
 
     @torch.inference_mode()
     def whole_image(self, image: Any) -> Tensor:

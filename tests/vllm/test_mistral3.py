@@ -22,6 +22,7 @@ from tests.tiny.mistral3 import (
     build_pixtral,
 )
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 SIZES = {(8, 8): (8, 8), (7.1, 3.5): (4, 8), (2.1, 8): (8, 3), (16, 12): (6, 8)}
@@ -47,16 +48,11 @@ def reference(path: Path) -> "Reference":
     return Reference(path)
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, eager attention, float32."""
 
     def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
+        super().__init__(path)
         self.tokenizer: Any = self.processor.tokenizer
         self.merge: int = self.processor.spatial_merge_size
         self.step = PATCH_SIZE * self.merge

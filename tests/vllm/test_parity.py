@@ -13,20 +13,13 @@ from demo.photo import photo
 from flashvlm_vllm.selection import fused_scores
 from flashvlm_vllm.vision.attention import received_attention
 from tests.vllm.conftest import StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTION = "what color is the suit?"
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, eager attention, float32."""
-
-    def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
 
     @torch.inference_mode()
     def encode(self, image: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from demo.photo import photo
 from tests.tiny.qwen3_vl import build_qwen3_vl
 from tests.tiny.qwen_vl import END, IMAGE, OVER, START, TURN, VIDEO
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 Video = NDArray[np.uint8]
@@ -60,16 +60,8 @@ def request(
     }
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, float32."""
-
-    def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
 
     @torch.inference_mode()
     def answer(

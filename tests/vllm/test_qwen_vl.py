@@ -4,7 +4,6 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demo.photo import photo
+from flashvlm_vllm.cost import TokenCosts
+from flashvlm_vllm.processing import REPORT
 from flashvlm_vllm.selection import fused_scores
 from tests.tiny.qwen_vl import END, IMAGE, START, TURN, VIDEO, build_qwen_vl
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import TransformersModel
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 Video = NDArray[np.uint8]
@@ -88,16 +90,8 @@ def text(question: str, images: int, videos: int) -> str:
     return f"{system}{TURN}user\n{marks}{question}<|im_end|>\n{TURN}assistant\n"
 
 
-class Reference:
+class Reference(TransformersModel):
     """Transformers' own model, float32: positions and embeddings of the whole prompt."""
-
-    def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
 
     @torch.inference_mode()
     def answer(
@@ -334,3 +328,22 @@ def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartE
             prompt = text(QUESTIONS[0], 1, 1)
             kept = [list(range(49)), by_vllm]
             assert token_ids(mixed) == reference.answer(prompt, kept, [PICTURE], [CLIP], 8), budget
+
+
+def test_a_default_budget_leaves_whole_what_has_no_text_behind_it() -> None:
+    """Nobody asked for the budget here, so it must not refuse the prompt."""
+    from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+    path = build_qwen_vl(REPOSITORY / ".models" / "qwen2.5-vl", "2.5")
+    processor: Any = TokenCosts(str(path))._processor
+    processor.info.ctx.model_config.multimodal_config.visual_budget = 4
+    tokenizer = processor.info.get_tokenizer()
+    costs = {}
+    for prompt in (f"what? {START}{IMAGE}", f"what? {START}{IMAGE}{END}"):
+        inputs = ProcessorInputs(
+            prompt=tokenizer.encode(prompt),
+            mm_data_items=processor.info.parse_mm_data({"image": [PICTURE]}),
+            hf_processor_mm_kwargs={},
+        )
+        (costs[prompt],) = processor.apply(inputs, TimingContext(enabled=False))[REPORT].counts
+    assert [each.kept for each in costs.values()] == [49, 4]
