@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights, train_tokenizer
+from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
+from tests.tiny.words import chat_template, tokenizer_with
 
 IMAGE_SIZE = 224
 PATCH_SIZE = 14
@@ -28,23 +29,8 @@ START, END, SOFT = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
 NEWLINES = ["\n" * count for count in range(1, 5)]
 """Each is one token, as in public checkpoints."""
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{ message['role'].upper() + ': ' }}
-{%- if message['content'] is string -%}
-{{ message['content'] + ' ' }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ '<start_of_image>' }}
-{%- elif part['type'] == 'text' -%}{{ part['text'] + ' ' }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
-
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+_WORDS = Path(__file__).with_name("words.py")
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_gemma3(path: Path) -> Path:
@@ -82,19 +68,9 @@ def _rename_tower(file: Path) -> None:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    words = train_tokenizer(1024)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer,
-        unk_token=words.unk_token,
-        bos_token=words.bos_token,
-        eos_token=words.eos_token,
-        pad_token=words.pad_token,
-        extra_special_tokens={"boi_token": START, "eoi_token": END, "image_token": SOFT},
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
+    tokenizer = tokenizer_with({"boi_token": START, "eoi_token": END, "image_token": SOFT})
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in NEWLINES])
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template(START)
     return tokenizer
 
 

@@ -24,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights, train_tokenizer
+from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
+from tests.tiny.words import tokenizer_with
 
 IMAGE_SIZE = 112
 PATCH_SIZE = 14
@@ -72,7 +73,8 @@ class InternVLChatConfig(PretrainedConfig):
         super().__init__(**kwargs)
 """
 
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+_WORDS = Path(__file__).with_name("words.py")
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_internvl_hf(path: Path) -> Path:
@@ -187,21 +189,13 @@ def chat_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tokenizer(image: str) -> PreTrainedTokenizerFast:
-    words = train_tokenizer(1024)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer,
-        unk_token=words.unk_token,
-        bos_token=words.bos_token,
-        eos_token=words.eos_token,
-        pad_token=words.pad_token,
-        extra_special_tokens={
+    tokenizer = tokenizer_with(
+        {
             "start_image_token": START,
             "end_image_token": END,
             "context_image_token": CONTEXT,
             "video_token": VIDEO,
-        },
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
+        }
     )
     tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ IMAGE }}", f"{{{{ '{image}' }}}}")
     return tokenizer

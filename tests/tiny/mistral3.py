@@ -18,29 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights, train_tokenizer
+from demo.tiny_llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
+from tests.tiny.words import chat_template, tokenizer_with
 
 PATCH_SIZE = 14
 SIDE = 8
 IMAGE, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{ message['role'].upper() + ': ' }}
-{%- if message['content'] is string -%}
-{{ message['content'] + ' ' }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ '[IMG]' }}
-{%- elif part['type'] == 'text' -%}{{ part['text'] + ' ' }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
-
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+_WORDS = Path(__file__).with_name("words.py")
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_mistral3(path: Path) -> Path:
@@ -73,22 +59,11 @@ def _build(path: Path, kind: str, merge: int) -> Path:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    words = train_tokenizer(1024)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer,
-        unk_token=words.unk_token,
-        bos_token=words.bos_token,
-        eos_token=words.eos_token,
-        pad_token=words.pad_token,
-        extra_special_tokens={
-            "image_token": IMAGE,
-            "image_break_token": BREAK,
-            "image_end_token": END,
-        },
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
+    tokenizer = tokenizer_with(
+        {"image_token": IMAGE, "image_break_token": BREAK, "image_end_token": END}
     )
+    tokenizer.chat_template = chat_template(IMAGE)
+    return tokenizer
 
 
 def _model(tokenizer: PreTrainedTokenizerFast, merge: int) -> Any:
