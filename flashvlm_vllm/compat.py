@@ -5,6 +5,7 @@ Nothing else in this package changes vLLM. Each wrap keeps the original's behavi
 call, and is applied once per process.
 """
 
+import asyncio
 import copy
 import functools
 import os
@@ -375,13 +376,42 @@ async def _preprocess_chat(
     )
 
 
-async def _create_answer(original: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
-    from flashvlm_vllm.serving import outcome, report
+async def _create_answer(
+    original: Any, handler: Any, request: Any, raw_request: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    from flashvlm_vllm.serving import outcome, report, request_log
 
     with report.collecting() as collected:
-        answer = await original(handler, *args, **kwargs)
-    answer = await outcome.checked(answer, collected.unproven, handler)
+        try:
+            answer = await original(handler, request, raw_request, *args, **kwargs)
+            answer = await outcome.checked(answer, collected.unproven, handler)
+        finally:
+            request_log.tell(request, raw_request, collected)
     return report.annotated(answer, collected.counts)
+
+
+async def ask_engines(client: Any, method: str, *args: Any) -> dict[int, list[Any]]:
+    """Call a worker method in every engine; returns its ranks' answers by the engine's number.
+
+    ``AsyncLLM.collective_rpc``. Why: with several engines (``--data-parallel-size``) it reaches all
+    of them and returns the first one's answers only. Seen: 0.32. End: when it returns all.
+
+    Args:
+        client: the API process's engine client.
+        method: a method of the workers, by name.
+        args: its arguments.
+
+    """
+    core = client.engine_core
+    engines = list(core.core_engines)
+    answers = await asyncio.gather(
+        *(
+            core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+            for engine in engines
+        )
+    )
+    numbers = [int.from_bytes(engine, "little") for engine in engines]
+    return dict(zip(numbers, answers, strict=True))
 
 
 def _reset_encoder_cache(original: Any, executor: Any) -> None:

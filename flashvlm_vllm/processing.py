@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
-from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalKwargsItem,
@@ -47,6 +46,7 @@ from flashvlm_vllm.fields import (
 )
 from flashvlm_vllm.preprocessed import PreprocessedItems
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
+from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
 from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
 
@@ -76,6 +76,12 @@ class VisualReport:
 
     counts: tuple[ItemCount, ...]
     """One per item whose size is known, the images first."""
+    budget: Budget | None = None
+    """In force for them; ``None``: no pruning."""
+    is_default: bool = False
+    """Whether that is the server's budget, not the request's."""
+    selector: str | None = None
+    """In force for them, where there is a budget."""
     unproven: tuple[str, ...] = ()
     """Identities (hex) of items whose tokens a selector of another package chooses. Whether
     that succeeded only the worker knows."""
@@ -205,7 +211,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """Process one prompt; ``result["visual_tokens"]`` is its ``VisualReport``.
 
         Raises:
-            VLLMValidationError: the budget, the selector or the query is not valid, or a budget
+            Refusal: the budget, the selector or the query is not valid, or a budget
                 was asked for images given as embeddings.
 
         """
@@ -232,7 +238,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             self.info.ctx.model_config
         )
         if budget is not None and find_selector(selector).merges and not self.can_merge:
-            raise VLLMValidationError(
+            raise Refusal(
+                Reason.CANNOT_MERGE,
                 f"{SELECTOR}: {selector} merges tokens, and a merged token has no place in the "
                 "picture, which this model asks for; allowed is a selector that does not merge",
                 parameter=SELECTOR,
@@ -268,7 +275,10 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 for count, stay in zip(known, kept[modality], strict=True)
                 if count is not None and stay is not None
             ),
-            self._unproven(result) if selector not in BUILT_IN else (),
+            budget,
+            is_default=budget is not None and not is_explicit,
+            selector=None if budget is None else selector,
+            unproven=self._unproven(result) if selector not in BUILT_IN else (),
         )
         return result
 
@@ -302,10 +312,11 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         try:
             budget = parse_budget(kwargs.pop(BUDGET))
         except ValueError as error:
-            raise VLLMValidationError(str(error), parameter=BUDGET) from None
+            raise Refusal(Reason.BAD_BUDGET, str(error), parameter=BUDGET) from None
         if budget is not None and precomputed:
             name = precomputed[0]
-            raise VLLMValidationError(
+            raise Refusal(
+                Reason.EMBEDDINGS,
                 f"a visual budget needs the {name} itself: precomputed {name} embeddings carry no "
                 f"saliency. Send the {name}, or {BUDGET}: null",
                 parameter=BUDGET,
@@ -539,15 +550,17 @@ def checked_selector(value: object) -> str | None:
     """Return a request's selector, ``None`` when it names none.
 
     Raises:
-        VLLMValidationError: there is no such selector; the message lists those there are.
+        Refusal: there is no such selector; the message lists those there are.
 
     """
+    reason = Reason.BAD_SELECTOR
     try:
         name = parse_selector(value)
         if name is not None:
+            reason = Reason.UNKNOWN_SELECTOR
             find_selector(name)
     except ValueError as error:
-        raise VLLMValidationError(f"{SELECTOR}: {error}", parameter=SELECTOR) from None
+        raise Refusal(reason, f"{SELECTOR}: {error}", parameter=SELECTOR) from None
     return name
 
 
@@ -564,7 +577,8 @@ def _refuse_below_floor(
     for modality, known in counts.items():
         for number, count in enumerate(known):
             if count is not None and budget < count.floor:
-                raise VLLMValidationError(
+                raise Refusal(
+                    Reason.BELOW_FLOOR,
                     f"{BUDGET}: {budget} tokens are too few for {modality} {number}, of which one "
                     f"token per time step is kept; the smallest budget for it is {count.floor}, "
                     "or a fraction",
@@ -575,7 +589,8 @@ def _refuse_below_floor(
 def _query(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise VLLMValidationError(
+    raise Refusal(
+        Reason.BAD_QUERY,
         f"the words that steer the selection are a string; got {type(value).__name__}",
         parameter=QUERY,
     )

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.glm4_1v import (
     Glm4vDummyInputsBuilder,
     Glm4vForConditionalGeneration,
@@ -20,6 +19,7 @@ from flashvlm_vllm.budget import BUDGET, TokenCount
 from flashvlm_vllm.models.positioned import PositionedProcessor
 from flashvlm_vllm.models.positions import Span, grid_positions
 from flashvlm_vllm.models.qwen2_vl import QwenSelection
+from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.vision.glm4_1v import ConvolvingTower
 
 
@@ -40,13 +40,14 @@ class PrunedGlmProcessor(PositionedProcessor, Glm4vMultiModalProcessor):
         """Process one prompt; where it has a video, a default budget does not apply to it.
 
         Raises:
-            VLLMValidationError: as of any model; or a budget was asked for with a video.
+            Refusal: as of any model; or a budget was asked for with a video.
 
         """
         if inputs.mm_data_items.get("video"):
             arguments = inputs.hf_processor_mm_kwargs
             if arguments.get(BUDGET) is not None:
-                raise VLLMValidationError(
+                raise Refusal(
+                    Reason.NOT_COVERED,
                     f"{BUDGET}: of this model images are pruned and videos are not; send the "
                     f"video with {BUDGET}: null, or images without a video",
                     parameter=BUDGET,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from vllm.config import VllmConfig
-from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.models.memory import ImageFeatures
@@ -24,6 +23,7 @@ from flashvlm_vllm.models.text_between import (
     take_text_between,
     with_text,
 )
+from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.vision.pixtral import PixtralTower
 
 
@@ -46,15 +46,16 @@ class RowsProcessor(TextBetweenProcessor):
         """Count an image's tokens, without those at the ends of rows.
 
         Raises:
-            VLLMValidationError: the image is so narrow that nothing of it is left when it is scaled
+            Refusal: the image is so narrow that nothing of it is left when it is scaled
                 down to the model's size.
 
         """
         columns, rows = self.grid(width, height)
         if not columns * rows:
-            raise VLLMValidationError(
+            raise Refusal(
+                Reason.NO_TOKENS,
                 f"an image of {width} x {height} pixels is too narrow: scaled down to what the "
-                "model takes, it is less than a pixel wide"
+                "model takes, it is less than a pixel wide",
             )
         return TokenCount(columns * rows, columns * rows)
 

@@ -4,13 +4,13 @@
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import BUDGET
 from flashvlm_vllm.fields import MODALITIES
 from flashvlm_vllm.models.positions import has_text_around
 from flashvlm_vllm.processing import VisualTokenProcessor, is_pruned_identity
+from flashvlm_vllm.refusal import Reason, Refusal
 
 
 class PositionedProcessor(VisualTokenProcessor):
@@ -28,7 +28,7 @@ class PositionedProcessor(VisualTokenProcessor):
         chose the budget for it.
 
         Raises:
-            VLLMValidationError: as of any model; or there is no text behind a pruned item, or
+            Refusal: as of any model; or there is no text behind a pruned item, or
                 between it and another, and the request asks for a budget.
 
         """
@@ -39,7 +39,8 @@ class PositionedProcessor(VisualTokenProcessor):
         if BUDGET not in inputs.hf_processor_mm_kwargs:
             whole = {**inputs.hf_processor_mm_kwargs, BUDGET: None}
             return super().apply(replace(inputs, hf_processor_mm_kwargs=whole), timing_ctx)
-        raise VLLMValidationError(
+        raise Refusal(
+            Reason.NO_TEXT_BETWEEN,
             f"{BUDGET}: {item} needs a token of text behind it and between it and other images or "
             f"videos, as chat templates write them ({self.marks}): its positions are counted "
             "from there",

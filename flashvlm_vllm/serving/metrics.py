@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``/metrics`` tells about pruning."""
+"""What ``/metrics`` tells about pruning.
+
+Counters and histograms are counted in the API process that serves a request, and vLLM's page adds
+up all of its processes. What only workers know is asked of every engine at each scrape.
+
+Labels take few values, whatever clients send: served models, ``image`` and ``video``, installed
+selectors, engines, and the reasons in ``refusal``.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 from vllm.logger import init_logger
 
-from flashvlm_vllm.budget import ItemCount
+from flashvlm_vllm import compat
+from flashvlm_vllm.feature_cache import feature_cache_bytes
+from flashvlm_vllm.processing import VisualReport
+from flashvlm_vllm.refusal import Reason
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
@@ -16,6 +26,10 @@ WORKER_METHOD = "flashvlm_statistics"
 """Name of the worker method that ``compat`` installs and scrapes call."""
 
 _SCRAPE_TIMEOUT_SECONDS = 2.0
+_TOKENS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
+"""Bounds: the paper's budgets, LLaVA's 576 and LLaVA-NeXT's 2880 between them, long videos."""
+_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 0.99, 1.0)
+"""Bounds: all above 0.99 did not bind."""
 
 _SEEN = Counter(
     "flashvlm_visual_tokens_seen",
@@ -27,45 +41,91 @@ _KEPT = Counter(
     "Visual tokens that were kept and given KV cache.",
     ["model_name", "modality"],
 )
+_ASKED = Counter(
+    "flashvlm_visual_items",
+    "Images and videos in requests, by where their budget comes from (request, default, none) "
+    "and by the selector (none without a budget).",
+    ["model_name", "modality", "budget", "selector"],
+)
+_BUDGET_TOKENS = Histogram(
+    "flashvlm_visual_budget_tokens",
+    "Tokens that the budget of an image or a video comes to: fractions resolved, at most all.",
+    ["model_name", "modality", "budget"],
+    buckets=_TOKENS,
+)
+_BUDGET_SHARE = Histogram(
+    "flashvlm_visual_budget_ratio",
+    "The same as a share of the item's tokens; 1 where a budget did not bind.",
+    ["model_name", "modality", "budget"],
+    buckets=_SHARES,
+)
+_REFUSALS = Counter(
+    "flashvlm_refusals",
+    "Requests that were refused, or withheld after a selector failed, by reason.",
+    ["reason"],
+)
+for _reason in Reason:
+    # From the start, so that the first one shows as an increase.
+    _REFUSALS.labels(_reason.value)
+_FAILED_SCRAPES = Counter(
+    "flashvlm_statistics_failures",
+    "Scrapes to which an engine did not answer in time: its figures below are old.",
+)
+
+
+def _of_engine(name: str, documentation: str) -> Gauge:
+    return Gauge(name, documentation, ["model_name", "engine"], multiprocess_mode="mostrecent")
+
+
 # Totals since the worker started, mirrored from it at each scrape; hence gauges.
-_SECONDS = Gauge(
+_SECONDS = _of_engine(
     "flashvlm_selection_seconds_sum",
     "Seconds spent on selecting visual tokens since the worker started.",
-    multiprocess_mode="mostrecent",
 )
-_ITEMS = Gauge(
+_ITEMS = _of_engine(
     "flashvlm_selection_seconds_count",
     "Images and videos whose visual tokens were selected since the worker started.",
-    multiprocess_mode="mostrecent",
 )
 _CACHE = {
-    "hits": Gauge(
+    "hits": _of_engine(
         "flashvlm_feature_cache_hits",
         "Images and videos with a budget whose features were at hand since the worker started.",
-        multiprocess_mode="mostrecent",
     ),
-    "misses": Gauge(
+    "misses": _of_engine(
         "flashvlm_feature_cache_misses",
         "Images and videos with a budget that the vision tower saw since the worker started.",
-        multiprocess_mode="mostrecent",
     ),
-    "bytes": Gauge(
+    "bytes": _of_engine(
         "flashvlm_feature_cache_bytes",
-        "Bytes that the cache of visual features holds in the worker.",
-        multiprocess_mode="mostrecent",
+        "Bytes that the cache of visual features holds in each worker.",
     ),
 }
+_CACHE_LIMIT = _of_engine(
+    "flashvlm_feature_cache_limit_bytes",
+    "Bytes that it may hold (--visual-feature-cache-gb).",
+)
 
 
-def count_tokens(model_name: str, counts: Sequence[ItemCount]) -> None:
+def count_items(model_name: str, report: VisualReport) -> None:
     """Add one prompt's images and videos."""
-    for count in counts:
-        _SEEN.labels(model_name, count.modality).inc(count.total)
-        _KEPT.labels(model_name, count.modality).inc(count.kept)
+    source = "none" if report.budget is None else "default" if report.is_default else "request"
+    for count in report.counts:
+        labels = (model_name, count.modality)
+        _SEEN.labels(*labels).inc(count.total)
+        _KEPT.labels(*labels).inc(count.kept)
+        _ASKED.labels(*labels, source, report.selector or "none").inc()
+        if report.budget is not None:
+            _BUDGET_TOKENS.labels(*labels, source).observe(count.kept)
+            _BUDGET_SHARE.labels(*labels, source).observe(count.kept / count.total)
+
+
+def count_refusal(reason: Reason) -> None:
+    """Add a request that is not answered as it was asked."""
+    _REFUSALS.labels(reason.value).inc()
 
 
 class StatisticsOnScrape:
-    """ASGI middleware: brings the worker's figures up to date before ``/metrics``."""
+    """ASGI middleware: brings the workers' figures up to date before ``/metrics``."""
 
     engine_client: Any = None
 
@@ -82,15 +142,20 @@ class StatisticsOnScrape:
         if self.engine_client is None:
             return
         try:
-            ranks = await asyncio.wait_for(
-                self.engine_client.collective_rpc(WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
+            engines = await asyncio.wait_for(
+                compat.ask_engines(self.engine_client, WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
             )
         # A scrape must answer whatever state the engine is in; the last known value stays.
         except Exception as error:
-            logger.debug("flashvlm: no statistics from the worker: %s", error)
+            _FAILED_SCRAPES.inc()
+            logger.debug("flashvlm: no statistics from the workers: %s", type(error).__name__)
             return
-        _SECONDS.set(sum(rank["selection"]["seconds"] for rank in ranks))
-        _ITEMS.set(sum(rank["selection"]["items"] for rank in ranks))
-        # Every rank holds the same.
-        for name, value in ranks[0]["feature_cache"].items():
-            _CACHE[name].set(value)
+        config = self.engine_client.model_config
+        for number, ranks in engines.items():
+            labels = (config.served_model_name, str(number))
+            _CACHE_LIMIT.labels(*labels).set(feature_cache_bytes(config))
+            _SECONDS.labels(*labels).set(sum(rank["selection"]["seconds"] for rank in ranks))
+            _ITEMS.labels(*labels).set(sum(rank["selection"]["items"] for rank in ranks))
+            # Every rank holds the same.
+            for name, value in ranks[0]["feature_cache"].items():
+                _CACHE[name].labels(*labels).set(value)

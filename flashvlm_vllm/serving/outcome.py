@@ -12,7 +12,10 @@ from typing import Any
 from openai.types.responses import ResponseErrorEvent
 from vllm.exceptions import GenerationError
 
+from flashvlm_vllm import compat
+from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import SELECTOR
+from flashvlm_vllm.serving import metrics, report
 
 WORKER_METHOD = "flashvlm_selection_failures"
 """Name of the worker method that ``compat`` installs."""
@@ -62,8 +65,12 @@ async def _checked_stream(
 
 
 async def _failure(unproven: Sequence[str], handler: Any) -> GenerationError | None:
-    ranks = await handler.engine_client.collective_rpc(WORKER_METHOD, args=(list(unproven),))
-    for failures in ranks:
-        for message in failures.values():
-            return GenerationError(f"{SELECTOR}: {message}")
+    # Of all engines: which of them ran the request is not known here.
+    engines = await compat.ask_engines(handler.engine_client, WORKER_METHOD, list(unproven))
+    for ranks in engines.values():
+        for failures in ranks:
+            for message in failures.values():
+                metrics.count_refusal(Reason.SELECTOR_FAILED)
+                report.note_refusal(Reason.SELECTOR_FAILED)
+                return GenerationError(f"{SELECTOR}: {message}")
     return None

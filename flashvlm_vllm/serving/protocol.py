@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's request models with the visual fields typed, so that OpenAPI shows them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
     ChatCompletionRequest,
@@ -12,7 +20,9 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from flashvlm_vllm.budget import BUDGET, parse_budget
 from flashvlm_vllm.query import QUERY
+from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import SELECTOR
+from flashvlm_vllm.serving import metrics, request_log
 
 VisualBudget = Annotated[
     Any,
@@ -27,6 +37,13 @@ VisualBudget = Annotated[
         }
     ),
 ]
+
+_REASONS = {
+    BUDGET: Reason.BAD_BUDGET,
+    QUERY: Reason.BAD_QUERY,
+    SELECTOR: Reason.BAD_SELECTOR,
+}
+"""By the field that is not valid."""
 
 
 class VisualFields(BaseModel):
@@ -55,6 +72,21 @@ class VisualFields(BaseModel):
             "(--visual-selector) applies. An unknown name is answered with those there are."
         ),
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _count_refusal(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Count a request that is refused before a handler sees it."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            wrong = {each["loc"][0] for each in error.errors() if each["loc"]}
+            for field, reason in _REASONS.items():
+                if field in wrong:
+                    metrics.count_refusal(reason)
+                    request_log.tell_refused(reason)
+                    break
+            raise
 
 
 class VisualChatCompletionRequest(VisualFields, ChatCompletionRequest):

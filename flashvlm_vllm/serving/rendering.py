@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hands a chat request's budget and question to the multimodal processor."""
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
-from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.budget import BUDGET
 from flashvlm_vllm.plugin import MODELS, covers
 from flashvlm_vllm.processing import REPORT, checked_selector, default_budget
 from flashvlm_vllm.query import QUERY, query_from_messages
+from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, report
 from flashvlm_vllm.serving.settings import SettingsError, VisualSettings, read_settings
 
 Render = Callable[..., Awaitable[Any]]
+
+_REASONS = {
+    BUDGET: Reason.BAD_BUDGET,
+    f"metadata.{BUDGET}": Reason.BAD_BUDGET,
+    QUERY: Reason.BAD_QUERY,
+    SELECTOR: Reason.BAD_SELECTOR,
+}
+"""By the field that is not valid."""
 
 
 async def render_with_budget(
@@ -39,16 +48,37 @@ async def render_with_budget(
         args, kwargs: passed on to ``render``.
 
     Raises:
-        VLLMValidationError: a visual field is not valid or asks for what cannot be done.
+        Refusal: a visual field is not valid or asks for what cannot be done.
 
     """
+    started = time.perf_counter()
+    try:
+        result = await _render(render, renderer, trusting_renderer, request, messages, args, kwargs)
+    except Refusal as refusal:
+        metrics.count_refusal(refusal.reason)
+        report.note_refusal(refusal.reason)
+        raise
+    _take_reports(renderer, result, time.perf_counter() - started)
+    return result
+
+
+async def _render(
+    render: Render,
+    renderer: Any,
+    trusting_renderer: Any,
+    request: Any,
+    messages: Sequence[Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     try:
         settings = read_settings(request)
     except SettingsError as error:
-        raise VLLMValidationError(str(error), parameter=error.field) from None
+        raise Refusal(_REASONS[error.field], str(error), parameter=error.field) from None
     if not covers(renderer.model_config):
         if settings.budget is not None:
-            raise VLLMValidationError(
+            raise Refusal(
+                Reason.NOT_COVERED,
                 f"{BUDGET}: the served model is not covered by the flashvlm plugin; covered "
                 f"architectures are {', '.join(sorted(MODELS))}",
                 parameter=BUDGET,
@@ -58,22 +88,19 @@ async def render_with_budget(
     checked_selector(settings.selector)
     extra = _processor_arguments(settings, renderer, messages)
     if not extra:
-        result = await render(renderer, request, messages, *args, **kwargs)
-    else:
-        # What the client sent is judged as ever; only what is added here is trusted.
-        own = getattr(request, "mm_processor_kwargs", None)
-        validate_request_mm_kwargs(
-            mm_processor_kwargs=own,
-            media_io_kwargs=getattr(request, "media_io_kwargs", None),
-            trust_request_mm_kwargs=renderer.trust_request_mm_kwargs,
-        )
-        request.mm_processor_kwargs = {**(own or {}), **extra}
-        try:
-            result = await render(trusting_renderer, request, messages, *args, **kwargs)
-        finally:
-            request.mm_processor_kwargs = own
-    _take_report(renderer, result)
-    return result
+        return await render(renderer, request, messages, *args, **kwargs)
+    # What the client sent is judged as ever; only what is added here is trusted.
+    own = getattr(request, "mm_processor_kwargs", None)
+    validate_request_mm_kwargs(
+        mm_processor_kwargs=own,
+        media_io_kwargs=getattr(request, "media_io_kwargs", None),
+        trust_request_mm_kwargs=renderer.trust_request_mm_kwargs,
+    )
+    request.mm_processor_kwargs = {**(own or {}), **extra}
+    try:
+        return await render(trusting_renderer, request, messages, *args, **kwargs)
+    finally:
+        request.mm_processor_kwargs = own
 
 
 def _processor_arguments(
@@ -93,10 +120,15 @@ def _processor_arguments(
     return extra
 
 
-def _take_report(renderer: Any, result: Any) -> None:
+def _take_reports(renderer: Any, result: Any, seconds: float) -> None:
+    """Take out of a rendered request what it is going to cost, and say so where it counts.
+
+    A request that is only rendered (``/tokenize``) costs nothing, so nothing is counted.
+    """
     _, engine_inputs = result
-    for engine_input in engine_inputs:
-        told = engine_input.pop(REPORT, None)
-        if told is not None:
-            metrics.count_tokens(renderer.model_config.served_model_name, told.counts)
-            report.note(told.counts, told.unproven)
+    reports = [engine_input.pop(REPORT, None) for engine_input in engine_inputs]
+    model = renderer.model_config.served_model_name
+    if report.note(model, [each for each in reports if each is not None], seconds):
+        for each in reports:
+            if each is not None:
+                metrics.count_items(model, each)

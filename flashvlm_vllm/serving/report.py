@@ -14,6 +14,8 @@ from typing import Any
 
 from flashvlm_vllm.budget import ItemCount
 from flashvlm_vllm.fields import MODALITIES
+from flashvlm_vllm.processing import VisualReport
+from flashvlm_vllm.refusal import Reason
 
 FIELD = "visual_tokens"
 
@@ -28,6 +30,13 @@ class Collected:
     counts: Counts = field(default_factory=list)
     unproven: list[str] = field(default_factory=list)
     """Identities of images whose selection may have failed in the worker."""
+    model: str | None = None
+    """The served model's name; ``None`` until something is rendered."""
+    latest: VisualReport | None = None
+    """Of the prompt rendered last: a request's prompts share budget and selector."""
+    seconds: float = 0.0
+    """Spent on rendering: media fetched, pixels processed, prompts tokenized."""
+    refused: Reason | None = None
 
 
 _collected: ContextVar[Collected | None] = ContextVar("flashvlm_visual_tokens", default=None)
@@ -44,12 +53,32 @@ def collecting() -> Iterator[Collected]:
         _collected.reset(token)
 
 
-def note(counts: Sequence[ItemCount], unproven: Sequence[str]) -> None:
-    """Remember what a rendered prompt costs, for the answer, if one is being built."""
+def note(model: str, reports: Sequence[VisualReport], seconds: float) -> bool:
+    """Remember what rendered prompts cost; tells whether an answer is being built of them.
+
+    Args:
+        model: the served model's name.
+        reports: of the prompts that went through a processor of this plugin.
+        seconds: that rendering them took.
+
+    """
+    collected = _collected.get()
+    if collected is None:
+        return False
+    collected.model = model
+    collected.seconds += seconds
+    for each in reports:
+        collected.counts.extend(each.counts)
+        collected.unproven.extend(each.unproven)
+        collected.latest = each
+    return True
+
+
+def note_refusal(reason: Reason) -> None:
+    """Remember that no answer comes, if one was being built."""
     collected = _collected.get()
     if collected is not None:
-        collected.counts.extend(counts)
-        collected.unproven.extend(unproven)
+        collected.refused = reason
 
 
 def summary(counts: Counts) -> dict[str, Any]:

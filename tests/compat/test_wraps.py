@@ -191,3 +191,14 @@ def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None
 
     assert parameters(Executor.reset_encoder_cache) == ["self"]
     assert "self.model" not in inspect.getsource(GPUModelRunner.reset_encoder_cache)
+
+
+def test_stock_vllm_still_returns_the_answers_of_the_first_engine_only() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+
+    assert "call_utility_async" in inspect.getsource(AsyncMPClient.collective_rpc_async)
+    assert ")[0]" in inspect.getsource(DPLBAsyncMPClient.call_utility_async)
+    # What is called in its place.
+    assert parameters(AsyncMPClient._call_utility_async) == ["self", "method", "args", "engine"]
+    assert "self.engine_core" in inspect.getsource(AsyncLLM.collective_rpc)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line a request, at debug level: what was asked for, what it came to, how long it took.
+
+A line holds numbers and names that the server knows already. The user's words, images, addresses
+and file names are never in it, nor what an error message says of them.
+"""
+
+import json
+import logging
+from typing import Any
+
+from vllm.logger import init_logger
+
+from flashvlm_vllm.fields import MODALITIES
+from flashvlm_vllm.refusal import Reason
+from flashvlm_vllm.serving.report import Collected
+
+logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+
+PREFIX = "flashvlm request "
+"""What stands before the JSON."""
+
+
+def tell(request: Any, raw_request: Any, collected: Collected) -> None:
+    """Log a request that had images or videos, or was refused.
+
+    Of a stream the line comes before its first event.
+
+    Args:
+        request: vLLM's request model.
+        raw_request: the HTTP request; ``None`` in ``vllm run-batch``.
+        collected: what was noted while the answer was in the making.
+
+    """
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
+    if collected.counts or collected.refused is not None:
+        _log(_request_id(request, raw_request), collected)
+
+
+def tell_refused(reason: Reason) -> None:
+    """Log a request that was refused before it had an id."""
+    if logger.isEnabledFor(logging.DEBUG):
+        _log(None, Collected(refused=reason))
+
+
+def _log(request_id: str | None, collected: Collected) -> None:
+    told = collected.latest
+    counts = collected.counts
+    fields = {
+        "request_id": request_id,
+        "model": collected.model,
+        **{
+            f"{modality}s": sum(count.modality == modality for count in counts)
+            for modality in MODALITIES
+        },
+        "total": sum(count.total for count in counts),
+        "kept": sum(count.kept for count in counts),
+        "budget": None if told is None else told.budget,
+        "is_default": told is not None and told.is_default,
+        "selector": None if told is None else told.selector,
+        "rendering_ms": round(collected.seconds * 1000, 1),
+        "refused": collected.refused,
+    }
+    logger.debug("%s%s", PREFIX, json.dumps(fields))
+
+
+def _request_id(request: Any, raw_request: Any) -> str | None:
+    """Return the id that the answer carries, or will; a refused request has its own part of it."""
+    if raw_request is not None:
+        metadata = getattr(raw_request.state, "request_metadata", None)
+        if metadata is not None:
+            return str(metadata.request_id)
+        given = raw_request.headers.get("X-Request-Id")
+        if given is not None:
+            return str(given)
+    own = getattr(request, "request_id", None)
+    return None if own is None else str(own)
