@@ -47,8 +47,8 @@ def test_images_carry_the_version_of_the_plugin() -> None:
     version = PROJECT["version"]
     for dockerfile in DOCKERFILES:
         (tag,) = re.findall(r"-t (\S+) \.$", (DEPLOY / dockerfile).read_text(), re.MULTILINE)
-        assert tag.endswith(f":{version}")
         overlay = "cpu" if dockerfile.endswith(".cpu") else "gpu"
+        assert tag == f"flashvlm-vllm:{version}" + ("-cpu" if overlay == "cpu" else "")
         assert of_overlay(overlay)["image"] == tag
     (model,) = production_stack()["servingEngineSpec"]["modelSpec"]
     assert model["tag"] == version
