@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients do: wait for an answer, read a stream, leave in the middle, or break off."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from benchmarks.soak.calls import CHAT, RESPONSES, TOKENIZE, Call
+
+PATIENCE: Final = 300.0
+"""Seconds after which a request without an answer counts as lost."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    text: str = ""
+    """All the words; of an answer that is no success, its body."""
+    counts: Any = None
+    """Prompt tokens, words, and visual tokens, as the answer states them."""
+    margins: tuple[tuple[str, float], ...] = ()
+    """Each word with the log probability by which it leads the next best."""
+
+
+class LostError(Exception):
+    """No answer: the connection broke, the stream has no end, or it took too long."""
+
+
+def session(url: str, key: str | None = None) -> aiohttp.ClientSession:
+    """Open connections to one server; none is shared by two requests at once."""
+    return aiohttp.ClientSession(
+        url,
+        timeout=aiohttp.ClientTimeout(total=PATIENCE),
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={"Content-Type": "application/json"}
+        | ({} if key is None else {"Authorization": f"Bearer {key}"}),
+        read_bufsize=2**20,
+    )
+
+
+async def ask(http: aiohttp.ClientSession, call: Call) -> Answer:
+    """Wait for the whole answer.
+
+    Raises:
+        LostError: there is none.
+    """
+    try:
+        async with http.post(call.path, data=call.content) as response:
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise LostError(f"{type(error).__name__}: {error}") from error
+    return read(call, response.status, text)
+
+
+def read(call: Call, status: int, text: str) -> Answer:
+    """Take out of an answer what must be the same every time."""
+    if status != 200:
+        return Answer(status, text)
+    data = json.loads(text)
+    usage = data.get("usage") or {}
+    visual = usage.get("visual_tokens")
+    if call.path == TOKENIZE:
+        return Answer(status, "", data["count"])
+    if call.path == RESPONSES:
+        said = [part["text"] for item in data["output"] for part in item.get("content") or ()]
+        counts = (usage["input_tokens"], usage["output_tokens"], visual)
+        return Answer(status, "".join(said), counts)
+    if "choices" in data:
+        said = [choice["message"]["content"] or "" for choice in data["choices"]]
+        counts = (usage["prompt_tokens"], usage["completion_tokens"], visual)
+        return Answer(status, "\n".join(said), counts, _margins(data["choices"][0]))
+    return Answer(status, text)
+
+
+def _margins(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    listed = (choice.get("logprobs") or {}).get("content") or ()
+    return tuple(
+        (each["token"], each["top_logprobs"][0]["logprob"] - each["top_logprobs"][1]["logprob"])
+        for each in listed
+    )
+
+
+async def stream(http: aiohttp.ClientSession, call: Call, leave_after: int | None = None) -> Answer:
+    """Read a chat answer as it is made.
+
+    Args:
+        http: connections to the server.
+        call: a chat call.
+        leave_after: events after which the client hangs up; None: it stays to the end.
+
+    Raises:
+        LostError: the stream broke off, or has no end.
+    """
+    assert call.path == CHAT
+    said: list[str] = []
+    counts = None
+    events = 0
+    try:
+        async with http.post(call.path, data=call.streamed) as response:
+            if response.status != 200:
+                return Answer(response.status, await response.text())
+            async for line in response.content:
+                if not line.startswith(b"data: "):
+                    continue
+                if line.strip() == b"data: [DONE]":
+                    return Answer(200, "".join(said), counts)
+                data = json.loads(line[6:])
+                if "error" in data:
+                    return Answer(int(data["error"].get("code") or 500), line.decode())
+                said += [choice["delta"].get("content") or "" for choice in data["choices"]]
+                if usage := data.get("usage"):
+                    names = ("prompt_tokens", "completion_tokens", "visual_tokens")
+                    counts = tuple(usage.get(name) for name in names)
+                events += 1
+                if events == leave_after:
+                    response.close()
+                    return Answer(200, "".join(said))
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise LostError(f"{type(error).__name__}: {error}") from error
+    raise LostError("the stream ended without [DONE]")
+
+
+async def cancel(http: aiohttp.ClientSession, call: Call, after: float) -> None:
+    """Send a request and hang up after so many seconds, answered or not."""
+    task = asyncio.create_task(ask(http, call))
+    await asyncio.wait([task], timeout=after)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def send_half(host: str, port: int, call: Call) -> None:
+    """Announce a request, send half of it and hang up."""
+    content = call.content
+    _, writer = await asyncio.open_connection(host, port)
+    head = (
+        f"POST {call.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    writer.write(head.encode() + content[: len(content) // 2])
+    await writer.drain()
+    writer.close()

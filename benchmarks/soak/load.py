@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients of every temper at one server, and a count of what became of their requests."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from benchmarks.soak.calls import CHAT, Call, fresh_call
+from benchmarks.soak.clients import Answer, LostError, ask, cancel, send_half, session, stream
+from benchmarks.soak.mistakes import MISTAKES, Mistake
+from benchmarks.soak.verdict import judge, judge_beginning
+
+TEMPERS: Final = {
+    "whole": 36,
+    "streamed": 22,
+    "new": 12,
+    "explained": 4,
+    "left mid-stream": 8,
+    "cancelled": 6,
+    "broken off": 3,
+    "mistaken": 9,
+}
+"""How often each kind of request is made, in percent."""
+FAULTS: Final = ("left mid-stream", "cancelled", "broken off", "mistaken")
+_SHOWN: Final = 400
+
+
+@dataclass
+class Counts:
+    """What became of the requests so far."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By kind."""
+    compared: int = 0
+    """Answers, and beginnings of answers, that were held against the quiet server's."""
+    near_ties: int = 0
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[dict[str, Any]] = field(default_factory=list)
+    new: dict[int, Answer] = field(default_factory=dict)
+    """Answers to calls that no quiet server has seen yet, by number."""
+    seconds: list[float] = field(default_factory=list)
+    """How long whole answers took."""
+
+    @property
+    def total(self) -> int:
+        """All requests."""
+        return self.requests.total()
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """Faults injected, by kind."""
+        return {name: self.requests[name] for name in FAULTS if self.requests[name]}
+
+    def note(self, verdict: str, call: Call, quiet: Answer, loud: Answer, kind: str) -> None:
+        """Count a verdict and keep what was wrong."""
+        self.compared += 1
+        if verdict == "near tie":
+            self.near_ties += 1
+        elif verdict == "wrong":
+            self.wrong.append(
+                {
+                    "call": call.name,
+                    "kind": kind,
+                    "at": round(time.time(), 1),
+                    "expected": [quiet.status, quiet.counts, quiet.text[:_SHOWN]],
+                    "got": [loud.status, loud.counts, loud.text[:_SHOWN]],
+                    "leads": [round(lead, 5) for _, lead in quiet.margins],
+                }
+            )
+
+
+class Load:
+    """Clients that keep a server busy until they are told to stop."""
+
+    def __init__(
+        self,
+        url: str,
+        quiet: Mapping[Call, Answer],
+        *,
+        clients: int,
+        seed: int = 0,
+        tempers: Mapping[str, int] = TEMPERS,
+        explained: Sequence[Call] = (),
+    ) -> None:
+        self.counts = Counts()
+        self._url = url
+        self._quiet = quiet
+        self._calls = [call for call in quiet if call not in explained]
+        self._streamed = [call for call in self._calls if call.path == CHAT]
+        self._explained = list(explained)
+        self._clients = clients
+        self._seed = seed
+        self._tempers = {
+            name: share for name, share in tempers.items() if name != "explained" or explained
+        }
+        self._huge = asyncio.Semaphore(1)
+        self._over = asyncio.Event()
+        self._number = 0
+
+    def stop(self) -> None:
+        """Let every client finish what it has begun, and begin nothing more."""
+        self._over.set()
+
+    async def run(self) -> None:
+        """Keep the clients going until `stop`."""
+        async with session(self._url) as http:
+            await asyncio.gather(*(self._client(http, each) for each in range(self._clients)))
+
+    async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
+        chance = random.Random(self._seed * 1000 + number)
+        kinds, shares = list(self._tempers), list(self._tempers.values())
+        while not self._over.is_set():
+            (kind,) = chance.choices(kinds, shares)
+            self.counts.requests[kind] += 1
+            name = kind
+            try:
+                if kind == "mistaken":
+                    await self._mistake(http, chance.choice(MISTAKES))
+                elif kind == "new":
+                    self._number += 1
+                    name = f"new {self._number}"
+                    await self._new(http, self._number)
+                else:
+                    calls = self._calls
+                    if kind in ("streamed", "left mid-stream"):
+                        calls = self._streamed
+                    elif kind == "explained":
+                        calls = self._explained
+                    call = chance.choice(calls)
+                    name = f"{kind}: {call.name}"
+                    if call.is_huge:
+                        async with self._huge:
+                            await self._act(http, kind, call, chance)
+                    else:
+                        await self._act(http, kind, call, chance)
+            except LostError as error:
+                at = round(time.time(), 1)
+                self.counts.lost.append({"call": name, "at": at, "error": str(error)[:_SHOWN]})
+                # Of a server that is gone every request is lost: no need to count them all.
+                await asyncio.sleep(0.5)
+
+    async def _act(
+        self, http: aiohttp.ClientSession, kind: str, call: Call, chance: random.Random
+    ) -> None:
+        quiet = self._quiet[call]
+        if kind in ("whole", "explained"):
+            started = time.monotonic()
+            answer = await ask(http, call)
+            self.counts.seconds.append(time.monotonic() - started)
+            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+        elif kind == "streamed":
+            answer = await stream(http, call)
+            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+        elif kind == "left mid-stream":
+            answer = await stream(http, call, leave_after=chance.randint(1, 8))
+            is_whole = answer.counts is not None
+            verdict = (judge if is_whole else judge_beginning)(quiet, answer)
+            self.counts.note(verdict, call, quiet, answer, kind)
+        elif kind == "cancelled":
+            await cancel(http, call, chance.choice([0.001, 0.01, 0.05, 0.2, 0.8, 2.0]))
+        elif kind == "broken off":
+            parts = urlsplit(self._url)
+            await send_half(parts.hostname or "", parts.port or 0, call)
+
+    async def _new(self, http: aiohttp.ClientSession, number: int) -> None:
+        call = fresh_call(number)
+        self.counts.new[number] = await ask(http, call)
+
+    async def _mistake(self, http: aiohttp.ClientSession, mistake: Mistake) -> None:
+        try:
+            async with http.post(mistake.path, data=mistake.content) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise LostError(f"{type(error).__name__}: {error}") from error
+        self.counts.compared += 1
+        if response.status != mistake.status or mistake.word not in text:
+            self.counts.wrong.append(
+                {
+                    "call": mistake.name,
+                    "kind": "mistaken",
+                    "at": round(time.time(), 1),
+                    "expected": [mistake.status, mistake.word],
+                    "got": [response.status, text[:_SHOWN]],
+                }
+            )
+
+
+async def ask_in_turn(url: str, calls: Sequence[Call]) -> dict[Call, Answer]:
+    """Ask one after the other, as a quiet server is asked.
+
+    Raises:
+        LostError: one was not answered.
+    """
+    async with session(url) as http:
+        return {call: await ask(http, call) for call in calls}
+
+
+async def routes(url: str) -> dict[str, Any]:
+    """Return what the server says it serves."""
+    async with session(url) as http, http.get("/openapi.json") as response:
+        return dict(json.loads(await response.text())["paths"])

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of a server's processes, minute by minute, as the kernel counts it."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+FROM_START: Final = 10
+"""Minutes at either end whose peaks are compared."""
+FLAT: Final = 1.05
+"""The last minutes' peak over the first's, up to which memory counts as flat."""
+_PROC: Final = Path("/proc")
+
+
+@dataclass
+class Peaks:
+    """Peak resident memory of each process in each minute, in MiB."""
+
+    root: int
+    """Process id of the server."""
+    by_process: dict[str, list[float]] = field(default_factory=dict)
+    _names: dict[int, str] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Forget peaks so far; the next minute begins."""
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                # 5: the high-water mark is set back to what is resident now.
+                (_PROC / str(pid) / "clear_refs").write_text("5")
+
+    def take(self) -> dict[str, float]:
+        """End a minute: note each process's peak, and begin the next."""
+        found: dict[str, float] = {}
+        for pid, name in self._processes().items():
+            with contextlib.suppress(OSError):
+                found[name] = _peak(pid)
+        for name, peak in found.items():
+            self.by_process.setdefault(name, []).append(peak)
+        self.begin()
+        return found
+
+    def _processes(self) -> dict[int, str]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server = psutil.Process(self.root)
+            for process in [server, *server.children(recursive=True)]:
+                if process.pid not in self._names:
+                    with contextlib.suppress(psutil.Error):
+                        self._names[process.pid] = self._name(process)
+        return {pid: name for pid, name in self._names.items() if (_PROC / str(pid)).exists()}
+
+    def _name(self, process: psutil.Process) -> str:
+        title = " ".join(process.cmdline())
+        if process.pid == self.root:
+            kind = "API server"
+        elif title.startswith("VLLM::"):
+            kind = title.removeprefix("VLLM::").strip()
+        else:
+            kind = "resource tracker" if "resource_tracker" in title else process.name()
+        taken = set(self._names.values())
+        numbered = (f"{kind} {number}" if number > 1 else kind for number in range(1, 100))
+        return next(name for name in numbered if name not in taken)
+
+
+def _peak(pid: int) -> float:
+    for line in (_PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"process {pid} has no memory")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The highest peak of one process in the first and in the last minutes after warm-up."""
+
+    first: float
+    last: float
+
+    @property
+    def ratio(self) -> float:
+        """1: flat."""
+        return self.last / self.first
+
+
+def ends(minutes: list[float], warm_up: int) -> Ends | None:
+    """Compare the ends of a run; None where it was too short for two that do not overlap."""
+    warm = minutes[warm_up:]
+    length = min(FROM_START, len(warm) // 2)
+    return Ends(max(warm[:length]), max(warm[-length:])) if length else None

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of soak and fault runs: figures as JSON, and the tables drawn from them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring.report import Mark, marks_table, table
+from benchmarks.soak.memory import FLAT, FROM_START
+from benchmarks.soak.verdict import NEAR_TIE
+
+
+def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
+    """Put a section into ``report.json`` and draw ``report.md`` anew; others stay as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[section] = figures
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "report.md").write_text(draw(found))
+
+
+def draw(found: Mapping[str, Any]) -> str:
+    """Draw the whole report as Markdown."""
+    parts = [
+        "<!-- SPDX-License-Identifier: Apache-2.0 -->\n<!-- Drawn by the runs, not by hand. -->",
+        "# Soak and fault runs",
+        _summary(found),
+    ]
+    if soak := found.get("soak"):
+        parts += [_soak(soak)]
+    if faults := found.get("faults"):
+        parts += [_faults(faults)]
+    return "\n\n".join(parts) + "\n"
+
+
+def soak_marks(soak: Mapping[str, Any]) -> list[Mark]:
+    """What a soak has to show."""
+    memory = soak["memory"]
+    worst = max((each["ratio"] for each in memory.values()), default=None)
+    return [
+        Mark("wrong answers: 0", str(soak["wrong"]), soak["wrong"] == 0),
+        Mark("lost requests: 0", str(soak["lost"]), soak["lost"] == 0),
+        Mark(
+            "the quiet server answers the same twice",
+            f"{len(soak['unstable_when_quiet'])} differ",
+            not soak["unstable_when_quiet"],
+        ),
+        Mark(
+            "after the load, one by one, the same answers",
+            f"{len(soak['changed_afterwards'])} differ",
+            not soak["changed_afterwards"],
+        ),
+        Mark(
+            "after the load no request runs, waits or holds KV blocks",
+            str(soak["idle_afterwards"]),
+            bool(soak["idle_afterwards"]),
+        ),
+        Mark(
+            f"memory flat: peak of the last {FROM_START} minutes at most {FLAT} of the first",
+            "too short" if worst is None else f"at most {worst:.3f}",
+            None if worst is None or soak["minutes"] < 30 else worst <= FLAT,
+        ),
+    ]
+
+
+def soak_is_well(soak: Mapping[str, Any]) -> bool:
+    """Tell whether no mark was missed."""
+    return all(mark.met is not False for mark in soak_marks(soak))
+
+
+def _summary(found: Mapping[str, Any]) -> str:
+    rows = []
+    if soak := found.get("soak"):
+        first = sum(each["first_mib"] for each in soak["memory"].values())
+        last = sum(each["last_mib"] for each in soak["memory"].values())
+        rows.append(
+            (
+                f"soak, {soak['minutes']} minutes",
+                soak["requests"],
+                soak["faults"],
+                soak["wrong"],
+                soak["near_ties"],
+                soak["lost"],
+                f"{first:.0f} MiB" if first else "",
+                f"{last:.0f} MiB" if last else "",
+            )
+        )
+    for name, run in found.get("faults", {}).get("runs", {}).items():
+        rows.append(
+            (
+                name,
+                run["requests"],
+                run["faults"],
+                run["wrong"],
+                run["near_ties"],
+                run["lost"],
+                "",
+                "",
+            )
+        )
+    head = (
+        *("run", "requests", "faults", "wrong answers", "near ties", "lost requests"),
+        *(f"peak memory, first {FROM_START} minutes", f"last {FROM_START} minutes"),
+    )
+    return table(head, rows)
+
+
+def _soak(soak: Mapping[str, Any]) -> str:
+    machine = soak["machine"]
+    kinds = table(("kind of request", "made"), list(soak["by_kind"].items()))
+    memory = table(
+        ("process", "first minutes, MiB", "last minutes, MiB", "ratio"),
+        [
+            (name, each["first_mib"], each["last_mib"], f"{each['ratio']:.3f}")
+            for name, each in soak["memory"].items()
+        ],
+    )
+    return "\n\n".join(
+        [
+            "## Soak",
+            f"Commit {soak['commit']}, vLLM {machine['vllm']}, torch {machine['torch']}, "
+            f"{machine['cores']} cores of which server and clients share one; {soak['clients']} "
+            f"clients. {soak['compared']} answers were compared with a quiet server's, "
+            f"{soak['new_compared']} of them with one that was asked afterwards. Seconds for a "
+            f"whole answer: median {soak['seconds']['median']}, 99th percentile "
+            f"{soak['seconds']['99th']}. A near tie is another word where the quiet server's two "
+            f"best were closer than {NEAR_TIE} in log probability.",
+            marks_table(soak_marks(soak)),
+            kinds,
+            memory,
+        ]
+    )
+
+
+def _faults(faults: Mapping[str, Any]) -> str:
+    rows = [(name, run["what"], run["seen"]) for name, run in faults["runs"].items()]
+    return "\n\n".join(
+        [
+            "## Fault runs",
+            f"Commit {faults['commit']}.",
+            table(("run", "what is done", "what was seen"), rows),
+        ]
+    )

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a server stay right and as large as it is, for an hour, whatever its clients do?
+
+A quiet server is asked a finite set of requests one by one; another one then gets them from many
+clients at once, mixed with requests that are new, wrong, left, cancelled and broken off. Every
+answer is held against the quiet one. Run from the repository root:
+``python -m benchmarks.soak.run --minutes 60``.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.measuring.metrics import page, value
+from benchmarks.measuring.report import machine, say
+from benchmarks.measuring.servers import server
+from benchmarks.soak import report
+from benchmarks.soak.calls import (
+    EXPLAIN,
+    Call,
+    explained,
+    finite_calls,
+    fresh_call,
+)
+from benchmarks.soak.clients import Answer
+from benchmarks.soak.load import Load, ask_in_turn, routes
+from benchmarks.soak.memory import Peaks, ends
+from benchmarks.soak.verdict import judge
+from demo.server import Server
+from demo.tiny_llava import build_llava
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parents[1]
+SCRATCH: Final = ROOT / "benchmarks" / "output" / "soak"
+POSITIONS: Final = 8192
+"""So long that three whole images and a question of 4,000 words fit. Positions are rotary, so the
+checkpoint has no table that is too short."""
+ARGUMENTS: Final = (
+    *("--max-model-len", str(POSITIONS)),
+    *("--hf-overrides", json.dumps({"text_config": {"max_position_embeddings": POSITIONS}})),
+    # 64 blocks a request of full length: caches that are full within a minute, so that memory
+    # which grows after it is not a cache filling up.
+    *("--num-gpu-blocks-override", "512", "--block-size", "128"),
+    *("--mm-processor-cache-gb", "0.1", "--visual-feature-cache-gb", "0.05"),
+    # Batches of conversations are among vLLM's own optional routes.
+    "--enable-scale-out",
+    *("--uvicorn-log-level", "warning"),
+)
+WARM_UP: Final = 5
+"""Minutes before memory is looked at."""
+SHORTEST: Final = 30
+"""Minutes from which on a run is reported beside this file."""
+CHECKED_NEW: Final = 400
+"""New requests that are repeated on a quiet server afterwards, at most."""
+
+
+def start(name: str, *more: str) -> Server:
+    """Describe a server of the soak's model."""
+    model = build_llava(ROOT / ".models" / "llava-clip")
+    return server(model, plugin=True, log=SCRATCH / f"{name}.log", arguments=[*ARGUMENTS, *more])
+
+
+def quiet_answers(calls: list[Call]) -> tuple[dict[Call, Answer], list[Call], list[str]]:
+    """Ask a quiet server everything, twice and the second time backwards.
+
+    Returns:
+        The answers, the calls that ask what would be kept, and the names of calls whose second
+        answer was another; there are none, or nothing later means anything.
+    """
+    with start("quiet") as quiet:
+        explain = explained(calls) if EXPLAIN in asyncio.run(routes(quiet.url)) else []
+        first = asyncio.run(ask_in_turn(quiet.url, [*calls, *explain]))
+        again = asyncio.run(ask_in_turn(quiet.url, [*explain, *calls][::-1]))
+    unstable = [call.name for call in first if judge(first[call], again[call]) != "right"]
+    return first, explain, unstable
+
+
+async def soak(
+    url: str, load: Load, peaks: Peaks, minutes: int, progress: Path
+) -> list[dict[str, Any]]:
+    """Let the clients at a server for so many minutes; returns a line for each."""
+    lines: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, load.stop)
+    running = asyncio.create_task(load.run())
+    peaks.begin()
+    begun = time.monotonic()
+    counts = load.counts
+    before = 0
+    with progress.open("w") as file:
+        for minute in range(1, minutes + 1):
+            await asyncio.wait([running], timeout=max(0.0, begun + 60 * minute - time.monotonic()))
+            line = {
+                "minute": minute,
+                "requests": counts.total - before,
+                "peak_mib": {name: round(peak, 1) for name, peak in peaks.take().items()},
+                "near_ties": counts.near_ties,
+                "wrong": len(counts.wrong),
+                "lost": len(counts.lost),
+            }
+            before = counts.total
+            lines.append(line)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            say(json.dumps(line))
+            if running.done():
+                break
+    load.stop()
+    await running
+    return lines
+
+
+def is_idle(url: str) -> bool:
+    """Tell whether the engine has forgotten every request, those left and cancelled too."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = page(url)
+        if not value(found, "vllm:num_requests_running") + value(
+            found, "vllm:num_requests_waiting"
+        ):
+            return value(found, "vllm:kv_cache_usage_perc") == 0
+        time.sleep(0.5)
+    return False
+
+
+def check_new(url: str, told: dict[int, Answer]) -> tuple[int, list[dict[str, Any]], int]:
+    """Repeat new requests on a quiet server: how many, which were wrong, how many near ties."""
+    chosen = sorted(random.Random(0).sample(sorted(told), min(CHECKED_NEW, len(told))))
+    again = asyncio.run(ask_in_turn(url, [fresh_call(number) for number in chosen]))
+    wrong, ties = [], 0
+    for number, (call, quiet) in zip(chosen, again.items(), strict=True):
+        verdict = judge(quiet, told[number])
+        ties += verdict == "near tie"
+        if verdict == "wrong":
+            loud = told[number]
+            wrong.append(
+                {
+                    "call": call.name,
+                    "kind": "new",
+                    "expected": [quiet.status, quiet.counts, quiet.text],
+                    "got": [loud.status, loud.counts, loud.text],
+                    "leads": [round(lead, 5) for _, lead in quiet.margins],
+                }
+            )
+    return len(chosen), wrong, ties
+
+
+def commit() -> str:
+    """Name what was measured."""
+
+    def git(*words: str) -> str:
+        result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return result.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )
+
+
+def main() -> int:
+    """Run, report, and say by the exit status whether all is well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=int, default=60)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=240, help="in the finite set")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.minutes < 1:
+        parser.error("--minutes is 1 or more")
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+
+    calls = finite_calls(options.calls)
+    say(f"{len(calls)} calls to a quiet server, twice")
+    quiet, explain, unstable = quiet_answers(calls)
+    refused = [(call.name, a.status, a.text[:300]) for call, a in quiet.items() if a.status != 200]
+    (SCRATCH / "quiet.json").write_text(
+        json.dumps(
+            [[call.name, a.status, a.counts, a.text[:200]] for call, a in quiet.items()], indent=1
+        )
+    )
+    if refused:
+        sys.exit(f"the quiet server refused what it should answer: {refused}")
+    say(f"quiet answers that differ from themselves: {unstable}")
+
+    with start("loud") as loud:
+        assert loud._process is not None
+        peaks = Peaks(loud._process.pid)
+
+        async def under_load() -> tuple[Load, list[dict[str, Any]]]:
+            load = Load(
+                loud.url, quiet, clients=options.clients, seed=options.seed, explained=explain
+            )
+            lines = await soak(loud.url, load, peaks, options.minutes, SCRATCH / "minutes.jsonl")
+            return load, lines
+
+        load, lines = asyncio.run(under_load())
+        counts = load.counts
+        idle = after = None
+        with contextlib.suppress(Exception):
+            idle = is_idle(loud.url)
+            say("the load is over; the same calls once more, one by one")
+            after = asyncio.run(ask_in_turn(loud.url, list(quiet)[::-1]))
+        changed = [
+            call.name
+            for call in quiet
+            if after is None or judge(quiet[call], after[call]) == "wrong"
+        ]
+        saved = SCRATCH / "metrics.txt"
+        with contextlib.suppress(Exception):
+            saved.write_text(json.dumps({name: one[0] for name, one in page(loud.url).items()}))
+    with start("repeat") as repeat:
+        checked, wrong, ties = check_new(repeat.url, counts.new)
+
+    ordered = sorted(counts.seconds)
+    memory = {}
+    for name, minutes in peaks.by_process.items():
+        found = ends(minutes, WARM_UP)
+        if found is not None:
+            memory[name] = {
+                "first_mib": round(found.first, 1),
+                "last_mib": round(found.last, 1),
+                "ratio": round(found.ratio, 4),
+            }
+    figures: dict[str, Any] = {
+        "commit": commit(),
+        "machine": machine(),
+        "minutes": len(lines),
+        "clients": options.clients,
+        "finite_set": len(quiet),
+        "requests": counts.total,
+        "by_kind": dict(counts.requests.most_common()),
+        "faults": sum(counts.faults.values()),
+        "faults_by_kind": counts.faults,
+        "compared": counts.compared + checked,
+        "new_compared": checked,
+        "near_ties": counts.near_ties + ties,
+        "wrong": len(counts.wrong) + len(wrong),
+        "lost": len(counts.lost),
+        "unstable_when_quiet": unstable,
+        "changed_afterwards": changed,
+        "idle_afterwards": idle,
+        "seconds": {
+            "median": round(ordered[len(ordered) // 2], 2) if ordered else None,
+            "99th": round(ordered[len(ordered) * 99 // 100], 2) if ordered else None,
+        },
+        "memory": memory,
+        "by_minute": lines,
+        "wrong_answers": [*counts.wrong, *wrong][:40],
+        "lost_requests": counts.lost[:40],
+    }
+    is_long = options.minutes >= SHORTEST
+    folder = HERE if is_long else SCRATCH
+    report.write(folder, "soak", figures)
+    print((folder / "report.md").read_text())
+    return 0 if report.soak_is_well(figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
