@@ -31,14 +31,20 @@ class LostError(Exception):
     """No answer: the connection broke, the stream has no end, or it took too long."""
 
 
-def session(url: str, key: str | None = None) -> aiohttp.ClientSession:
-    """Open connections to one server; none is shared by two requests at once."""
+def session(url: str, *, once: bool = False) -> aiohttp.ClientSession:
+    """Open connections to one server; no two requests share one at a time.
+
+    Args:
+        url: of the server.
+        once: a connection is closed after one request. vLLM closes it itself, without saying so,
+            after a request that is answered with 500, and the next one on it would be lost.
+
+    """
     return aiohttp.ClientSession(
         url,
         timeout=aiohttp.ClientTimeout(total=PATIENCE),
-        connector=aiohttp.TCPConnector(limit=0),
-        headers={"Content-Type": "application/json"}
-        | ({} if key is None else {"Authorization": f"Bearer {key}"}),
+        connector=aiohttp.TCPConnector(limit=0, force_close=once),
+        headers={"Content-Type": "application/json"},
         read_bufsize=2**20,
     )
 

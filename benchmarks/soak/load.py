@@ -111,10 +111,14 @@ class Load:
 
     async def run(self) -> None:
         """Keep the clients going until `stop`."""
-        async with session(self._url) as http:
-            await asyncio.gather(*(self._client(http, each) for each in range(self._clients)))
+        async with session(self._url) as http, session(self._url, once=True) as other:
+            await asyncio.gather(
+                *(self._client(http, other, each) for each in range(self._clients))
+            )
 
-    async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
+    async def _client(
+        self, http: aiohttp.ClientSession, other: aiohttp.ClientSession, number: int
+    ) -> None:
         chance = random.Random(self._seed * 1000 + number)
         kinds, shares = list(self._tempers), list(self._tempers.values())
         while not self._over.is_set():
@@ -123,7 +127,7 @@ class Load:
             name = kind
             try:
                 if kind == "mistaken":
-                    await self._mistake(http, chance.choice(MISTAKES))
+                    await self._mistake(other, chance.choice(MISTAKES))
                 elif kind == "new":
                     self._number += 1
                     name = f"new {self._number}"

@@ -53,7 +53,8 @@ def mistakes() -> list[Mistake]:
         Mistake("base64", CHAT, _chat("data:image/png;base64,%%%%"), 400, "error"),
         Mistake("no image", CHAT, _chat("data:image/png;base64,aGVsbG8="), 400, "error"),
         Mistake("cut image", CHAT, _chat(cut), 400, "error"),
-        Mistake("a file", CHAT, _chat("file:///etc/hostname"), 400, "error"),
+        # As stock vLLM answers it; the file is not opened.
+        Mistake("a file", CHAT, _chat("file:///etc/hostname"), 500, "--allowed-local-media-path"),
         Mistake("too long", CHAT, _chat(messages=[_user(too_long)]), 400, "maximum"),
         Mistake(
             "responses",

@@ -112,6 +112,8 @@ async def soak(
             file.write(json.dumps(line) + "\n")
             file.flush()
             say(json.dumps(line))
+            found = {"wrong": counts.wrong, "lost": counts.lost, "faults": counts.faults}
+            progress.with_name("found.json").write_text(json.dumps(found, indent=1))
             if running.done():
                 break
     load.stop()
