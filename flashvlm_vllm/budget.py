@@ -70,7 +70,7 @@ def parse_budget_text(text: object) -> Budget | None:
     if word.isascii() and word.isdigit() and len(word) <= 32:
         return parse_budget(int(word))
     try:
-        number = float(word) if "_" not in word else math.nan
+        number = float(word) if word.isascii() and "_" not in word else math.nan
     except ValueError:
         number = math.nan
     if math.isnan(number):

@@ -96,7 +96,9 @@ def attach_to_serving() -> None:
 
     ``create_chat_completion`` and its siblings. Why: ``usage`` has no field for plugins, and
     ``vllm run-batch`` calls the handlers without any route. Seen: 0.32. End: when
-    usage can be extended.
+    usage can be extended. There a request is also made again whose pixels were lost between vLLM's
+    two caches of them, because another client left (``serving.resend``). Seen: 0.32, where it is
+    answered with 500. End: when vLLM makes it again itself.
     """
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -379,11 +381,18 @@ async def _preprocess_chat(
 async def _create_answer(
     original: Any, handler: Any, request: Any, raw_request: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
-    from flashvlm_vllm.serving import outcome, report, request_log
+    from flashvlm_vllm.serving import outcome, report, request_log, resend
+
+    async def make() -> Any:
+        return await original(handler, request, raw_request, *args, **kwargs)
+
+    async def again() -> Any:
+        with report.unnoticed():
+            return await make()
 
     with report.collecting() as collected:
         try:
-            answer = await original(handler, request, raw_request, *args, **kwargs)
+            answer = await resend.answered(make, again, lambda: bool(collected.counts))
             answer = await outcome.checked(answer, collected.unproven, handler)
         finally:
             request_log.tell(request, raw_request, collected)

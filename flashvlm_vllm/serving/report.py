@@ -53,6 +53,16 @@ def collecting() -> Iterator[Collected]:
         _collected.reset(token)
 
 
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Have nothing noted inside the block: what is done there was noted before."""
+    token = _collected.set(None)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+
+
 def note(model: str, reports: Sequence[VisualReport], seconds: float) -> bool:
     """Remember what rendered prompts cost; tells whether an answer is being built of them.
 

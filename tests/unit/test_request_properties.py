@@ -34,7 +34,20 @@ TEXTS = st.one_of(
     NUMBERS.map(str),
     NUMBERS.map(lambda number: f"  {number}\n"),
     st.from_regex(r"[0-9._+eE-]{1,8}", fullmatch=True),
-    st.sampled_from(["null", "None", " OFF ", "nan", "Infinity", "1_0", "0_1.5", "٤", "٠.٥", "½"]),
+    st.sampled_from(
+        [
+            "null",
+            "None",
+            " OFF ",
+            "nan",
+            "Infinity",
+            "1_0",
+            "0_1.5",
+            "\u0664",
+            "\u0660.\u0665",
+            "\u00bd",
+        ]
+    ),
 )
 
 
@@ -79,7 +92,7 @@ def test_a_budget_is_accepted_iff_documented_and_stays_what_it_is(value: Any) ->
 
 @settings(max_examples=600)
 @given(st.one_of(TEXTS, JSON))
-@example("٠.٥")
+@example("\u0660.\u0665")  # Arabic-Indic digits of 0.5
 @example("0." + "0" * 400 + "1")
 @example("9" * 33)
 def test_a_budget_in_text_is_accepted_iff_documented(text: Any) -> None:
@@ -99,7 +112,8 @@ def test_openapi_and_the_request_model_agree_as_far_as_json_schema_can_say(value
     is_valid = jsonschema.Draft202012Validator(schema).is_valid(value)
     if is_budget(value):
         assert is_valid
-    elif not (isinstance(value, float) and value.is_integer()):  # JSON Schema: 64.0 is an integer.
+    elif not (isinstance(value, float) and (value.is_integer() or math.isnan(value))):
+        # To JSON Schema 64.0 is an integer, and JSON has no NaN.
         assert not is_valid
 
 

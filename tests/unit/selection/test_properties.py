@@ -81,7 +81,7 @@ def assert_fits(kept: Tensor, count: int, budget: int) -> None:
     assert kept.dtype == torch.int64
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert len(kept) == min(budget, count)
-    assert 0 <= kept[0] and kept[-1] < count
+    assert kept[0] >= 0 and kept[-1] < count
 
 
 @settings(max_examples=150, deadline=None)
@@ -117,8 +117,10 @@ def test_scores_are_finite_and_between_0_and_1(given_to: Arguments, name: str) -
 @settings(max_examples=40, deadline=None)
 @given(arguments(kinds=st.just("equal")))
 def test_among_equals_the_first_stay(given_to: Arguments) -> None:
+    # Without words: the rows of a matrix product may differ in their last bits, equal or not.
+    features, saliency, _, budget, compared = given_to
     everything = SelectionConfig(important_fraction=1.0)
-    kept = select_visual_tokens(*given_to, everything)
+    kept = select_visual_tokens(features, saliency, None, budget, compared, everything)
     assert kept.tolist() == list(range(min(given_to[3], len(given_to[0]))))
 
 
