@@ -183,6 +183,12 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         "the tower again; and as much of preprocessed pixels in each API process. 0 turns both "
         "off. Needs --plugins flashvlm.",
     )
+    group.add_argument(
+        "--visual-playground",
+        action="store_true",
+        help="Serve a page at /flashvlm to try budgets in a browser: kept patches, answers, times. "
+        "Needs --plugins flashvlm.",
+    )
     return parser
 
 
@@ -199,6 +205,8 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     elif defaults:
         flag = f"--{next(iter(defaults)).replace('_', '-')}"
         sys.exit(f"flashvlm: {flag} does nothing without --plugins flashvlm")
+    elif getattr(args, "visual_playground", False):
+        sys.exit("flashvlm: --visual-playground does nothing without --plugins flashvlm")
     else:
         _tell_how_to_turn_on()
     engine_args = original(cls, args)

@@ -11,6 +11,7 @@ from starlette.datastructures import State
 
 from flashvlm_vllm import compat
 from flashvlm_vllm.plugin import NAME
+from flashvlm_vllm.serving import playground
 from flashvlm_vllm.serving.metrics import StatisticsOnScrape
 from flashvlm_vllm.serving.protocol import REQUEST_MODELS
 
@@ -38,6 +39,7 @@ class FlashVLMEndpoint:
                         dependencies=route.dependencies,
                         responses=route.responses,
                     )
+        playground.attach(app)
         app.add_middleware(StatisticsOnScrape)
 
     async def init_state(self, engine_client: Any, state: State, args: Any) -> None:
