@@ -47,7 +47,7 @@ def content_security_policy(page: str) -> str:
         "default-src": "'none'",
         "script-src": _hash(page, "script"),
         "style-src": _hash(page, "style"),
-        "img-src": "blob:",
+        "img-src": "blob: data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
         "form-action": "'none'",
