@@ -44,6 +44,11 @@ def add_command_line_flags() -> None:
         _wrap(serve.ServeSubcommand, "validate", _validate)
 
 
+def is_command_line() -> bool:
+    """Tell whether this process parses a ``vllm`` command line."""
+    return "vllm.entrypoints.cli.serve" in sys.modules
+
+
 def attach_to_engine() -> None:
     """Wrap what every engine needs, offline ones too.
 

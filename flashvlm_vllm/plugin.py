@@ -2,6 +2,7 @@
 """The ``vllm.general_plugins`` entry point. vLLM calls it in every process, maybe twice."""
 
 import os
+import sys
 from typing import Any
 
 NAME = "flashvlm"
@@ -60,11 +61,24 @@ def is_named() -> bool:
 
 
 def activate() -> None:
-    """Replace the covered models and attach to the places where requests pass. Idempotent."""
+    """Replace the covered models and attach to the places where requests pass. Idempotent.
+
+    Raises:
+        UnsupportedVLLMError: vLLM is older than this plugin is made for. A command line ends
+            with that line instead.
+
+    """
     from vllm import ModelRegistry
 
     from flashvlm_vllm import compat
+    from flashvlm_vllm.versions import UnsupportedVLLMError, check_vllm
 
+    try:
+        check_vllm()
+    except UnsupportedVLLMError as error:
+        if compat.is_command_line():
+            sys.exit(f"flashvlm: {error}")
+        raise
     for architecture, target in MODELS.items():
         ModelRegistry.register_model(architecture, target)
     compat.attach_to_engine()

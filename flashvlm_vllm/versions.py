@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which releases of vLLM this plugin is made for, and what it does on another one.
+
+An older release lacks hooks that the plugin stands on: there it refuses, before a model is
+loaded. A newer one may well work: there it says so and goes on.
+"""
+
+import functools
+import multiprocessing
+import os
+import re
+
+LOWEST = (0, 31)
+HIGHEST = (0, 33)
+"""The window, both ends included; patch releases count as their minor release."""
+
+ANYWAY = "FLASHVLM_ANY_VLLM"
+"""Environment variable: with ``1`` an older release is a warning as well."""
+
+
+class UnsupportedVLLMError(RuntimeError):
+    """The installed vLLM is older than the window."""
+
+
+def window() -> str:
+    """Return the window as people write it, such as ``0.31 to 0.33``."""
+    return f"{'.'.join(map(str, LOWEST))} to {'.'.join(map(str, HIGHEST))}"
+
+
+def check_vllm(version: str | None = None) -> None:
+    """Warn once about a vLLM newer than the window; refuse an older one.
+
+    Args:
+        version: as ``vllm.__version__`` says; read from the installed vLLM when left out.
+
+    Raises:
+        UnsupportedVLLMError: the release is older, and ``FLASHVLM_ANY_VLLM`` is not 1.
+
+    """
+    if version is None:
+        from vllm import __version__ as installed
+
+        version = installed
+    release = _release(version)
+    if release is not None and LOWEST <= release <= HIGHEST:
+        return
+    if release is not None and release < LOWEST and os.environ.get(ANYWAY) != "1":
+        raise UnsupportedVLLMError(
+            f"vLLM {version} is older than this plugin is made for ({window()}); install one of "
+            f"those, or set {ANYWAY}=1 to go on at your own risk"
+        )
+    _tell(version)
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    """Return major and minor; ``None`` for a build that has no number, such as ``dev``."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+@functools.cache
+def _tell(version: str) -> None:
+    # The engine's and the workers' processes have the same vLLM: one line is enough.
+    if multiprocessing.parent_process() is not None:
+        return
+    from vllm.logger import init_logger
+
+    # vLLM shows its own name space only.
+    init_logger("vllm.flashvlm").warning(
+        "flashvlm: vLLM %s is not among the releases this plugin is tested with (%s); going on",
+        version,
+        window(),
+    )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the plugin does on a vLLM inside its window, above it and below it."""
+
+import logging
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flashvlm_vllm import versions
+from flashvlm_vllm.plugin import register
+from flashvlm_vllm.versions import ANYWAY, UnsupportedVLLMError, check_vllm
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(versions, "_tell", lines.append)
+    monkeypatch.delenv(ANYWAY, raising=False)
+    return lines
+
+
+def test_the_tests_run_on_a_release_inside_the_window(told: list[str]) -> None:
+    check_vllm()
+    assert told == []
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.32.1", "0.33.0+cpu", "0.33.0rc2.dev5+gabc"])
+def test_inside_the_window_nothing_is_said(version: str, told: list[str]) -> None:
+    check_vllm(version)
+    assert told == []
+
+
+@pytest.mark.parametrize("version", ["0.34.0", "1.0.0", "dev"])
+def test_above_the_window_a_line_is_said(version: str, told: list[str]) -> None:
+    check_vllm(version)
+    assert told == [version]
+
+
+@pytest.mark.parametrize("version", ["0.30.2", "0.9.0"])
+def test_below_the_window_it_refuses_unless_told_otherwise(
+    version: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnsupportedVLLMError, match=rf"{version} is older .* \(0.31 to 0.33\)"):
+        check_vllm(version)
+    assert told == []
+    monkeypatch.setenv(ANYWAY, "1")
+    check_vllm(version)
+    assert told == [version]
+
+
+@pytest.mark.parametrize("is_flag", [True, False])
+def test_an_older_release_ends_a_server_with_one_line(is_flag: bool) -> None:
+    arguments = ["--plugins", "flashvlm"] if is_flag else []
+    program = (
+        "import sys, vllm\n"
+        "vllm.__version__ = '0.30.0'\n"
+        f"sys.argv = ['vllm', 'serve', *{arguments!r}, '--help']\n"
+        "from vllm.entrypoints.cli.main import main\n"
+        "main()"
+    )
+    variables = {**os.environ, "VLLM_PLUGINS": "flashvlm"}
+    if is_flag:
+        del variables["VLLM_PLUGINS"]
+    variables.pop(ANYWAY, None)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "flashvlm: vLLM 0.30.0 is older" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_older_release_raises_in_a_program_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.30.0")
+    monkeypatch.setattr("flashvlm_vllm.compat.is_command_line", lambda: False)
+    monkeypatch.delenv(ANYWAY, raising=False)
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    with pytest.raises(UnsupportedVLLMError, match=r"vLLM 0\.30\.0 is older"):
+        register()
+
+
+def test_an_older_release_is_left_alone_where_the_plugin_is_not_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.30.0")
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    register()
+
+
+def test_a_newer_release_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.99.0")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    register()
+    register()
+    assert caplog.text.count("vLLM 0.99.0 is not among the releases") == 1
+
+
+def test_the_pins_and_the_window_agree() -> None:
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    lowest, highest = versions.LOWEST, versions.HIGHEST
+    above = (highest[0], highest[1] + 1)
+    low, high = (".".join(map(str, each)) for each in (lowest, above))
+    assert extras["gpu"] == [f"vllm>={low},<{high}"]
