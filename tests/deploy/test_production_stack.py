@@ -2,7 +2,7 @@
 """The values for the vLLM production stack's chart.
 
 The chart is not part of this repository. With a checkout of it, the values are held against its
-schema and rendered: ``PRODUCTION_STACK_CHART=.../production-stack/helm``, and
+schema and rendered: ``PRODUCTION_STACK=.../production-stack``, and
 ``pip install helm-python-sdk``.
 """
 
@@ -20,8 +20,10 @@ import yaml
 from tests.deploy.conftest import DEPLOY, engine, production_stack
 from tests.deploy.test_names_exist import ask_vllm
 
-CHART = os.environ.get("PRODUCTION_STACK_CHART")
-needs_chart = pytest.mark.skipif(CHART is None, reason="PRODUCTION_STACK_CHART names no checkout")
+CHART = Path(os.environ.get("PRODUCTION_STACK", "")) / "helm"
+needs_chart = pytest.mark.skipif(
+    "PRODUCTION_STACK" not in os.environ, reason="PRODUCTION_STACK names no checkout"
+)
 
 
 def test_caches_are_on_and_the_image_is_the_manifests() -> None:
@@ -50,8 +52,7 @@ def test_the_router_keeps_sessions_together() -> None:
 
 @needs_chart
 def test_values_fit_the_schema_of_the_chart() -> None:
-    assert CHART is not None
-    schema = json.loads((Path(CHART) / "values.schema.json").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
     # The schema describes one trigger where the chart's template and KEDA take a list of them.
     # The schema is not packaged with the chart, so that Helm never compares.
     values = json.loads(json.dumps(production_stack()))
@@ -62,7 +63,6 @@ def test_values_fit_the_schema_of_the_chart() -> None:
 @needs_chart
 def test_the_chart_renders_what_kubernetes_takes(tmp_path: Path) -> None:
     helm = pytest.importorskip("helm_python")
-    assert CHART is not None
     folder = shutil.copytree(CHART, tmp_path / "chart")
     # Dashboards and adapters of others, which are off by default, and not at hand offline.
     description = yaml.safe_load((folder / "Chart.yaml").read_text())
