@@ -23,6 +23,10 @@ from flashvlm_vllm.selector import SELECTOR
 SETTINGS = (BUDGET, SELECTOR, FEATURE_CACHE_GB)
 """What an engine is started with, as flags or as processor arguments."""
 
+EXPLAIN_PER_MINUTE = "visual_explain_per_minute"
+SERVING_SETTINGS = (EXPLAIN_PER_MINUTE, "visual_playground")
+"""What an API process is started with, as flags; the engine does not know them."""
+
 _WRAPPED = "__flashvlm_wrapped__"
 _KEEPS_POSITIONS = "_flashvlm_keeps_positions"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
@@ -89,6 +93,8 @@ def attach_to_engine() -> None:
     WorkerBase.flashvlm_statistics = _statistics  # type: ignore[attr-defined]
     WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
     WorkerBase.flashvlm_forget_images = _forget_images  # type: ignore[attr-defined]
+    WorkerBase.flashvlm_watch = _watch  # type: ignore[attr-defined]
+    WorkerBase.flashvlm_explanations = _explanations  # type: ignore[attr-defined]
 
 
 def attach_to_serving() -> None:
@@ -158,6 +164,11 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
+    def requests(text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise argparse.ArgumentTypeError(f"a whole number, 0 or more; got {text!r}")
+        return int(text)
+
     parser = original(parser)
     group = parser.add_argument_group("flashvlm", "Visual token selection.")
     group.add_argument(
@@ -194,6 +205,13 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         help="Serve a page at /flashvlm to try budgets in a browser: kept patches, answers, times. "
         "Needs --plugins flashvlm.",
     )
+    group.add_argument(
+        "--visual-explain-per-minute",
+        type=requests,
+        metavar="REQUESTS",
+        help="How many requests a minute POST /v1/visual_tokens answers in each API process "
+        "(default: 60); 0 turns it off. Needs --plugins flashvlm.",
+    )
     return parser
 
 
@@ -207,11 +225,13 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
         if defaults:
             # On the namespace, which vLLM also hands to the API servers that it spawns.
             args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), **defaults}
-    elif defaults:
-        flag = f"--{next(iter(defaults)).replace('_', '-')}"
+    elif needless := [
+        name
+        for name in (*SETTINGS, *SERVING_SETTINGS)
+        if getattr(args, name, None) not in (None, False)
+    ]:
+        flag = f"--{needless[0].replace('_', '-')}"
         sys.exit(f"flashvlm: {flag} does nothing without --plugins flashvlm")
-    elif getattr(args, "visual_playground", False):
-        sys.exit("flashvlm: --visual-playground does nothing without --plugins flashvlm")
     else:
         _tell_how_to_turn_on()
     engine_args = original(cls, args)
@@ -461,3 +481,15 @@ def _selection_failures(worker: Any, identities: list[str]) -> dict[str, str]:
     from flashvlm_vllm.failures import SELECTION_FAILURES
 
     return SELECTION_FAILURES.among(identities)
+
+
+def _watch(_: Any, name: str, identities: list[str], query_ids: list[int]) -> None:
+    from flashvlm_vllm.explanations import EXPLANATIONS
+
+    EXPLANATIONS.watch(name, identities, query_ids)
+
+
+def _explanations(_: Any, name: str) -> dict[str, Any]:
+    from flashvlm_vllm.explanations import EXPLANATIONS
+
+    return EXPLANATIONS.take(name)

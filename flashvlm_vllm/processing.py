@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalKwargsItem,
@@ -33,6 +34,7 @@ from vllm.multimodal.processing.processor import PromptUpdateInfo
 
 from flashvlm_vllm.bounded import remember
 from flashvlm_vllm.budget import BUDGET, Budget, ItemCount, TokenCount, parse_budget
+from flashvlm_vllm.explained import WHOLE, WITNESS, Placed, WatchedItem, WatchedRequest
 from flashvlm_vllm.feature_cache import feature_cache_bytes
 from flashvlm_vllm.fields import (
     IDENTITY,
@@ -85,6 +87,8 @@ class VisualReport:
     unproven: tuple[str, ...] = ()
     """Identities (hex) of items whose tokens a selector of another package chooses. Whether
     that succeeded only the worker knows."""
+    watched: WatchedRequest | None = None
+    """Set when the selection is to be explained, and there is one."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,9 @@ class VisualPlan:
     budget: Budget
     selector: str
     query_ids: tuple[int, ...]
+    witness: str | None = None
+    """A name of its own for a request whose selection is to be explained. It changes what vLLM's
+    caches know the items by, so that none of them answers, and nothing of what is kept."""
 
     def identity(self, stock: str) -> bytes:
         """Derive an item's identity, 32 bytes, from ``stock``, its identity without pruning.
@@ -129,6 +136,11 @@ class PlannedInputs(ProcessorInputs):
                     f"{_PRUNED}{plan.identity(stock).hex()}" if is_pruned else stock
                     for stock, is_pruned in zip(hashes[modality], pruned, strict=True)
                 ]
+                if plan.witness is not None:
+                    hashes[modality] = [
+                        f"{each}-{plan.witness}-{number}"
+                        for number, each in enumerate(hashes[modality])
+                    ]
         return hashes
 
 
@@ -215,7 +227,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 was asked for images given as embeddings.
 
         """
-        own = {BUDGET, QUERY, SELECTOR}
+        own = {BUDGET, QUERY, SELECTOR, WITNESS}
         arguments = inputs.hf_processor_mm_kwargs.items()
         self._at_hand.arguments = {name: value for name, value in arguments if name not in own}
         try:
@@ -244,6 +256,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
                 "picture, which this model asks for; allowed is a selector that does not merge",
                 parameter=SELECTOR,
             )
+        witness: Any = kwargs.pop(WITNESS, None)
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
         counts = {modality: self._counts(inputs, modality) for modality in MODALITIES}
@@ -260,10 +273,15 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             )
             for modality, known in counts.items()
         }
-        if budget is not None and any(map(any, pruned.values())):
+        watched = None
+        if budget is not None and (witness is not None or any(map(any, pruned.values()))):
             uses_question = find_selector(selector).uses_question
             words = self._query_ids(query, inputs.prompt) if uses_question else ()
-            plan = VisualPlan(budget, selector, words)
+            plan = VisualPlan(budget, selector, words, witness)
+            if witness is not None:
+                words = words if uses_question else self._query_ids(query, inputs.prompt)
+                items = self._watched(inputs.mm_data_items, counts, kwargs, plan)
+                watched = WatchedRequest(budget, selector, words, items)
             inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
             inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
 
@@ -279,8 +297,64 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             is_default=budget is not None and not is_explicit,
             selector=None if budget is None else selector,
             unproven=self._unproven(result) if selector not in BUILT_IN else (),
+            watched=watched,
         )
         return result
+
+    def _watched(
+        self,
+        given: MultiModalDataItems,
+        counts: Mapping[str, Sequence[TokenCount | None]],
+        arguments: Mapping[str, Any],
+        plan: VisualPlan,
+    ) -> tuple[WatchedItem, ...]:
+        """List what is to be explained, the images first.
+
+        Args:
+            given: the request's items.
+            counts: their tokens.
+            arguments: of the Hugging Face processor.
+            plan: what is asked of them.
+
+        Raises:
+            VLLMValidationError: an item is named by its uuid alone.
+
+        """
+        watched = []
+        for modality in MODALITIES:
+            items: Any = given.get(modality, ())
+            if any(items.get(number) is None for number in range(len(items))):
+                raise VLLMValidationError(
+                    f"{modality}s that are named by their uuid alone cannot be explained; send the "
+                    f"{modality} itself"
+                )
+            names = self._pixel_hashes(items, modality, arguments) if len(items) else ()
+            for number, (name, count) in enumerate(zip(names, counts[modality], strict=True)):
+                if count is None:
+                    continue
+                pictures, size = _pictures(items, number, modality)
+                places = self.places_of_parts(modality, size.width, size.height)
+                identity = plan.identity(name).hex()
+                watched.append(
+                    WatchedItem(
+                        modality, identity, size.width, size.height, count, places, pictures
+                    )
+                )
+        return tuple(watched)
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell where in the picture an item's parts lie, by their number in the worker.
+
+        Args:
+            modality: of the item.
+            width: of the image or a frame, in pixels.
+            height: likewise.
+
+        Returns:
+            those whose place is known; by default one grid, over which the picture is stretched.
+
+        """
+        return {0: Placed(WHOLE)}
 
     def _unproven(self, result: Any) -> tuple[str, ...]:
         """List the pruned items' identities, from their fields or as seen before.
@@ -562,6 +636,15 @@ def checked_selector(value: object) -> str | None:
     except ValueError as error:
         raise Refusal(reason, f"{SELECTOR}: {error}", parameter=SELECTOR) from None
     return name
+
+
+def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:
+    """Return an item's image, or the frames of a video, and their size."""
+    item = items.get(number)
+    if modality == "image":
+        return [item], items.get_image_size(number)
+    frames = item[0] if isinstance(item, tuple) else item
+    return list(frames), VideoProcessorItems([frames]).get_frame_size(0)
 
 
 def _refuse_below_floor(

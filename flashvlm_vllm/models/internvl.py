@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from vllm.model_executor.models.interns1 import (
     InternS1DummyInputsBuilder,
     InternS1ForConditionalGeneration,
@@ -24,10 +25,13 @@ from vllm.model_executor.models.internvl import (
     InternVLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.transformers_utils.processors.internvl import calculate_internvl_targets
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.explained import WHOLE, Placed
 from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
+from flashvlm_vllm.models.regions import stretched_tiles
 from flashvlm_vllm.models.text_between import TextBetween, TextBetweenProcessor
 from flashvlm_vllm.models.tiles import TileSelection
 from flashvlm_vllm.vision.intern import InternTower
@@ -87,6 +91,21 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
         )
         return TokenCount(total, total)
 
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell where tiles and thumbnail lie; a frame is one tile."""
+        if modality == "video":
+            return {0: Placed(WHOLE)}
+        processor = self.hf_processor.image_processor
+        edge = processor.image_size
+        _, wide, high = calculate_internvl_targets(
+            orig_width=width,
+            orig_height=height,
+            target_ratios=self.hf_processor.resolve_target_ratios(use_thumbnail=False),
+            image_size=edge,
+            use_thumbnail=False,
+        )
+        return stretched_tiles(wide // edge, high // edge)
+
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
         placeholder: list[int] = self.hf_processor.get_video_repl(frames).full
@@ -111,6 +130,19 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
             mm_kwargs=self.request_arguments,
         )
         return TokenCount(total, total)
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell where tiles and thumbnail lie; a frame is one tile."""
+        processor = self.hf_processor.image_processor
+        if modality == "video" or not processor.crop_to_patches:
+            return {0: Placed(WHOLE)}
+        columns, rows = get_optimal_tiled_canvas(
+            (height, width),
+            (processor.size["height"], processor.size["width"]),
+            processor.min_patches,
+            processor.max_patches,
+        )
+        return stretched_tiles(columns, rows)
 
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""

@@ -18,6 +18,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import (
@@ -26,12 +27,17 @@ from flashvlm_vllm.models.pruning import (
     Wanted,
     clip_candidates,
 )
+from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.tower import Encoded, SalientTower
 
 
 class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
     """LLaVA-1.5's processor: every image has the tower's number of tokens."""
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell what of the picture is left: CLIP's processors crop."""
+        return cropped(self.info.get_hf_processor().image_processor, width, height)
 
 
 def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:

@@ -23,10 +23,12 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.models.anyres import spread_budget, tile_patches
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.models.regions import anyres_tiles
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.selection import Selection
 
@@ -63,6 +65,10 @@ class PrunedLlavaNextProcessor(
     AnyresCounts, VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]
 ):
     """LLaVA-NeXT's processor: the number of tokens follows from the image's size."""
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell where base crop and tiles lie."""
+        return anyres_tiles(self.info.get_hf_config(), width, height)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from vllm.model_executor.models.llava_next_video import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.tower import Encoded
 
@@ -34,6 +36,10 @@ class PrunedLlavaNextVideoProcessor(VisualTokenProcessor, LlavaNextVideoMultiMod
             image_width=width, image_height=height, num_frames=frames
         )
         return TokenCount(total, total, frames)
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell what of the frames is left."""
+        return cropped(self.info.get_hf_processor().video_processor, width, height)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

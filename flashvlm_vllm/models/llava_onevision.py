@@ -25,6 +25,7 @@ from vllm.model_executor.models.llava_onevision import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.explained import WHOLE, Placed
 from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.llava_next import AnyresCounts
@@ -47,6 +48,10 @@ class PrunedLlavaOnevisionProcessor(
             image_width=width, image_height=height, num_frames=frames
         )
         return TokenCount(total, total - 1, frames)
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell where frames, base crop and picture lie: all are the whole."""
+        return {0: Placed(WHOLE), 1: Placed(WHOLE)}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tp_group
 from vllm.logger import init_logger
 from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from flashvlm_vllm import trace
+from flashvlm_vllm.explanations import EXPLANATIONS
 from flashvlm_vllm.failures import SELECTION_FAILURES
 from flashvlm_vllm.feature_cache import feature_cache_bytes
 from flashvlm_vllm.fields import (
@@ -28,6 +30,7 @@ from flashvlm_vllm.fields import (
 )
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.clip import choose_of_clip
+from flashvlm_vllm.models.explaining import explained
 from flashvlm_vllm.models.memory import FeatureCache, ImageFeatures, selection_memory
 from flashvlm_vllm.selection import (
     Selection,
@@ -275,6 +278,12 @@ class VisualTokenSelection:
             they stand in for what it should have chosen, and the failure is noted.
 
         """
+        chosen = self._select_once(candidates)
+        if EXPLANATIONS.is_watching:
+            self._explain(candidates, chosen)
+        return chosen
+
+    def _select_once(self, candidates: Sequence[Candidates]) -> list[Selection]:
         group = get_tp_group()
         if group.world_size == 1:
             return self._select_here(candidates)
@@ -312,6 +321,25 @@ class VisualTokenSelection:
             for key in new:
                 self._selections.put(key, selections[key].detached())
         return [selections[each.key] for each in candidates]
+
+    def _explain(self, candidates: Sequence[Candidates], chosen: Sequence[Selection]) -> None:
+        """Record the watched items' scores. Every rank watches the same and looks up the words."""
+        items: dict[str, dict[int, tuple[Candidates, Selection]]] = {}
+        for each, selection in zip(candidates, chosen, strict=True):
+            items.setdefault(each.identity.hex(), {})[each.part] = (each, selection)
+        device = candidates[0].projected.device
+        for identity, parts in items.items():
+            for watch in EXPLANATIONS.watches_of(identity):
+                ids = torch.tensor(watch.query_ids, dtype=torch.int64, device=device)
+                (text,) = self.embed_queries([ids])
+                if get_tp_group().rank_in_group != 0:
+                    continue
+                try:
+                    with gpu_sync_allowed():
+                        watch.records[identity] = explained(parts, text)
+                # Who looks on must not cost those who are served anything.
+                except Exception as error:
+                    logger.error("flashvlm: no explanation: %s", type(error).__name__)
 
     def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
         """Return the embeddings ``(T, D)`` of what stays."""

@@ -12,10 +12,12 @@ from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import MODALITIES
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.models.video_llava import (
     VideoLlavaDummyInputsBuilder,
     VideoLlavaForConditionalGeneration,
@@ -35,6 +37,12 @@ class PrunedVideoLlavaProcessor(VisualTokenProcessor, VideoLlavaMultiModalProces
         """Count a video's tokens; the selection chooses of the patches."""
         tokens = self.info.get_num_frame_tokens()
         return TokenCount(frames * tokens, frames * (tokens - 1), frames)
+
+    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
+        """Tell what of images and frames is left: both are cropped."""
+        processor = self.info.get_hf_processor()
+        part = processor.image_processor if modality == "image" else processor.video_processor
+        return cropped(part, width, height)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

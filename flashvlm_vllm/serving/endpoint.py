@@ -11,7 +11,7 @@ from starlette.datastructures import State
 
 from flashvlm_vllm import compat
 from flashvlm_vllm.plugin import NAME
-from flashvlm_vllm.serving import playground
+from flashvlm_vllm.serving import playground, visual_tokens
 from flashvlm_vllm.serving.metrics import StatisticsOnScrape
 from flashvlm_vllm.serving.protocol import REQUEST_MODELS
 
@@ -27,7 +27,10 @@ class FlashVLMEndpoint:
         compat.attach_to_serving()
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add each covered route again with a typed request; vLLM lets the last one win."""
+        """Add each covered route again with a typed request; vLLM lets the last one win.
+
+        And the routes of our own, which vLLM's middlewares (API keys, say) apply to as well.
+        """
         for route in list(app.routes):
             if isinstance(route, APIRoute) and "POST" in route.methods:
                 model = REQUEST_MODELS.get(route.path)
@@ -40,6 +43,10 @@ class FlashVLMEndpoint:
                         responses=route.responses,
                     )
         playground.attach(app)
+        per_minute = getattr(app.state.args, "visual_explain_per_minute", None)
+        visual_tokens.attach(
+            app, visual_tokens.DEFAULT_PER_MINUTE if per_minute is None else per_minute
+        )
         app.add_middleware(StatisticsOnScrape)
 
     async def init_state(self, engine_client: Any, state: State, args: Any) -> None:

@@ -24,18 +24,14 @@ from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, request_log
 
+_TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
+_FRACTION: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+BUDGET_SCHEMA: dict[str, Any] = {"anyOf": [_TOKENS, _FRACTION]}
+
 VisualBudget = Annotated[
     Any,
     BeforeValidator(parse_budget),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-                {"type": "null"},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
 ]
 
 _REASONS = {

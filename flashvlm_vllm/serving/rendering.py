@@ -8,6 +8,7 @@ from typing import Any
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 
 from flashvlm_vllm.budget import BUDGET
+from flashvlm_vllm.explained import WITNESS
 from flashvlm_vllm.plugin import MODELS, covers
 from flashvlm_vllm.processing import REPORT, checked_selector, default_budget
 from flashvlm_vllm.query import QUERY, query_from_messages
@@ -117,6 +118,9 @@ def _processor_arguments(
         extra[BUDGET] = budget
     if settings.selector is not None:
         extra[SELECTOR] = settings.selector
+    witness = report.witness()
+    if witness is not None:
+        extra[WITNESS] = witness
     return extra
 
 

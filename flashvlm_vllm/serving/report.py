@@ -37,15 +37,17 @@ class Collected:
     seconds: float = 0.0
     """Spent on rendering: media fetched, pixels processed, prompts tokenized."""
     refused: Reason | None = None
+    witness: str | None = None
+    """Set by who wants the selection explained: the request's name in the worker."""
 
 
 _collected: ContextVar[Collected | None] = ContextVar("flashvlm_visual_tokens", default=None)
 
 
 @contextmanager
-def collecting() -> Iterator[Collected]:
+def collecting(witness: str | None = None) -> Iterator[Collected]:
     """Collect what ``note`` is told inside the block."""
-    collected = Collected()
+    collected = Collected(witness=witness)
     token = _collected.set(collected)
     try:
         yield collected
@@ -89,6 +91,12 @@ def note_refusal(reason: Reason) -> None:
     collected = _collected.get()
     if collected is not None:
         collected.refused = reason
+
+
+def witness() -> str | None:
+    """Return the name under which the selection is to be explained, if it is."""
+    collected = _collected.get()
+    return None if collected is None else collected.witness
 
 
 def summary(counts: Counts) -> dict[str, Any]:

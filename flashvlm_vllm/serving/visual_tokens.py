@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``POST /v1/visual_tokens``: which tokens a request keeps of its images and videos, and why."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from flashvlm_vllm import compat
+from flashvlm_vllm.budget import BUDGET, Budget, parse_budget
+from flashvlm_vllm.explained import WatchedItem, WatchedRequest
+from flashvlm_vllm.serving import outcome, report, request_log
+from flashvlm_vllm.serving.grids import parts_of
+from flashvlm_vllm.serving.limits import Limits, limited_route
+from flashvlm_vllm.serving.protocol import BUDGET_SCHEMA, VisualChatCompletionRequest
+
+PATH = "/v1/visual_tokens"
+DEFAULT_PER_MINUTE = 60
+WATCH = "flashvlm_watch"
+TAKE = "flashvlm_explanations"
+"""Names of the worker methods that ``compat`` installs."""
+
+_AT_ONCE = 4
+_LARGEST_BODY = 64 * 2**20
+_MOST_BUDGETS = 64
+_BUDGETS = (32, 64, 128, 192, 256)
+"""What a request is costed at when it does not say; the paper's table 1 has some of them."""
+
+
+def _parse_budgets(value: object) -> list[Budget]:
+    if not isinstance(value, list) or len(value) > _MOST_BUDGETS:
+        raise ValueError(f"budgets is a list of at most {_MOST_BUDGETS} budgets")
+    budgets = [parse_budget(each) for each in value]
+    if None in budgets:
+        raise ValueError("budgets holds budgets to cost; null is none")
+    return [each for each in budgets if each is not None]
+
+
+class VisualTokensRequest(VisualChatCompletionRequest):
+    """A chat completion request; what is sampled does not matter."""
+
+    budgets: Annotated[
+        Any,
+        BeforeValidator(_parse_budgets),
+        WithJsonSchema({"type": "array", "items": BUDGET_SCHEMA, "maxItems": _MOST_BUDGETS}),
+    ] = Field(
+        default=list(_BUDGETS),
+        description="Other budgets to tell the cost of. Nothing is selected for them.",
+    )
+
+
+def attach(app: FastAPI, per_minute: int) -> None:
+    """Add the route, unless ``per_minute`` is 0."""
+    if not per_minute:
+        return
+    # As vLLM's own routes: a client that goes away ends its request.
+    cancelled: Any = with_cancellation
+    counted: Any = load_aware_call
+    router = APIRouter(route_class=limited_route(Limits(per_minute, _AT_ONCE, _LARGEST_BODY)))
+    router.add_api_route(
+        PATH,
+        cancelled(counted(create_visual_tokens)),
+        methods=["POST"],
+        dependencies=[Depends(validate_json_request)],
+        responses={400: {"model": ErrorResponse}, 429: {"model": ErrorResponse}},
+    )
+    app.include_router(router)
+
+
+async def create_visual_tokens(request: VisualTokensRequest, raw_request: Request) -> Response:
+    """Run the request as a chat completion of one token, and tell what was kept."""
+    handler = raw_request.app.state.openai_serving_chat
+    if handler is None:
+        raise NotImplementedError("the model does not support the chat completions API")
+    name = uuid.uuid4().hex
+    with report.collecting(witness=name) as collected:
+        try:
+            answer = await _explain(name, request, handler, collected)
+        finally:
+            request_log.tell(request, raw_request, collected)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    return JSONResponse(answer)
+
+
+async def _explain(
+    name: str, request: VisualTokensRequest, handler: Any, collected: report.Collected
+) -> Any:
+    rendered = await handler.render_chat_request(request)
+    if isinstance(rendered, ErrorResponse):
+        return rendered
+    _, (engine_input,) = rendered
+    watched = None if collected.latest is None else collected.latest.watched
+    if watched is None or not watched.items:
+        raise VLLMValidationError(
+            f"there is nothing to explain: the request needs an image or a video, and a {BUDGET}, "
+            "its own or the server's default",
+            parameter=BUDGET,
+        )
+    records = await _run(name, watched, engine_input, request, handler)
+    answer = {
+        "object": "visual_tokens",
+        "model": handler.models.model_name(_adapter(request, handler)),
+        BUDGET: watched.budget,
+        "visual_selector": watched.selector,
+        "prompt_tokens": len(engine_input["prompt_token_ids"]),
+        "total": sum(item.count.total for item in watched.items),
+        "kept": sum(item.count.kept(watched.budget) for item in watched.items),
+        "items": [
+            _item(item, records[item.identity], watched.budget, request.budgets)
+            for item in watched.items
+        ],
+    }
+    return await outcome.checked(answer, collected.unproven, handler)
+
+
+def _adapter(request: VisualTokensRequest, handler: Any) -> Any:
+    return handler._maybe_get_adapters(request, supports_default_mm_loras=True)
+
+
+async def _run(
+    name: str,
+    watched: WatchedRequest,
+    engine_input: Any,
+    request: VisualTokensRequest,
+    handler: Any,
+) -> Mapping[str, Any]:
+    """Have the engine select, and return what the worker recorded by the items' identities."""
+    engine = handler.engine_client
+    identities = sorted({item.identity for item in watched.items})
+    # All of them: which one runs the request is not known here.
+    await compat.ask_engines(engine, WATCH, name, identities, list(watched.query_ids))
+    try:
+        async for _ in engine.generate(
+            engine_input,
+            SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
+            f"visual-{name}",
+            lora_request=_adapter(request, handler),
+        ):
+            pass
+    finally:
+        engines = await compat.ask_engines(engine, TAKE, name)
+    # Only the first rank of the model that encoded the items has records.
+    workers = [records for ranks in engines.values() for records in ranks]
+    records: dict[str, Any] = next((each for each in workers if each), {})
+    if set(identities) - set(records):
+        raise GenerationError("the worker has no record of the selection")
+    return records
+
+
+def _item(
+    item: WatchedItem, record: Mapping[str, Any], budget: Budget, budgets: Sequence[Budget]
+) -> dict[str, Any]:
+    return {
+        "modality": item.modality,
+        "width": item.width,
+        "height": item.height,
+        "total": item.count.total,
+        "kept": item.count.kept(budget),
+        "merged": record["merged"],
+        "coverage": record["coverage"],
+        "costs": [{BUDGET: each, "kept": _cost(item, each)} for each in budgets],
+        "parts": parts_of(record["parts"], item.placed),
+    }
+
+
+def _cost(item: WatchedItem, budget: Budget) -> int | None:
+    """Return what a budget keeps; ``None`` for one that a request could not ask for."""
+    if isinstance(budget, int) and budget < item.count.floor:
+        return None
+    return item.count.kept(budget)
