@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
-from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalKwargsItem,
@@ -273,19 +272,22 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             )
             for modality, known in counts.items()
         }
-        watched = None
+        question: tuple[int, ...] | None = None
         if budget is not None and (witness is not None or any(map(any, pruned.values()))):
             uses_question = find_selector(selector).uses_question
             words = self._query_ids(query, inputs.prompt) if uses_question else ()
             plan = VisualPlan(budget, selector, words, witness)
             if witness is not None:
-                words = words if uses_question else self._query_ids(query, inputs.prompt)
-                items = self._watched(inputs.mm_data_items, counts, kwargs, plan)
-                watched = WatchedRequest(budget, selector, words, items)
+                question = words if uses_question else self._query_ids(query, inputs.prompt)
             inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
             inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
 
+        self._at_hand.identities = {}
         result = super().apply(inputs, timing_ctx)
+        watched = None
+        if budget is not None and question is not None:
+            items = self._watched(inputs.mm_data_items, counts)
+            watched = WatchedRequest(budget, selector, question, items)
         result[REPORT] = VisualReport(  # type: ignore[literal-required]
             tuple(
                 ItemCount(count.total, stay, modality)
@@ -302,42 +304,31 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         return result
 
     def _watched(
-        self,
-        given: MultiModalDataItems,
-        counts: Mapping[str, Sequence[TokenCount | None]],
-        arguments: Mapping[str, Any],
-        plan: VisualPlan,
+        self, given: MultiModalDataItems, counts: Mapping[str, Sequence[TokenCount | None]]
     ) -> tuple[WatchedItem, ...]:
         """List what is to be explained, the images first.
 
         Args:
-            given: the request's items.
+            given: the request's items, all of which were processed just now.
             counts: their tokens.
-            arguments: of the Hugging Face processor.
-            plan: what is asked of them.
-
-        Raises:
-            VLLMValidationError: an item is named by its uuid alone.
 
         """
         watched = []
-        for modality in MODALITIES:
-            items: Any = given.get(modality, ())
-            if any(items.get(number) is None for number in range(len(items))):
-                raise VLLMValidationError(
-                    f"{modality}s that are named by their uuid alone cannot be explained; send the "
-                    f"{modality} itself"
-                )
-            names = self._pixel_hashes(items, modality, arguments) if len(items) else ()
-            for number, (name, count) in enumerate(zip(names, counts[modality], strict=True)):
+        for modality, identities in self._at_hand.identities.items():
+            for number, identity in enumerate(identities):
+                count = counts[modality][number]
                 if count is None:
                     continue
-                pictures, size = _pictures(items, number, modality)
-                places = self.places_of_parts(modality, size.width, size.height)
-                identity = plan.identity(name).hex()
+                pictures, size = _pictures(given[modality], number, modality)
                 watched.append(
                     WatchedItem(
-                        modality, identity, size.width, size.height, count, places, pictures
+                        modality,
+                        identity.hex(),
+                        size.width,
+                        size.height,
+                        count,
+                        self.places_of_parts(modality, size.width, size.height),
+                        pictures,
                     )
                 )
         return tuple(watched)
@@ -527,12 +518,15 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
 
         inputs = self._preprocessed.of(modality, names, process)
         query = torch.tensor(plan.query_ids, dtype=torch.int64)
+        # For who explains: an item together with the bytes it came as has another hash.
+        identities = [plan.identity(name) for name in names]
+        self._at_hand.identities[modality] = identities
         digests = [hashlib.sha256(name.encode()).digest() for name in names]
         selector = plan.selector.encode().ljust(LONGEST_NAME, b"\0")
         for name, value in {
             KEPT: torch.tensor(kept, dtype=torch.int64),
             QUERY_IDS: query.expand(len(kept), -1).contiguous(),
-            IDENTITY: _as_bytes([plan.identity(name) for name in names]),
+            IDENTITY: _as_bytes(identities),
             ITEM: _as_bytes(digests),
             SELECTOR_NAME: _as_bytes([selector] * len(kept)),
         }.items():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``POST /v1/visual_tokens``: which tokens a request keeps of its images and videos, and why."""
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from vllm.sampling_params import SamplingParams
 from flashvlm_vllm import compat
 from flashvlm_vllm.budget import BUDGET, Budget, parse_budget
 from flashvlm_vllm.explained import WatchedItem, WatchedRequest
+from flashvlm_vllm.picture import draw
 from flashvlm_vllm.serving import outcome, report, request_log
 from flashvlm_vllm.serving.grids import parts_of
 from flashvlm_vllm.serving.limits import Limits, limited_route
@@ -31,6 +33,7 @@ WATCH = "flashvlm_watch"
 TAKE = "flashvlm_explanations"
 """Names of the worker methods that ``compat`` installs."""
 
+_PNG = "image/png"
 _AT_ONCE = 4
 _LARGEST_BODY = 64 * 2**20
 _MOST_BUDGETS = 64
@@ -73,7 +76,11 @@ def attach(app: FastAPI, per_minute: int) -> None:
         cancelled(counted(create_visual_tokens)),
         methods=["POST"],
         dependencies=[Depends(validate_json_request)],
-        responses={400: {"model": ErrorResponse}, 429: {"model": ErrorResponse}},
+        responses={
+            200: {"content": {_PNG: {}}},
+            400: {"model": ErrorResponse},
+            429: {"model": ErrorResponse},
+        },
     )
     app.include_router(router)
 
@@ -91,7 +98,13 @@ async def create_visual_tokens(request: VisualTokensRequest, raw_request: Reques
             request_log.tell(request, raw_request, collected)
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
-    return JSONResponse(answer)
+    if _PNG not in raw_request.headers.get("accept", ""):
+        return JSONResponse(answer)
+    watched = _watched(collected)
+    assert watched is not None
+    pictures = [item.pictures for item in watched.items]
+    drawn = await asyncio.to_thread(draw, list(zip(answer["items"], pictures, strict=True)))
+    return Response(drawn, media_type=_PNG)
 
 
 async def _explain(
@@ -101,7 +114,7 @@ async def _explain(
     if isinstance(rendered, ErrorResponse):
         return rendered
     _, (engine_input,) = rendered
-    watched = None if collected.latest is None else collected.latest.watched
+    watched = _watched(collected)
     if watched is None or not watched.items:
         raise VLLMValidationError(
             f"there is nothing to explain: the request needs an image or a video, and a {BUDGET}, "
@@ -123,6 +136,10 @@ async def _explain(
         ],
     }
     return await outcome.checked(answer, collected.unproven, handler)
+
+
+def _watched(collected: report.Collected) -> WatchedRequest | None:
+    return None if collected.latest is None else collected.latest.watched
 
 
 def _adapter(request: VisualTokensRequest, handler: Any) -> Any:

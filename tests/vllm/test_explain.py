@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``POST /v1/visual_tokens`` against running servers: what it says is what ordinary requests get."""
+"""``POST /v1/visual_tokens`` on running servers: it says what ordinary requests get."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from demo.photo import data_url, photo
 from demo.server import Server
 from tests.vllm.test_server import QUESTION, Client, conversation
 
