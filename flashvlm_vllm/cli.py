@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flashvlm_vllm import explain
+from flashvlm_vllm import doctor, explain
 from flashvlm_vllm.budget import Budget, ItemCount, parse_budget_text
 
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens.add_argument("--trust-remote-code", action="store_true")
     tokens.add_argument("--json", action="store_true", help="machine-readable")
     tokens.set_defaults(run=_tokens, error=tokens.error)
+    doctor.add_command(commands)
     explain.add_command(commands)
     asked = parser.parse_args(arguments)
     status: int = asked.run(asked)

@@ -17,6 +17,7 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 from demo.photo import data_url, photo
 from demo.server import Server
+from flashvlm_vllm import probe
 
 ARGUMENTS = ("--max-model-len", "4096", "--enable-prompt-tokens-details")
 QUESTION = "what color is the suit?"
@@ -126,6 +127,7 @@ def test_a_server_that_does_not_name_the_plugin_is_stock_and_says_how_to_turn_it
     assert len(hints) == 1
     schema = httpx.get(f"{stock.server.url}/openapi.json", timeout=30).text
     assert "visual_budget" not in schema
+    assert any("budget: ignored" in text for _, text in probe.answers(stock.server.url, None, 60))
 
 
 async def test_requests_in_flight_together_get_what_each_asked_for(client: Client) -> None:

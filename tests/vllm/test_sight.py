@@ -2,7 +2,10 @@
 """What an operator sees of a running server: metrics, log lines, ``flashvlm doctor``."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo.photo import data_url, photo
 from demo.server import Server
+from flashvlm_vllm import probe
 from flashvlm_vllm.refusal import Reason
+from tests.deploy.expressions import FROM_PROMETHEUS, expressions, series
 from tests.vllm.test_server import ARGUMENTS, QUESTION, URL, Client, conversation
 
 KEY = "a key that clients have"
@@ -195,3 +200,33 @@ def test_no_line_of_ours_repeats_words_images_or_names(client: KeyedClient, tmp_
     secrets += (picture[1000:1040], URL[1000:1040])
     for line in ours:
         assert not [each for each in secrets if each in line], line
+
+
+def test_dashboard_and_alerts_ask_for_what_is_on_the_page(client: KeyedClient) -> None:
+    client.send(visual_budget=64).raise_for_status()
+    on_page: dict[str, set[str]] = {}
+    for name, labels in client.samples():
+        on_page.setdefault(name, set()).update(label for label, _ in labels)
+    for where, text in expressions():
+        for name, labels in series(text):
+            assert name in on_page, where
+            assert labels - FROM_PROMETHEUS <= on_page[name], where
+
+
+def test_the_doctor_finds_a_healthy_server_healthy(client: KeyedClient) -> None:
+    command = [sys.executable, "-m", "flashvlm_vllm.cli", "doctor", "--url", client.server.url]
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "VLLM_PLUGINS": "flashvlm"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "16 of a drawn picture's 576 visual tokens were kept" in result.stdout
+    assert KEY not in result.stdout + result.stderr
+    found = [line for line in result.stdout.splitlines() if line.startswith(("note", "wrong"))]
+    assert not found
+
+
+def test_the_doctor_says_that_a_key_is_missing(client: KeyedClient) -> None:
+    *_, (level, text) = probe.answers(f"{client.server.url}/v1", None, 30.0)
+    assert level == "wrong"
+    assert "--api-key" in text

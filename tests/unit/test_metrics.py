@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counting, without a server. What a running one has on its page: tests/vllm/test_sight.py."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from vllm.exceptions import VLLMValidationError
+
+from flashvlm_vllm.budget import ItemCount
+from flashvlm_vllm.processing import VisualReport
+from flashvlm_vllm.refusal import Reason, Refusal
+from flashvlm_vllm.serving import metrics, report
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Core:
+    """Engines as an API process sees them: an identity each, and calls that may take long."""
+
+    def __init__(self, *engines: Any) -> None:
+        self.engines = engines
+        self.core_engines = [number.to_bytes(2, "little") for number in range(len(engines))]
+
+    async def _call_utility_async(self, method: str, *args: Any, engine: bytes) -> Any:
+        assert method == "collective_rpc"
+        answer = self.engines[int.from_bytes(engine, "little")]
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is None:
+            await asyncio.sleep(60)
+        return [answer]
+
+
+def statistics(items: int) -> dict[str, Any]:
+    cache = {"hits": items, "misses": 2 * items, "bytes": 100 * items}
+    return {"selection": {"seconds": items / 100, "items": items}, "feature_cache": cache}
+
+
+async def scrape(monkeypatch: pytest.MonkeyPatch, *engines: Any) -> None:
+    config = SimpleNamespace(served_model_name="m", multimodal_config=SimpleNamespace())
+    client = SimpleNamespace(engine_core=Core(*engines), model_config=config)
+    monkeypatch.setattr(metrics.StatisticsOnScrape, "engine_client", client)
+    monkeypatch.setattr(metrics, "_SCRAPE_TIMEOUT_SECONDS", 0.1)
+    passed = []
+
+    async def app(*_: Any) -> None:
+        passed.append(True)
+
+    middleware = metrics.StatisticsOnScrape(app)
+    await middleware({"type": "http", "path": "/metrics"}, None, None)
+    assert passed
+
+
+async def test_every_engine_has_its_own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    await scrape(monkeypatch, statistics(3), statistics(5))
+    for engine, items in (("0", 3), ("1", 5)):
+        labels = {"model_name": "m", "engine": engine}
+        assert value("flashvlm_selection_seconds_count", **labels) == items
+        assert value("flashvlm_selection_seconds_sum", **labels) == items / 100
+        assert value("flashvlm_feature_cache_hits", **labels) == items
+        assert value("flashvlm_feature_cache_misses", **labels) == 2 * items
+        assert value("flashvlm_feature_cache_bytes", **labels) == 100 * items
+        assert value("flashvlm_feature_cache_limit_bytes", **labels) == 2**28
+
+
+@pytest.mark.parametrize("second", [None, RuntimeError("dead")], ids=["late", "dead"])
+async def test_an_engine_that_does_not_answer_is_counted_and_the_page_comes(
+    second: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scrape(monkeypatch, statistics(3), statistics(5))
+    before = value("flashvlm_statistics_failures_total")
+    await scrape(monkeypatch, statistics(4), second)
+    assert value("flashvlm_statistics_failures_total") - before == 1
+    assert value("flashvlm_selection_seconds_count", model_name="m", engine="1") == 5
+
+
+def test_items_are_counted_by_where_their_budget_comes_from() -> None:
+    items = (ItemCount(576, 64), ItemCount(100, 64, "video"))
+    metrics.count_items("n", VisualReport(items, 64, is_default=True, selector="flashvlm"))
+    metrics.count_items("n", VisualReport(items))
+    for modality, total in (("image", 576), ("video", 100)):
+        labels = {"model_name": "n", "modality": modality}
+        assert value("flashvlm_visual_tokens_seen_total", **labels) == 2 * total
+        assert value("flashvlm_visual_tokens_kept_total", **labels) == 64 + total
+        for source, selector in (("default", "flashvlm"), ("none", "none")):
+            asked = {**labels, "budget": source, "selector": selector}
+            assert value("flashvlm_visual_items_total", **asked) == 1
+        assert value("flashvlm_visual_budget_tokens_sum", **labels, budget="default") == 64
+        share = value("flashvlm_visual_budget_ratio_sum", **labels, budget="default")
+        assert share == pytest.approx(64 / total)
+        assert value("flashvlm_visual_budget_tokens_count", **labels, budget="none") == 0
+
+
+def test_reasons_are_words_that_fit_a_label() -> None:
+    assert all(reason.value.replace("_", "").isalpha() for reason in Reason)
+    error = Refusal(Reason.BELOW_FLOOR, "too few", parameter="visual_budget")
+    assert error.reason is Reason.BELOW_FLOOR
+    assert str(error) == "too few (parameter=visual_budget)"
+    assert isinstance(error, VLLMValidationError)
+
+
+def test_what_is_noted_belongs_to_the_answer_in_the_making() -> None:
+    told = VisualReport((ItemCount(576, 64),), 64, selector="flashvlm", unproven=("ab",))
+    assert not report.note("m", [told], 1.0)  # only rendered
+    with report.collecting() as collected:
+        assert report.note("m", [told, told], 0.5)
+        assert report.note("m", [], 0.25)
+        report.note_refusal(Reason.SELECTOR_FAILED)
+    assert collected.counts == [ItemCount(576, 64)] * 2
+    assert collected.unproven == ["ab", "ab"]
+    assert (collected.latest, collected.seconds) == (told, 0.75)
+    assert collected.refused is Reason.SELECTOR_FAILED
