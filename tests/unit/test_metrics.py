@@ -82,7 +82,8 @@ async def test_an_engine_that_does_not_answer_is_counted_and_the_page_comes(
 def test_items_are_counted_by_where_their_budget_comes_from() -> None:
     items = (ItemCount(576, 64), ItemCount(100, 64, "video"))
     metrics.count_items("n", VisualReport(items, 64, is_default=True, selector="flashvlm"))
-    metrics.count_items("n", VisualReport(items))
+    whole = tuple(count._replace(kept=count.total) for count in items)
+    metrics.count_items("n", VisualReport(whole))
     for modality, total in (("image", 576), ("video", 100)):
         labels = {"model_name": "n", "modality": modality}
         assert value("flashvlm_visual_tokens_seen_total", **labels) == 2 * total
