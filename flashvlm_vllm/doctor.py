@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from flashvlm_vllm import probe
+from flashvlm_vllm import versions as releases
 from flashvlm_vllm.plugin import MODELS, NAME, activate, covers, is_named
 
 _DISTRIBUTION = "flashvlm-vllm"
@@ -75,7 +76,7 @@ def _findings(asked: Any) -> Iterator[Finding]:
     yield _plugin()
     version = _vllm(needed=asked.url is None)
     yield version
-    if version.level is Level.OK:
+    if any(map(_code_of, _VLLMS)) and version.level is not Level.WRONG:
         yield _named()
         yield from _environment()
         yield _attached()
@@ -113,8 +114,6 @@ def _plugin() -> Finding:
 
 def _vllm(*, needed: bool) -> Finding:
     """Tell which vLLM is installed, and whether it is one that this plugin was made for."""
-    from packaging.requirements import Requirement
-
     versions = {name: each.version for name in _VLLMS if (each := _code_of(name))}
     if not versions:
         level = Level.WRONG if needed else Level.NOTE
@@ -134,16 +133,15 @@ def _vllm(*, needed: bool) -> Finding:
             f"vLLM: the vllm command of {name} {version} asks for the metadata of a package vllm "
             "and will not start; scripts/prepare_environment.py of this repository writes it",
         )
-    windows = [
-        requirement.specifier
-        for requirement in map(Requirement, metadata.requires(_DISTRIBUTION) or ())
-        if requirement.name == "vllm"
-    ]
-    if windows and not windows[0].contains(version, prereleases=True):
+    try:
+        releases.check_vllm(version)
+    except releases.UnsupportedVLLMError as error:
+        return Finding(Level.WRONG, f"vLLM: {error}")
+    if not releases.is_tested(version):
         return Finding(
-            Level.WRONG,
-            f"vLLM: {version} ({name}) is not one that this release is tested with; install "
-            f"vllm{windows[0]}",
+            Level.NOTE,
+            f"vLLM: {version} ({name}) is not among the releases this plugin is tested with "
+            f"({releases.window()}); where something is missing, install one of those",
         )
     return Finding(Level.OK, f"vLLM: {version} ({name})")
 

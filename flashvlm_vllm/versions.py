@@ -27,6 +27,12 @@ def window() -> str:
     return f"{'.'.join(map(str, LOWEST))} to {'.'.join(map(str, HIGHEST))}"
 
 
+def is_tested(version: str) -> bool:
+    """Tell whether a release of vLLM lies in the window."""
+    release = _release(version)
+    return release is not None and LOWEST <= release <= HIGHEST
+
+
 def check_vllm(version: str | None = None) -> None:
     """Warn once about a vLLM newer than the window; refuse an older one.
 
@@ -41,9 +47,9 @@ def check_vllm(version: str | None = None) -> None:
         from vllm import __version__ as installed
 
         version = installed
-    release = _release(version)
-    if release is not None and LOWEST <= release <= HIGHEST:
+    if is_tested(version):
         return
+    release = _release(version)
     if release is not None and release < LOWEST and os.environ.get(ANYWAY) != "1":
         raise UnsupportedVLLMError(
             f"vLLM {version} is older than this plugin is made for ({window()}); install one of "
