@@ -10,6 +10,7 @@ import copy
 import functools
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
@@ -120,6 +121,25 @@ def attach_to_serving() -> None:
     _wrap(OpenAIServingChat, "create_chat_completion", _create_answer)
     _wrap(OpenAIServingChatBatch, "create_batch_chat_completion", _create_answer)
     _wrap(OpenAIServingResponses, "create_responses", _create_answer)
+
+
+def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the Hugging Face video processor is told, by the engine and by a request.
+
+    Why: the method that sorts arguments by modality came with 0.32; before, the context lays those
+    of one modality over the others. Seen: 0.31. End: when 0.32 is the lowest release.
+
+    Args:
+        info: vLLM's processing info of a model.
+        arguments: the request's ``mm_processor_kwargs``.
+
+    """
+    resolve = getattr(info, "_merge_and_resolve_mm_processor_kwargs", None)
+    if resolve is None:
+        merged: Mapping[str, Any] = info.ctx.get_merged_mm_kwargs(arguments, modality="video")
+        return merged
+    scoped: Mapping[str, Any] = resolve(arguments).get("videos_kwargs", {})
+    return scoped
 
 
 def _wrap(

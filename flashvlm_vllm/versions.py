@@ -29,7 +29,7 @@ def window() -> str:
 
 def is_tested(version: str) -> bool:
     """Tell whether a release of vLLM lies in the window."""
-    release = _release(version)
+    release = release_of(version)
     return release is not None and LOWEST <= release <= HIGHEST
 
 
@@ -49,7 +49,7 @@ def check_vllm(version: str | None = None) -> None:
         version = installed
     if is_tested(version):
         return
-    release = _release(version)
+    release = release_of(version)
     if release is not None and release < LOWEST and os.environ.get(ANYWAY) != "1":
         raise UnsupportedVLLMError(
             f"vLLM {version} is older than this plugin is made for ({window()}); install one of "
@@ -58,7 +58,7 @@ def check_vllm(version: str | None = None) -> None:
     _tell(version)
 
 
-def _release(version: str) -> tuple[int, int] | None:
+def release_of(version: str) -> tuple[int, int] | None:
     """Return major and minor; ``None`` for a build that has no number, such as ``dev``."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else None

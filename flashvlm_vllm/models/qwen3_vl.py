@@ -27,6 +27,7 @@ from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.compat import video_arguments
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.positions import Span, grid_positions, with_positions
@@ -90,8 +91,7 @@ class Qwen3Counts(QwenCounts):
         self, frames: int, metadata: Mapping[str, Any] | None, arguments: Mapping[str, Any]
     ) -> int:
         """Count the frames that the Hugging Face processor leaves of those that vLLM loaded."""
-        merged = self.info._merge_and_resolve_mm_processor_kwargs(arguments)
-        own = merged.get("videos_kwargs", {})
+        own = video_arguments(self.info, arguments)
         known = dict(metadata or {})
         samples = known.pop("do_sample_frames", False)
         if not own.get("do_sample_frames", samples):

@@ -56,7 +56,13 @@ def compare(surface: Surface, first: Sources, other: Sources) -> Comparison:
         elif after is None:
             result.missing[symbol] = ", ".join(sorted(how))
         else:
-            _compare_definitions(result, symbol, how, (first, before), (other, after))
+            is_class = isinstance(before.node, ast.ClassDef)
+            if is_class and not isinstance(after.node, ast.ClassDef):
+                result.missing[symbol] = "a class no more"
+            elif is_class:
+                _compare_calls(result, symbol, surface.keywords.get(symbol, set()), other, after)
+            else:
+                _compare_definitions(result, symbol, how, (first, before), (other, after))
     for base, own in sorted(surface.own.items()):
         before, after = find(first, base), find(other, base)
         if before and after:
@@ -154,6 +160,19 @@ def _compare_definitions(
         result.signatures[symbol] = (before, str(after))
     elif how & {"replaced", "wrapped"} and _text(first[1]) != _text(other[1]):
         result.bodies.append(symbol)
+
+
+def _compare_calls(
+    result: Comparison, symbol: str, keywords: set[str], sources: Sources, found: Found
+) -> None:
+    """Check that a class still takes what is passed by name; the rest of it is no concern.
+
+    A constructor that is replaced or called through ``super()`` is a symbol of its own.
+    """
+    taken = signature(sources, found)
+    if taken is not None and "**" not in taken:
+        names = {each.removesuffix("=…") for each in _parameters(taken)}
+        result.missing |= {f"{symbol}({each}=)": "passed by name" for each in keywords - names}
 
 
 def _text(found: Found) -> str:

@@ -20,10 +20,12 @@ THEIRS = "vllm"
 
 @dataclass
 class Surface:
-    """What is touched, and how: ``imported``, ``named``, ``replaced``, ``inherited``."""
+    """What is touched, and how: ``imported``, ``called``, ``replaced`` and so on."""
 
     symbols: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By ``module:name`` or ``module:Class.attribute``."""
+    keywords: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By symbol that is called, the arguments that are passed to it by name."""
     loose: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Attributes of objects of unknown class, with the modules that use them."""
     own: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -109,6 +111,10 @@ def _attributes(
             elif not isinstance(node.ctx, ast.Store):
                 surface.symbols[_below(owner, node.attr)].add("named")
         elif isinstance(node, ast.Call):
+            called = _symbol(node.func, known)
+            if called is not None:
+                surface.symbols[called].add("called")
+                surface.keywords[called] |= {each.arg for each in node.keywords if each.arg}
             # `_wrap(Class, "method", ...)`, `getattr(thing, "name", ...)`
             match node.args:
                 case [first, ast.Constant(value=str(name)), *_] if name.isidentifier():

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import vllm
 
 
 def parameters(function: object) -> list[str]:
@@ -202,3 +203,13 @@ def test_stock_vllm_still_returns_the_answers_of_the_first_engine_only() -> None
     # What is called in its place.
     assert parameters(AsyncMPClient._call_utility_async) == ["self", "method", "args", "engine"]
     assert "self.engine_core" in inspect.getsource(AsyncLLM.collective_rpc)
+
+
+def test_the_lowest_release_still_sorts_no_arguments_by_modality() -> None:
+    from vllm.model_executor.models.qwen3_vl import Qwen3VLProcessingInfo
+
+    from flashvlm_vllm.versions import LOWEST, release_of
+
+    sorts = hasattr(Qwen3VLProcessingInfo, "_merge_and_resolve_mm_processor_kwargs")
+    assert sorts is (release_of(vllm.__version__) != (0, 31))
+    assert LOWEST == (0, 31), "`compat.video_arguments` is not needed any more"

@@ -36,7 +36,7 @@ def attach():
     _wrap(Args, "add_cli_args", print)
     serve = sys.modules.get("vllm.serve")
     _wrap(serve.Serve, "validate", print)
-    return envs.RUST, Args.tokens.metadata_of
+    return envs.RUST, Args.tokens.metadata_of, Args(model="m")
 """,
 }
 THEIRS = {
@@ -54,7 +54,14 @@ class Llava(Base):
 def encode(pixels):
     pass
 """,
-    "engine.py": "class Args:\n    tokens: int = 0\n    def add_cli_args(parser):\n        pass\n",
+    "engine.py": """
+class Args:
+    tokens: int = 0
+    def __init__(self, model):
+        pass
+    def add_cli_args(parser):
+        pass
+""",
     "serve.py": "class Serve:\n    metadata_of: int\n    def validate(self):\n        pass\n",
     "envs.py": "variables = {'RUST': 1}\ndef __getattr__(name):\n    return variables[name]\n",
 }
@@ -97,6 +104,7 @@ def test_the_same_release_breaks_nothing(tmp_path: Path) -> None:
         ("llava", "def encode", "def code", "vllm.models:encode"),
         ("llava", "def embed", "def embed_all", "vllm.models.llava:Llava.embed"),
         ("llava", "self.language_model", "self.lm", "vllm.models.llava:Llava.language_model"),
+        ("engine", "(self, model)", "(self, path)", "vllm.engine:Args(model=)"),
         ("engine", "add_cli_args", "add_args", "vllm.engine:Args.add_cli_args"),
         ("serve", "def validate", "def check", "vllm.serve:Serve.validate"),
         ("envs", "'RUST'", "'GO'", "vllm.envs:RUST"),

@@ -11,9 +11,13 @@ class TransformersModel:
     """Model and processor as Transformers has them: eager attention, float32."""
 
     def __init__(self, path: Path) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import transformers
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        # For some models vLLM 0.31 puts a configuration of its own in the place of Transformers'.
+        registered = type(AutoConfig.from_pretrained(path))
+        config = getattr(transformers, registered.__name__, registered).from_pretrained(path)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
+            path, config=config, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)

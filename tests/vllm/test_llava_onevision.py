@@ -101,6 +101,9 @@ class Reference(TransformersModel):
         inputs = self.processor.video_processor([video], return_tensors="pt")
         features = self.model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
         rows: Tensor = features.flatten(0, -2)
+        if len(rows) == len(video) * FRAME_TOKENS:
+            # Before Transformers 5.18 the newline was left to the model's forward.
+            rows = torch.cat([rows, self.model.model.image_newline[None]])
         return rows
 
     def video(self, video: Video) -> Tensor:

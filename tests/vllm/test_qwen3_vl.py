@@ -60,6 +60,11 @@ def request(
     }
 
 
+def _of_all_items(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the rows of all items; Transformers before 5.18 does not split them by item."""
+    return features if isinstance(features, Tensor) else torch.cat(list(features))
+
+
 class Reference(TransformersModel):
     """Transformers' own model, float32."""
 
@@ -98,7 +103,7 @@ class Reference(TransformersModel):
         rows = [each for part in encoded for each in part.pooler_output]
         levels = range(len(getattr(encoded[0], "deepstack_features", None) or ()))
         deeper = [
-            torch.cat([torch.cat(list(part.deepstack_features[level])) for part in encoded])
+            torch.cat([_of_all_items(part.deepstack_features[level]) for part in encoded])
             for level in levels
         ]
         config = self.model.config
