@@ -3,7 +3,7 @@
 
 Each release gets an environment of its own, ``.venvs/RELEASE``, made on first use; the one that
 ``.venv`` has is tested there. What a run
-counts goes into ``docs/versions.json`` and, as a table, between two marks of
+counts goes into ``docs/versions.json`` and, as a table, into
 ``docs/compatibility.md``; releases that were not run keep what they had.
 """
 
@@ -20,11 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from scripts.pages import with_part
+
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".venvs"
 FIGURES = ROOT / "docs" / "versions.json"
 PAGE = ROOT / "docs" / "compatibility.md"
-START, END = "<!-- matrix: written by make test-versions -->", "<!-- end of matrix -->"
+PART = "matrix"
 
 RELEASES = ("0.31.0", "0.32.0")
 """The CPU wheels of the window in ``flashvlm_vllm/versions.py``."""
@@ -113,13 +115,6 @@ def table(matrix: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def put_into_page(page: str, written: str) -> str:
-    """Replace what stands between the two marks of the page."""
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{written}\n{END}{after}"
-
-
 def _order(release: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", release)]
 
@@ -144,7 +139,7 @@ def main() -> int:
         matrix = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
         matrix[release] = row
         FIGURES.write_text(json.dumps(dict(sorted(matrix.items())), indent=2) + "\n")
-        PAGE.write_text(put_into_page(PAGE.read_text(), table(matrix)))
+        PAGE.write_text(with_part(PAGE.read_text(), PART, table(matrix)))
         print(table(matrix), flush=True)
     return int(failed)
 

@@ -13,11 +13,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+from scripts.pages import with_part
 from scripts.vllm_release import compare, surface
 from scripts.vllm_release.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / ".wheels"
+PAGE = ROOT / "docs" / "compatibility.md"
 
 
 def unpacked(release: str) -> Path:
@@ -44,11 +46,22 @@ def installed() -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.vllm_release", description=__doc__)
     parser.add_argument("release", help="such as 0.33.0, or a folder with a package vllm in it")
-    parser.add_argument("--bodies", action="store_true", help="list replaced code that changed")
+    parser.add_argument("--write", action="store_true", help="put it into the documentation")
     arguments = parser.parse_args()
 
     given = Path(arguments.release)
     other_folder = given / "vllm" if (given / "vllm").is_dir() else unpacked(arguments.release)
+    result, touched = compared(other_folder)
+    written = report(result, touched)
+    print(written)
+    if arguments.write:
+        block = f"```text\n{written}\n```"
+        PAGE.write_text(with_part(PAGE.read_text(), f"reading of {arguments.release}", block))
+    return int(result.breaks)
+
+
+def compared(other_folder: Path) -> tuple[compare.Comparison, surface.Surface]:
+    """Compare the installed release with another one's folder."""
     package = ROOT / surface.OURS
     first = Sources(vllm=installed(), flashvlm_vllm=package)
     other = Sources(vllm=other_folder, flashvlm_vllm=package)
@@ -59,12 +72,16 @@ def main() -> int:
         for path in sorted(package.rglob("*.py"))
     ]
     touched = surface.read(first, modules)
-    result = compare.compare(touched, first, other)
+    return compare.compare(touched, first, other), touched
 
+
+def report(result: compare.Comparison, touched: surface.Surface) -> str:
+    """Write down what a person has to look at."""
     ways = [way for ways in touched.symbols.values() for way in ways]
     counts = ", ".join(f"{ways.count(way)} {way}" for way in sorted(set(ways)))
-    print(f"{result.symbols} symbols of vLLM are touched ({counts}), {result.names} mere names")
-    for title, lines in {
+    lines = [f"symbols of vLLM that are touched: {result.symbols} ({counts})"]
+    lines.append(f"names that are used of objects of unknown class: {result.names}")
+    for title, found in {
         "not found in the installed release (our reading is at fault)": result.unknown,
         "gone": [f"{symbol} ({how})" for symbol, how in result.missing.items()],
         "take other parameters": _signatures(result, result.breaking),
@@ -73,17 +90,15 @@ def main() -> int:
         ),
         "names of ours that vLLM now has too": result.collisions,
         "names that nothing in vLLM defines any more": [
-            f"{name} (in {', '.join(users)})" for name, users in result.vanished.items()
+            f"{name} ({', '.join(user.removeprefix('flashvlm_vllm.') for user in users)})"
+            for name, users in result.vanished.items()
         ],
+        "replaced or wrapped, and written otherwise: to be read": result.bodies,
     }.items():
-        if lines:
-            print(f"\n{title}: {len(lines)}")
-            print(*(f"  {line}" for line in lines), sep="\n")
-    print(f"\nreplaced or wrapped, and written otherwise: {len(result.bodies)}")
-    if arguments.bodies:
-        print(*(f"  {symbol}" for symbol in result.bodies), sep="\n")
-    print("\nbreaks" if result.breaks else "\nnothing that is touched is gone or called otherwise")
-    return int(result.breaks)
+        lines.append(f"{title}: {len(found)}")
+        lines += [f"  {line}" for line in found]
+    lines.append("breaks" if result.breaks else "nothing is gone or called otherwise")
+    return "\n".join(lines)
 
 
 def _signatures(result: compare.Comparison, symbols: list[str]) -> list[str]:

@@ -146,7 +146,13 @@ def _class(sources: Sources, surface: Surface, module: str, node: ast.ClassDef) 
     ours = [each for each in line if each.module.split(".")[0] == OURS]
     theirs = [each for each in line if each.module.split(".")[0] == THEIRS]
     bases = [each for each in theirs if not _is_below(sources, each, theirs)]
-    defined = {name for each in ours for name in sources.members(each.module, each.name)}
+    defined = {
+        name
+        for each in ours
+        for name, place in sources.members(each.module, each.name).items()
+        # `name: Any` tells a type checker what vLLM's class will bring.
+        if not (isinstance(place, ast.AnnAssign) and place.value is None)
+    }
     used = {name for each in ours for name in _uses(each.node)}
     for base in bases:
         surface.own[str(base)] |= defined

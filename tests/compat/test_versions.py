@@ -13,6 +13,7 @@ import pytest
 from flashvlm_vllm import versions
 from flashvlm_vllm.plugin import register
 from flashvlm_vllm.versions import ANYWAY, UnsupportedVLLMError, check_vllm
+from scripts.vllm_release.__main__ import compared, installed
 
 
 @pytest.fixture
@@ -116,3 +117,13 @@ def test_the_pins_and_the_window_agree() -> None:
     above = (highest[0], highest[1] + 1)
     low, high = (".".join(map(str, each)) for each in (lowest, above))
     assert extras["gpu"] == [f"vllm>={low},<{high}"]
+
+
+def test_all_that_is_touched_is_found_in_the_installed_release() -> None:
+    result, touched = compared(installed())
+    assert result.unknown == []
+    assert not result.breaks
+    wrapped = "vllm.renderers.online_renderer:OnlineRenderer.preprocess_chat"
+    replaced = "vllm.model_executor.models.llava:LlavaForConditionalGeneration.embed_multimodal"
+    assert "wrapped" in touched.symbols[wrapped]
+    assert "replaced" in touched.symbols[replaced]

@@ -7,6 +7,7 @@ import pytest
 
 from flashvlm_vllm.versions import HIGHEST, LOWEST
 from scripts import test_versions as matrix
+from scripts.pages import with_part
 from scripts.vllm_release import compare, surface
 from scripts.vllm_release.sources import Sources
 
@@ -163,11 +164,11 @@ def test_junit_counts(tmp_path: Path) -> None:
     }
 
 
-def test_the_matrix_replaces_itself_and_nothing_else() -> None:
-    page = f"before\n{matrix.START}\nold\n{matrix.END}\nafter\n"
-    once = matrix.put_into_page(page, "new")
-    assert once == f"before\n{matrix.START}\nnew\n{matrix.END}\nafter\n"
-    assert matrix.put_into_page(once, "new") == once
+def test_a_part_of_a_page_replaces_itself_and_nothing_else() -> None:
+    page = "before\n<!-- matrix -->\nold\n<!-- end of matrix -->\nafter\n"
+    once = with_part(page, "matrix", "new")
+    assert once == page.replace("old", "new")
+    assert with_part(once, "matrix", "new") == once
 
 
 def test_the_matrix_runs_what_the_window_holds() -> None:
