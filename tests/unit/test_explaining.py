@@ -9,10 +9,12 @@ import pytest
 pytest.importorskip("vllm")
 
 import httpx
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 
 from flashvlm_vllm.explained import WHOLE, Placed, Region
 from flashvlm_vllm.explanations import Explanations
+from flashvlm_vllm.serving import visual_tokens
 from flashvlm_vllm.serving.grids import parts_of
 from flashvlm_vllm.serving.limits import Limits, limited_route
 
@@ -156,3 +158,13 @@ async def test_too_many_are_told_when_to_try_again() -> None:
         assert 1 <= int(answers[1].headers["retry-after"]) <= 60
         error = answers[1].json()["error"]
         assert (error["code"], error["type"]) == (429, "Too Many Requests")
+
+
+@pytest.mark.parametrize(("per_minute", "status"), [(0, 404), (1, 400)])
+async def test_a_rate_of_zero_turns_the_route_off(per_minute: int, status: int) -> None:
+    app = FastAPI()
+    app.add_exception_handler(RequestValidationError, lambda _, error: Response(status_code=400))
+    visual_tokens.attach(app, per_minute)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as to:
+        assert (await to.post(visual_tokens.PATH, json={})).status_code == status

@@ -152,6 +152,8 @@ def refused(arguments: Sequence[str], environment: Mapping[str, str] | None = No
         (["--plugins", "flashvlm", "--visual-budget", "0"], {}, "a visual budget is"),
         (["--plugins", ","], {}, "name at least one plugin"),
         (["--visual-feature-cache-gb", "1"], {}, "does nothing without --plugins flashvlm"),
+        (["--visual-explain-per-minute", "3"], {}, "does nothing without --plugins flashvlm"),
+        (["--visual-explain-per-minute", "-3"], {}, "a whole number, 0 or more"),
         (["--visual-playground"], {}, "does nothing without --plugins flashvlm"),
         (
             ["--plugins", "flashvlm", "--visual-feature-cache-gb", "-1"],
