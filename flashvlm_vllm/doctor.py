@@ -229,7 +229,6 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
     """Tell what ``vllm serve`` would say to these arguments, without loading a model."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     given = list(arguments)
@@ -238,10 +237,11 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
             del given[0]
     try:
         parser: Any = FlexibleArgumentParser
-        args = make_arg_parser(parser()).parse_args(given)
+        command = ServeSubcommand()
+        args = command.subparser_init(parser().add_subparsers()).parse_args(given)
         if args.model_tag is not None:
             args.model = args.model_tag
-        ServeSubcommand().validate(args)
+        command.validate(args)
         engine_args = EngineArgs.from_cli_args(args)
         asked = [name for name in _GRAPHS if getattr(engine_args.compilation_config, name, False)]
         config = engine_args.create_engine_config()
