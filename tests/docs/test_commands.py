@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command in the README and in docs/ is executed.
+
+``table.py`` says what is exchanged (models, port, pictures), ``stand_in.py`` which commands cannot
+run here and what is checked in their place. All others run as they are written, in reading order;
+those behind a ``vllm serve`` talk to that server.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.markdown import REPOSITORY, Block, pages
+from tests.docs.room import Pictures, Room, Servers, Step, exchanged, serve_command, steps
+from tests.docs.table import SERVER, SHARED_SERVER
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # see tests/vllm/conftest.py
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(int(worker.removeprefix("gw")) % os.cpu_count())
+
+STEPS = [
+    pytest.param(step, id=step.block.name, marks=[pytest.mark.slow] if step.is_slow else [])
+    for page in pages()
+    for step in steps(page)
+]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
+    return Room(tmp_path_factory.mktemp("room"))
+
+
+@pytest.fixture(scope="module")
+def servers(room: Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    servers = Servers(room, tmp_path_factory.mktemp("logs"))
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="module")
+def pictures(room: Room) -> Iterator[Pictures]:
+    pictures = Pictures(room.folder)
+    yield pictures
+    pictures.stop()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("step", STEPS)
+def test_the_block_runs(step: Step, room: Room, servers: Servers, pictures: Pictures) -> None:
+    room.write_files(step.block.page)
+    if step.starts_server:
+        assert step.server is not None
+        servers.url(step.server)
+        return
+    # A page that starts no server itself talks to one that a reader has: the usual one.
+    url = servers.url(step.server or SHARED_SERVER) if SERVER in step.block.text else None
+    room.run(step.block, exchanged(step.block.text, url, pictures.url))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "frobnicate --all",
+        "true | frobnicate",
+        "vllm serve llava-hf/llava-1.5-7b-hf --plugins flashvlm; true",
+        "make no-such-target",
+        "docker build -f deploy/NoSuchFile .",
+        "docker run postgres",
+        "kubectl kustomize deploy/no-such-folder",
+        "kubectl apply -k deploy/no-such-folder",
+        "pip install left-pad",
+        "pip install vllm==0.1.0",
+        "python -m benchmarks.serving.run --no-such-flag",
+        "flashvlm no-such-command",
+        "curl http://localhost:8000/health",
+    ],
+)
+def test_what_is_not_true_or_not_known_fails(text: str, room: Room) -> None:
+    """The test above can fail: nobody can add a command that is not executed."""
+    assert serve_command(text) is None
+    closed = "http://127.0.0.1:9"
+    with pytest.raises(AssertionError, match="failed"):
+        block = Block(REPOSITORY / "docs" / "page.md", 1, "bash", None, text)
+        room.run(block, exchanged(text, closed, closed))
+
+
+def test_a_server_has_its_block_for_itself() -> None:
+    assert serve_command("# GPU\nvllm serve MODEL \\\n  --plugins flashvlm  # ours\n") == (
+        "MODEL", "--plugins", "flashvlm",
+    )  # fmt: skip
+    assert serve_command("vllm serve MODEL\ncurl URL\n") is None
+
+
+def test_all_pages_are_looked_at() -> None:
+    named = {step.values[0].block.page.name for step in STEPS}
+    assert {"README.md", "quickstart.md", "request.md", "selectors.md"} <= named
+    assert Path("docs/README.md") in {page.relative_to(REPOSITORY) for page in pages()}
