@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ LEVELS: Final = {
 
 def main() -> None:
     """Draw, and print."""
+    summary, _, _ = (__doc__ or "").partition("\n")
+    argparse.ArgumentParser(description=summary).parse_args()
     plain = answers()
     served = json.loads((HERE / "serving" / "results.json").read_text())
     draw(plain, served, PICTURE)

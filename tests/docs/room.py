@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
+
 from demo.photo import FILES, photo
 from demo.server import CPU_ENVIRONMENT, Server
 from tests.docs import stand_in
@@ -67,12 +70,17 @@ def steps(page: Path) -> list[Step]:
 
 def serve_command(text: str) -> tuple[str, ...] | None:
     """Return model and flags if the block is a `vllm serve`, with nothing but it."""
-    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-    words = [shlex.split(line, comments=True) for line in lines]
-    commands = [each for each in words if each]
-    if len(commands) != 1 or commands[0][:2] != ["vllm", "serve"]:
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if len(lines) != 1 or not lines[0].startswith("vllm serve "):
         return None
-    return tuple(word for word in commands[0][2:] if word != "&")
+    words = list(shlex.shlex(lines[0], posix=True, punctuation_chars=True))
+    if words[-1] == "&":
+        words.pop()
+    # A second command, a pipe: not a server alone.
+    if any(set(word) <= set(";&|<>()") for word in words):
+        return None
+    return tuple(words[2:])
 
 
 def exchanged(text: str, server: str | None, pictures: str) -> str:
@@ -99,6 +107,10 @@ class Room:
         for path in REPOSITORY.iterdir():
             if not path.name.startswith(".") and path.name not in PHOTOS:
                 (folder / path.name).symlink_to(path)
+        # As after `make setup`; what it would activate is here already.
+        activate = folder / ".venv" / "bin" / "activate"
+        activate.parent.mkdir(parents=True)
+        activate.touch()
         self._draw()
         self._fill_bin()
 
@@ -155,8 +167,13 @@ class Room:
     def _draw(self) -> None:
         for file, name in zip(PHOTOS, FILES, strict=False):
             photo(name).save(self.folder / file)
-        first, *rest = [photo("cat").resize((120, 90)).rotate(5 * turn) for turn in range(8)]
-        first.save(self.folder / CLIP, save_all=True, append_images=rest, duration=500, loop=0)
+        cat = photo("cat").resize((128, 96))
+        clip = cv2.VideoWriter(
+            str(self.folder / CLIP), cv2.VideoWriter.fourcc(*"mp4v"), 2, cat.size
+        )
+        for turn in range(8):
+            clip.write(np.asarray(cat.rotate(5 * turn))[..., ::-1].copy())
+        clip.release()
 
     def _fill_bin(self) -> None:
         self._bin.mkdir()

@@ -24,7 +24,7 @@ RUN_AS_THEY_ARE = [
     *("sort", "tail", "tee", "touch", "tr", "true", "uniq", "wc", "xargs"),
 ]
 
-# Modules that `python -m` runs for minutes or hours. Their flags are looked up in --help.
+# Modules that `python -m` runs for minutes or hours. Their flags are looked up in their source.
 HEAVY = ("benchmarks", "demo", "small_vlm.train")
 
 
@@ -45,7 +45,7 @@ def flashvlm(arguments: Sequence[str]) -> None:
 
 
 def python(arguments: Sequence[str]) -> None:
-    """Real, but: no environment is made or filled, and heavy modules only show their flags."""
+    """Real, but: no environment is made or filled, and heavy modules only have their flags."""
     if arguments[:2] == ["-m", "pip"]:
         return pip(arguments[2:])
     if arguments[:2] == ["-m", "venv"]:
@@ -55,7 +55,7 @@ def python(arguments: Sequence[str]) -> None:
         activate.write_text("")
         return None
     if arguments[:1] == ["-m"] and arguments[1].startswith(HEAVY):
-        return has_flags([sys.executable, *arguments[:2]], arguments[2:])
+        return module_has_flags(arguments[1], arguments[2:])
     return run([sys.executable, *arguments])
 
 
@@ -180,6 +180,19 @@ def has_flags(command: Sequence[str], arguments: Sequence[str]) -> None:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
             raise Wrong(f"{' '.join(command)} has no {flag}; it has {sorted(known)}")
+
+
+def module_has_flags(module: str, arguments: Sequence[str]) -> None:
+    """Check that a module exists and its source names every flag."""
+    found = find_spec(module)
+    if found is not None and found.submodule_search_locations is not None:
+        found = find_spec(f"{module}.__main__")
+    if found is None or found.origin is None:
+        raise Wrong(f"python cannot run {module}")
+    source = Path(found.origin).read_text()
+    for word in arguments:
+        if word.startswith("--") and f'"{word.partition("=")[0]}"' not in source:
+            raise Wrong(f"{module} has no {word}")
 
 
 def run(command: Sequence[str]) -> None:

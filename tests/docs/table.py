@@ -25,7 +25,7 @@ MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 # Files that a reader is told to bring: drawn into the folder that the page runs in.
 PHOTOS = ("photo.jpg", "other.jpg", "page.png")
-CLIP = "clip.gif"
+CLIP = "clip.mp4"
 
 SERVER = "localhost:8000"  # becomes the port of the page's server
 PICTURES = "https://example.com/"  # becomes a server of those files

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures in the pages are those of the committed results."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.accuracy.report import Set
+from benchmarks.budgets import (
+    HERE,
+    KINDS,
+    LEVELS,
+    PICTURE,
+    answers,
+    draw,
+    kept_of,
+    kinds_table,
+    speed_of,
+    speed_table,
+)
+from tests.docs.markdown import DOCS, README
+
+
+@pytest.fixture(scope="module")
+def plain() -> Set:
+    return answers()
+
+
+@pytest.fixture(scope="module")
+def served() -> dict:
+    return json.loads((HERE / "serving" / "results.json").read_text())
+
+
+def between(name: str) -> str:
+    """What stands in the page where the command's output belongs."""
+    page = (DOCS / "choosing-a-budget.md").read_text()
+    found = re.search(
+        rf"<!-- python -m benchmarks.budgets: {name} -->\n\n(.*?)\n\n<!--", page, re.S
+    )
+    assert found is not None
+    return found[1]
+
+
+def test_the_tables_of_choosing_a_budget_are_what_the_command_prints(
+    plain: Set, served: dict
+) -> None:
+    assert between("kinds") == kinds_table(plain)
+    assert between("speed") == speed_table(served)
+
+
+def test_the_picture_can_be_drawn_and_is_committed(plain: Set, served: dict, tmp_path) -> None:
+    draw(plain, served, tmp_path / "drawn.svg")
+    drawn, committed = (file.read_text() for file in (tmp_path / "drawn.svg", PICTURE))
+    for word in ("flashvlm-2", "8 clients", "visual tokens kept of 576"):
+        assert word in drawn and word in committed
+
+
+def test_the_readme_quotes_the_results(plain: Set, served: dict) -> None:
+    readme = README.read_text()
+    speeds = ", ".join(f"{speed_of(served, level, 64).median:.2f}" for level in LEVELS)
+    assert f"| {speeds} |" in readme
+    things, places = KINDS[:-1], KINDS[-1:]
+    ours = [
+        [
+            f"{100 * kept_of(plain, row, 64, kinds).value:.0f} %"
+            for row in ("flashvlm", "flashvlm-2")
+        ]
+        for kinds in (things, places)
+    ]
+    assert f"| {ours[0][0]} (`flashvlm`), {ours[0][1]} (`flashvlm-2`) |" in readme
+    assert f"| {ours[1][0]}, {ours[1][1]} |" in readme
