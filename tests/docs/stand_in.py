@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -41,7 +40,8 @@ def vllm(arguments: Sequence[str]) -> None:
 
 def flashvlm(arguments: Sequence[str]) -> None:
     """Real."""
-    run([str(Path(sys.executable).with_name("flashvlm")), *arguments])
+    # By its module: an installed script may be of another checkout.
+    run([sys.executable, "-m", "flashvlm_vllm.cli", *arguments])
 
 
 def python(arguments: Sequence[str]) -> None:
@@ -89,8 +89,7 @@ def make(arguments: Sequence[str]) -> None:
     """Targets exist, and what they would run exists. (`make` itself runs in the repository.)"""
     shown = output(["make", "-n", "-C", str(REPOSITORY), *arguments])
     for module in re.findall(r"-m ((?:benchmarks|demo|small_vlm)[\w.]*)", shown):
-        if find_spec(module) is None:
-            raise Wrong(f"make {' '.join(arguments)}: no module {module}")
+        module_has_flags(module, [])
 
 
 def curl(arguments: Sequence[str]) -> None:
@@ -184,12 +183,12 @@ def has_flags(command: Sequence[str], arguments: Sequence[str]) -> None:
 
 def module_has_flags(module: str, arguments: Sequence[str]) -> None:
     """Check that a module exists and its source names every flag."""
-    found = find_spec(module)
-    if found is not None and found.submodule_search_locations is not None:
-        found = find_spec(f"{module}.__main__")
-    if found is None or found.origin is None:
-        raise Wrong(f"python cannot run {module}")
-    source = Path(found.origin).read_text()
+    # By path: importing takes seconds.
+    path = REPOSITORY / module.replace(".", "/")
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        raise Wrong(f"python cannot run {module}: no {file}")
+    source = file.read_text()
     for word in arguments:
         if word.startswith("--") and f'"{word.partition("=")[0]}"' not in source:
             raise Wrong(f"{module} has no {word}")
