@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
 from flashvlm_vllm.refusal import Reason
@@ -70,13 +71,19 @@ def limited_route(limits: Limits) -> type[APIRoute]:
             async def limited(request: Request) -> Response:
                 if _declared_length(request) > limits.largest_body:
                     return _too_large(limits)
+                measured = Request(request.scope, _measured(request, limits))
+                try:
+                    # Before it counts as running: who sends slowly must not keep others out.
+                    await measured.body()
+                except _TooLarge:
+                    return _too_large(limits)
+                except ClientDisconnect:
+                    return Response(status_code=HTTPStatus.BAD_REQUEST)
                 wait = limits.enter()
                 if wait:
                     return _too_many(limits, wait)
                 try:
-                    return await handle(Request(request.scope, _measured(request, limits)))
-                except _TooLarge:
-                    return _too_large(limits)
+                    return await handle(measured)
                 finally:
                     limits.leave()
 

@@ -34,6 +34,7 @@ TAKE = "flashvlm_explanations"
 """Names of the worker methods that ``compat`` installs."""
 
 _PNG = "image/png"
+_ERRORS = (400, 404, 413, 429, 500)
 _AT_ONCE = 4
 _LARGEST_BODY = 64 * 2**20
 _MOST_BUDGETS = 64
@@ -78,8 +79,7 @@ def attach(app: FastAPI, per_minute: int) -> None:
         dependencies=[Depends(validate_json_request)],
         responses={
             200: {"content": {_PNG: {}}},
-            400: {"model": ErrorResponse},
-            429: {"model": ErrorResponse},
+            **{status: {"model": ErrorResponse} for status in _ERRORS},
         },
     )
     app.include_router(router)
@@ -130,10 +130,7 @@ async def _explain(
         "prompt_tokens": len(engine_input["prompt_token_ids"]),
         "total": sum(item.count.total for item in watched.items),
         "kept": sum(item.count.kept(watched.budget) for item in watched.items),
-        "items": [
-            _item(item, records[item.identity], watched.budget, request.budgets)
-            for item in watched.items
-        ],
+        "items": await asyncio.to_thread(_items, watched, records, request.budgets),
     }
     return await outcome.checked(answer, collected.unproven, handler)
 
@@ -174,6 +171,12 @@ async def _run(
     if set(identities) - set(records):
         raise GenerationError("the worker has no record of the selection")
     return records
+
+
+def _items(
+    watched: WatchedRequest, records: Mapping[str, Any], budgets: Sequence[Budget]
+) -> list[dict[str, Any]]:
+    return [_item(item, records[item.identity], watched.budget, budgets) for item in watched.items]
 
 
 def _item(

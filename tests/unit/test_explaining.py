@@ -150,6 +150,22 @@ async def test_a_large_body_is_refused_whether_its_length_is_declared_or_not(
         assert answer.json() == {"length": 2**20}
 
 
+async def test_who_sends_slowly_keeps_nobody_out() -> None:
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Any:
+        yield b"x"
+        begun.set()
+        await let_go.wait()
+
+    async with client(Limits(per_minute=9, at_once=1, largest_body=9)) as to:
+        slow = asyncio.create_task(to.post("/", content=slowly()))
+        await begun.wait()
+        assert (await to.post("/", content=b"xx")).json() == {"length": 2}
+        let_go.set()
+        assert (await slow).json() == {"length": 1}
+
+
 async def test_too_many_are_told_when_to_try_again() -> None:
     async with client(Limits(per_minute=1, at_once=1, largest_body=10)) as to:
         answers = await asyncio.gather(*(to.post("/", content=b"x") for _ in range(2)))
