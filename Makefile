@@ -18,10 +18,10 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train playground-screenshots clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## install everything into .venv (a few minutes, once)
 
@@ -76,6 +76,9 @@ accuracy: setup ## how often the small VLM is right, by selector and budget (hou
 
 train: setup ## train the small VLM again (hours; goes on where it was interrupted)
 	@$(BIN)/python -m small_vlm.train
+
+playground-screenshots: setup ## the pictures in docs/playground.md (needs Chromium and chromedriver)
+	@$(BIN)/python -m demo.playground
 
 clean: ## remove what tools, tests and the demo left behind; .venv and .venvs stay
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info
