@@ -4,7 +4,6 @@
 import io
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -281,5 +280,5 @@ def test_a_small_screen_needs_no_scrolling_sideways(open_page: Callable[..., Pag
     assert width <= 360
 
 
-def test_the_log_has_no_words_of_the_page(server: Server, tmp_path: Path) -> None:
+def test_the_log_has_no_words_of_the_page(server: Server) -> None:
     assert RING.question not in server.log
