@@ -26,9 +26,9 @@ ARGUMENTS = (
 QUESTION = "What color is the ring?"
 FIRST, STEPS, SECOND = 128, 8, 32
 """A budget, steps of the slider to the left from there, and where they lead."""
-SIZE = (1280, 1010)
-COLORS = 128
-"""Of the palette the pictures are stored with: a third of the size."""
+SIZE = (1280, 1080)
+COLORS = 256
+"""Of the palette the pictures are stored with: half the size."""
 PATIENCE = 60  # seconds
 
 
@@ -82,7 +82,7 @@ def _wait(driver: Any, selector: str, text: str) -> None:
 
 def _save(screenshot: bytes, path: Path) -> None:
     image = Image.open(io.BytesIO(screenshot)).convert("RGB")
-    image.quantize(COLORS).save(path, format="PNG", optimize=True)
+    image.quantize(COLORS, kmeans=4).save(path, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,9 @@ class Page:
         return self.answered("#pruned") and self.answered("#whole")
 
     def complaints(self) -> list[str]:
-        return [str(entry["message"]) for entry in self.driver.get_log("browser")]
+        """What the browser has against the page, the policy's refusals among it."""
+        entries = self.driver.get_log("browser")
+        return [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]
 
 
 @pytest.fixture(scope="module")
