@@ -54,12 +54,14 @@ def blocks(page: Path) -> list[Block]:
 
 def links(page: Path) -> list[str]:
     """Return every link and picture of a page, as written."""
-    inline = [child for token in _tokens(page) for child in token.children or []]
-    return [
-        str(target)
-        for token in inline
-        if (target := token.attrGet("href") or token.attrGet("src")) is not None
-    ]
+    found = []
+    for token in _tokens(page):
+        for part in [token, *(token.children or [])]:
+            if part.type.startswith("html"):  # a picture with a width
+                found += re.findall(r'(?:src|href)="([^"]+)"', part.content)
+            elif (target := part.attrGet("href") or part.attrGet("src")) is not None:
+                found.append(str(target))
+    return found
 
 
 @cache

@@ -36,7 +36,9 @@ def between(name: str) -> str:
     """What stands in the page where the command's output belongs."""
     page = (DOCS / "choosing-a-budget.md").read_text()
     found = re.search(
-        rf"<!-- python -m benchmarks.budgets: {name} -->\n\n(.*?)\n\n<!--", page, re.S
+        rf"<!-- python -m benchmarks.budgets: {name} -->\n\n(.*?)\n\n<!-- python -m benchmarks.budgets: end",
+        page,
+        re.S,
     )
     assert found is not None
     return found[1]
