@@ -35,11 +35,8 @@ def served() -> dict:
 def between(name: str) -> str:
     """What stands in the page where the command's output belongs."""
     page = (DOCS / "choosing-a-budget.md").read_text()
-    found = re.search(
-        rf"<!-- python -m benchmarks.budgets: {name} -->\n\n(.*?)\n\n<!-- python -m benchmarks.budgets: end",
-        page,
-        re.S,
-    )
+    begin, end = (f"<!-- python -m benchmarks.budgets: {mark} -->" for mark in (name, "end"))
+    found = re.search(rf"{begin}\n\n(.*?)\n\n{end}", page, re.DOTALL)
     assert found is not None
     return found[1]
 
