@@ -29,7 +29,7 @@ from tests.docs.table import (
     PICTURES,
     SERVER,
     SHARED_SERVER,
-    STARTS_AN_ENGINE,
+    SLOW,
     TEXT,
 )
 
@@ -49,10 +49,10 @@ class Step(NamedTuple):
 
     @property
     def is_slow(self) -> bool:
-        """Whether it needs an engine of its own."""
+        """Whether it takes too long for the quick tests."""
         needed = self.starts_server or SERVER in self.block.text
         own = needed and self.server not in (None, SHARED_SERVER)
-        return own or any(word in self.block.text for word in STARTS_AN_ENGINE)
+        return own or any(word in self.block.text for word in SLOW)
 
 
 def steps(page: Path) -> list[Step]:

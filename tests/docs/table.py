@@ -35,10 +35,10 @@ TEXT = {
     "LLM(model=": 'LLM(dtype="float32", enforce_eager=True, max_num_seqs=8, model=',
 }
 
-# The server that most pages talk to is started once. Another one, and a block that starts an
-# engine of its own, takes too long for the quick tests.
+# The server that most pages talk to is started once. Another one takes too long for the quick
+# tests, and so does a block with one of these words: engines of its own, vLLM's parser again.
 SHARED_SERVER = ("llava-hf/llava-1.5-7b-hf", "--plugins", "flashvlm")
-STARTS_AN_ENGINE = ("LLM(", "vllm run-batch", "vllm bench")
+SLOW = ("LLM(", "vllm run-batch", "vllm bench", "doctor --model", "doctor -- ")
 
 # Flags of `vllm serve` that need what is not here; the rest of the command runs.
 DROPPED_FLAGS: dict[str, str] = {}
