@@ -2,8 +2,8 @@
 """``python -m scripts.vllm_release 0.33.0``: is what the plugin touches of vLLM still there?
 
 Reads our source, lists every symbol of vLLM in it, and looks each up in another release, which
-is downloaded and unpacked but neither installed nor imported. Exit status 1: something that is
-touched is gone, or takes other parameters.
+is downloaded and unpacked but neither installed nor imported (``--run`` imports it). Exit status 1:
+something that is touched is gone, or takes other parameters.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from scripts.pages import with_part
-from scripts.vllm_release import compare, surface
+from scripts.vllm_release import borrowed, compare, surface
 from scripts.vllm_release.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,8 @@ def unpacked(release: str) -> Path:
         subprocess.run([*pip, "--only-binary=:all:", f"vllm=={release}"], check=True)
         (wheel,) = WHEELS.glob(f"vllm-{release}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
+            names = [name for name in archive.namelist() if name.endswith((".py", ".json"))]
+            archive.extractall(folder, names)
         wheel.unlink()
     return folder / "vllm"
 
@@ -47,10 +48,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.vllm_release", description=__doc__)
     parser.add_argument("release", help="such as 0.33.0, or a folder with a package vllm in it")
     parser.add_argument("--write", action="store_true", help="put it into the documentation")
+    parser.add_argument(
+        "--run",
+        nargs="+",
+        metavar="TESTS",
+        help="run tests on the release's Python, with the installed release's CPU kernels",
+    )
     arguments = parser.parse_args()
 
     given = Path(arguments.release)
     other_folder = given / "vllm" if (given / "vllm").is_dir() else unpacked(arguments.release)
+    if arguments.run:
+        target = WHEELS / f"{arguments.release}+cpu"
+        folder = borrowed.assemble(other_folder, installed(), arguments.release, target)
+        return borrowed.run_tests(folder, ROOT, arguments.run)
     result, touched = compared(other_folder)
     written = report(result, touched)
     print(written)

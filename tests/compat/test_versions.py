@@ -97,15 +97,20 @@ def test_an_older_release_is_left_alone_where_the_plugin_is_not_named(
     register()
 
 
-def test_a_newer_release_is_told_of_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_newer_release_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
     monkeypatch.setattr("vllm.__version__", "0.99.0")
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
-    register()
-    register()
-    assert caplog.text.count("vLLM 0.99.0 is not among the releases") == 1
+    logger = logging.getLogger("vllm.flashvlm")
+    logger.addHandler(handler)
+    try:
+        register()
+        register()
+    finally:
+        logger.removeHandler(handler)
+    assert ["vLLM 0.99.0 is not among the releases" in line for line in lines] == [True]
 
 
 def test_the_pins_and_the_window_agree() -> None:

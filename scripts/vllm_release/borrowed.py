@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs tests on the Python of a release without a CPU wheel, with another release's CPU kernels.
+
+Good for what happens before a model runs: configuration, registration, processors, wraps. Whether
+kernels fit is luck, so a failure inside of one says nothing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def assemble(python_files: Path, kernels: Path, release: str, target: Path) -> Path:
+    """Make a folder that can be put before the installed packages.
+
+    Args:
+        python_files: ``vllm`` of the release.
+        kernels: ``vllm`` of an installed CPU wheel.
+        release: the release's version.
+        target: the folder to make; made anew.
+
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(python_files, target / "vllm")
+    for library in kernels.glob("*.so"):
+        (target / "vllm" / library.name).symlink_to(library)
+    # vLLM takes a build for a CPU one when "cpu" is part of its version.
+    metadata = target / f"vllm-{release}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}+cpu\n")
+    return target
+
+
+def run_tests(folder: Path, root: Path, tests: list[str]) -> int:
+    """Run tests with what ``assemble`` made; returns pytest's exit status."""
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{folder}"}
+    command = [sys.executable, "-m", "pytest", "-m", "not slow and not gpu", *tests]
+    return subprocess.run(command, cwd=root, env=environment, check=False).returncode
