@@ -443,13 +443,25 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
 
         The same words give the same ids however the request came: a rendered prompt has the
         image's placeholder and a line break between the template and the question.
+
+        Raises:
+            Refusal: they are more than the model's context holds.
+
         """
         tokenizer = self.info.get_tokenizer()
         if query is None:
             query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
         for text in (*self._special_tokens.values(), *self.placeholder_texts):
             query = query.replace(text, " ")
-        ids = tokenizer.encode(" ".join(query.split()), add_special_tokens=False)
+        query = " ".join(query.split())
+        # The words are no part of the prompt, whose length vLLM watches; each costs the worker a
+        # row of embeddings and a score per visual token.
+        longest = self.info.ctx.model_config.max_model_len
+        if len(query) > longest * tokenizer.max_chars_per_token:
+            raise _too_long(f"{len(query)} characters", longest)
+        ids = tokenizer.encode(query, add_special_tokens=False)
+        if len(ids) > longest:
+            raise _too_long(f"{len(ids)} tokens", longest)
         return tuple(token for token in ids if token not in self._special_tokens)
 
     def placeholder_ids(self) -> list[int]:
@@ -669,6 +681,15 @@ def _query(value: object) -> str | None:
     raise Refusal(
         Reason.BAD_QUERY,
         f"the words that steer the selection are a string; got {type(value).__name__}",
+        parameter=QUERY,
+    )
+
+
+def _too_long(found: str, longest: int) -> Refusal:
+    return Refusal(
+        Reason.BAD_QUERY,
+        f"{QUERY}: the words that steer the selection have {found}; allowed are {longest} tokens, "
+        "as many as the model's context",
         parameter=QUERY,
     )
 

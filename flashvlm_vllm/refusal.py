@@ -12,7 +12,7 @@ class Reason(StrEnum):
     BAD_BUDGET = "bad_budget"
     """Not a number of tokens, a fraction or null."""
     BAD_QUERY = "bad_query"
-    """The words that steer are not a string."""
+    """The words that steer are not a string, or too many."""
     BAD_SELECTOR = "bad_selector"
     """Not the name of anything."""
     UNKNOWN_SELECTOR = "unknown_selector"

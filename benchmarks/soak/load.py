@@ -44,6 +44,8 @@ class Counts:
     near_ties: int = 0
     wrong: list[dict[str, Any]] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)
+    ended: int = 0
+    """Requests that a dying server ended with an error or a closed connection."""
     new: dict[int, Answer] = field(default_factory=dict)
     """Answers to calls that no quiet server has seen yet, by number."""
     seconds: list[float] = field(default_factory=list)
@@ -91,6 +93,9 @@ class Load:
         explained: Sequence[Call] = (),
     ) -> None:
         self.counts = Counts()
+        self.in_flight = 0
+        self.is_dying = False
+        """Set once the server was hurt: errors are what its clients may expect."""
         self._url = url
         self._quiet = quiet
         self._calls = [call for call in quiet if call not in explained]
@@ -125,6 +130,7 @@ class Load:
             (kind,) = chance.choices(kinds, shares)
             self.counts.requests[kind] += 1
             name = kind
+            self.in_flight += 1
             try:
                 if kind == "mistaken":
                     await self._mistake(other, chance.choice(MISTAKES))
@@ -146,10 +152,15 @@ class Load:
                     else:
                         await self._act(http, kind, call, chance)
             except LostError as error:
+                if self.is_dying and not isinstance(error.__cause__, TimeoutError):
+                    self.counts.ended += 1
+                    continue
                 at = round(time.time(), 1)
                 self.counts.lost.append({"call": name, "at": at, "error": str(error)[:_SHOWN]})
                 # Of a server that is gone every request is lost: no need to count them all.
                 await asyncio.sleep(0.5)
+            finally:
+                self.in_flight -= 1
 
     async def _act(
         self, http: aiohttp.ClientSession, kind: str, call: Call, chance: random.Random
@@ -159,10 +170,9 @@ class Load:
             started = time.monotonic()
             answer = await ask(http, call)
             self.counts.seconds.append(time.monotonic() - started)
-            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+            self._judge(call, answer, kind)
         elif kind == "streamed":
-            answer = await stream(http, call)
-            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+            self._judge(call, await stream(http, call), kind)
         elif kind == "left mid-stream":
             answer = await stream(http, call, leave_after=chance.randint(1, 8))
             is_whole = answer.counts is not None
@@ -174,6 +184,13 @@ class Load:
             parts = urlsplit(self._url)
             await send_half(parts.hostname or "", parts.port or 0, call)
 
+    def _judge(self, call: Call, answer: Answer, kind: str) -> None:
+        if self.is_dying and answer.status >= 500:
+            self.counts.ended += 1
+        else:
+            quiet = self._quiet[call]
+            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+
     async def _new(self, http: aiohttp.ClientSession, number: int) -> None:
         call = fresh_call(number)
         self.counts.new[number] = await ask(http, call)
@@ -184,6 +201,9 @@ class Load:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise LostError(f"{type(error).__name__}: {error}") from error
+        if self.is_dying and response.status >= 500:
+            self.counts.ended += 1
+            return
         self.counts.compared += 1
         if response.status != mistake.status or mistake.word not in text:
             self.counts.wrong.append(

@@ -21,6 +21,13 @@ def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
     (folder / "report.md").write_text(draw(found))
 
 
+def write_fault(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Put one fault run into the report; the others stay as they are."""
+    path = folder / "report.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    write(folder, "faults", {**found.get("faults", {}), name: figures})
+
+
 def draw(found: Mapping[str, Any]) -> str:
     """Draw the whole report as Markdown."""
     parts = [
@@ -87,7 +94,7 @@ def _summary(found: Mapping[str, Any]) -> str:
                 f"{last:.0f} MiB" if last else "",
             )
         )
-    for name, run in found.get("faults", {}).get("runs", {}).items():
+    for name, run in found.get("faults", {}).items():
         rows.append(
             (
                 name,
@@ -135,11 +142,7 @@ def _soak(soak: Mapping[str, Any]) -> str:
 
 
 def _faults(faults: Mapping[str, Any]) -> str:
-    rows = [(name, run["what"], run["seen"]) for name, run in faults["runs"].items()]
+    rows = [(name, run["what"], run["seen"], run["commit"]) for name, run in faults.items()]
     return "\n\n".join(
-        [
-            "## Fault runs",
-            f"Commit {faults['commit']}.",
-            table(("run", "what is done", "what was seen"), rows),
-        ]
+        ["## Fault runs", table(("run", "what is done", "what was seen", "commit"), rows)]
     )
