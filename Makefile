@@ -18,7 +18,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile soak accuracy train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench-efficiency: setup ## the paper's efficiency table: formulas, and latencies
 
 bench-profile: setup ## where the time of one request goes
 	@$(BIN)/python -m benchmarks.profile.run
+
+soak: setup ## an hour under a server's worst clients, and its parts killed, full and doubled
+	@$(BIN)/python -m benchmarks.soak.run --minutes 60
+	@$(BIN)/python -m benchmarks.soak.faults
 
 accuracy: setup ## how often the small VLM is right, by selector and budget (hours)
 	@$(BIN)/python -m benchmarks.accuracy

@@ -80,7 +80,7 @@ def read(call: Call, status: int, text: str) -> Answer:
         said = [choice["message"]["content"] or "" for choice in data["choices"]]
         counts = (usage["prompt_tokens"], usage["completion_tokens"], visual)
         return Answer(status, "\n".join(said), counts, _margins(data["choices"][0]))
-    return Answer(status, text)
+    return Answer(status, "", data)
 
 
 def _margins(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:

@@ -107,6 +107,7 @@ class Load:
             name: share for name, share in tempers.items() if name != "explained" or explained
         }
         self._huge = asyncio.Semaphore(1)
+        self._few = asyncio.Semaphore(2)
         self._over = asyncio.Event()
         self._number = 0
 
@@ -146,8 +147,9 @@ class Load:
                         calls = self._explained
                     call = chance.choice(calls)
                     name = f"{kind}: {call.name}"
-                    if call.is_huge:
-                        async with self._huge:
+                    if call.is_huge or kind == "explained":
+                        # Of the route that explains few are let in at once.
+                        async with self._huge if call.is_huge else self._few:
                             await self._act(http, kind, call, chance)
                     else:
                         await self._act(http, kind, call, chance)

@@ -4,11 +4,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.measuring.report import Mark, marks_table, table
 from benchmarks.soak.memory import FLAT, FROM_START
 from benchmarks.soak.verdict import NEAR_TIE
+
+FAULTS: Final = "faults"
+"""The section of fault runs; every other is a soak."""
 
 
 def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
@@ -25,7 +28,7 @@ def write_fault(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
     """Put one fault run into the report; the others stay as they are."""
     path = folder / "report.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    write(folder, "faults", {**found.get("faults", {}), name: figures})
+    write(folder, FAULTS, {**found.get(FAULTS, {}), name: figures})
 
 
 def draw(found: Mapping[str, Any]) -> str:
@@ -35,9 +38,8 @@ def draw(found: Mapping[str, Any]) -> str:
         "# Soak and fault runs",
         _summary(found),
     ]
-    if soak := found.get("soak"):
-        parts += [_soak(soak)]
-    if faults := found.get("faults"):
+    parts += [_soak(name, found[name]) for name in found if name != FAULTS]
+    if faults := found.get(FAULTS):
         parts += [_faults(faults)]
     return "\n\n".join(parts) + "\n"
 
@@ -79,12 +81,15 @@ def soak_is_well(soak: Mapping[str, Any]) -> bool:
 
 def _summary(found: Mapping[str, Any]) -> str:
     rows = []
-    if soak := found.get("soak"):
+    for name in found:
+        if name == FAULTS:
+            continue
+        soak = found[name]
         first = sum(each["first_mib"] for each in soak["memory"].values())
         last = sum(each["last_mib"] for each in soak["memory"].values())
         rows.append(
             (
-                f"soak, {soak['minutes']} minutes",
+                f"{name}, {soak['minutes']} minutes",
                 soak["requests"],
                 soak["faults"],
                 soak["wrong"],
@@ -94,7 +99,7 @@ def _summary(found: Mapping[str, Any]) -> str:
                 f"{last:.0f} MiB" if last else "",
             )
         )
-    for name, run in found.get("faults", {}).items():
+    for name, run in found.get(FAULTS, {}).items():
         rows.append(
             (
                 name,
@@ -114,7 +119,7 @@ def _summary(found: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
-def _soak(soak: Mapping[str, Any]) -> str:
+def _soak(name: str, soak: Mapping[str, Any]) -> str:
     machine = soak["machine"]
     kinds = table(("kind of request", "made"), list(soak["by_kind"].items()))
     memory = table(
@@ -126,7 +131,7 @@ def _soak(soak: Mapping[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            "## Soak",
+            f"## {name.capitalize()}",
             f"Commit {soak['commit']}, vLLM {machine['vllm']}, torch {machine['torch']}, "
             f"{machine['cores']} cores of which server and clients share one; {soak['clients']} "
             f"clients. {soak['compared']} answers were compared with a quiet server's, "

@@ -52,11 +52,12 @@ ARGUMENTS: Final = (
     *("--mm-processor-cache-gb", "0.1", "--visual-feature-cache-gb", "0.05"),
     # Batches of conversations are among vLLM's own optional routes.
     "--enable-scale-out",
+    *("--visual-explain-per-minute", "100000"),
     *("--uvicorn-log-level", "warning"),
 )
 WARM_UP: Final = 5
 """Minutes before memory is looked at."""
-SHORTEST: Final = 30
+SHORTEST: Final = 10
 """Minutes from which on a run is reported beside this file."""
 CHECKED_NEW: Final = 400
 """New requests that are repeated on a quiet server afterwards, at most."""
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--calls", type=int, default=240, help="in the finite set")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--section", default="soak", help="of the report")
     options = parser.parse_args()
     if options.minutes < 1:
         parser.error("--minutes is 1 or more")
@@ -261,7 +263,7 @@ def main() -> int:
     }
     is_long = options.minutes >= SHORTEST
     folder = HERE if is_long else SCRATCH
-    report.write(folder, "soak", figures)
+    report.write(folder, options.section, figures)
     print((folder / "report.md").read_text())
     return 0 if report.soak_is_well(figures) else 1
 

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every route that this plugin adds or types anew stays behind what guards vLLM's own.
+
+API keys, operators' middlewares, CORS and request ids apply; no URL is read that vLLM would not
+read; and each route answers within its OpenAPI description.
+"""
+
+import argparse
+import http.server
+import io
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+from demo.photo import photo
+from demo.server import Server
+from flashvlm_vllm.serving.endpoint import FlashVLMEndpoint
+from flashvlm_vllm.serving.protocol import REQUEST_MODELS
+from tests.hardening import witness
+from tests.vllm.conftest import REPOSITORY
+from tests.vllm.test_server import conversation
+
+KEY = "a-key-of-this-test"
+ORIGIN = "http://playground.test"
+CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
+RESPONSES = "/v1/responses"
+EXPLAIN = "/v1/visual_tokens"
+PAGE = "/flashvlm"
+OPEN = {PAGE}
+"""Served without a key, as ``/health`` is: a page that holds nothing; what it calls is guarded."""
+
+
+def our_routes() -> list[tuple[str, str]]:
+    """Method and path of every route that the endpoint plugin attaches, all of it turned on."""
+    app = FastAPI()
+    app.state.args = argparse.Namespace(visual_explain_per_minute=60, visual_playground=True)
+
+    async def stands_in(request: dict[str, Any], raw_request: Request) -> None: ...
+
+    for path in REQUEST_MODELS:
+        app.add_api_route(path, stands_in, methods=["POST"])
+    before = {id(route) for route in app.routes}
+    FlashVLMEndpoint().attach_router(app)
+    found = []
+    for route in app.routes:
+        if id(route) not in before:
+            assert isinstance(route, APIRoute), f"{route}: neither tested here nor in OpenAPI"
+            found += [(method, route.path) for method in sorted(route.methods)]
+    return found
+
+
+ROUTES = our_routes()
+
+
+class Listener:
+    """A web server on this machine that counts who asks it for pictures."""
+
+    def __init__(self) -> None:
+        self.hits: list[str] = []
+        buffer = io.BytesIO()
+        photo("cat").resize((60, 40)).save(buffer, "PNG")
+        picture, hits = buffer.getvalue(), self.hits
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hits.append(self.path)
+                if self.path == "/moved.png":
+                    self.send_response(302)
+                    self.send_header("Location", f"http://localhost:{self.server.server_port}/x")  # type: ignore[attr-defined]
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "image/png")
+                self.send_header("Content-Length", str(len(picture)))
+                self.end_headers()
+                self.wfile.write(picture)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    options = (
+        *("--plugins", "flashvlm", "--enable-scale-out", "--max-model-len", "1024"),
+        *("--visual-explain-per-minute", "10000"),
+        "--visual-playground",
+        *("--api-key", KEY, "--enable-request-id-headers"),
+        *("--middleware", f"{witness.__name__}.{witness.Witness.__name__}"),
+        *("--allowed-origins", f'["{ORIGIN}"]'),
+        *("--allowed-media-domains", "127.0.0.1"),
+    )
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    }
+    with Server(clip_llava, options, log=log, environment=environment) as started:
+        yield started
+
+
+def body_of(path: str, server: Server, url: str | None = None) -> dict[str, Any]:
+    """A request that each route answers with 200."""
+    messages = conversation("a dog?", url) if url else conversation("a dog?")
+    given = {"model": server.model, "visual_budget": 9, "temperature": 0}
+    if path == RESPONSES:
+        text = {"type": "input_text", "text": "a dog?"}
+        picture = messages[0]["content"][0]["image_url"]["url"]
+        parts = [{"type": "input_image", "image_url": picture, "detail": "auto"}, text]
+        return {**given, "max_output_tokens": 4, "input": [{"role": "user", "content": parts}]}
+    if path == BATCH:
+        return {**given, "max_tokens": 4, "messages": [messages]}
+    return {**given, "max_tokens": 4, "messages": messages}
+
+
+def call(server: Server, method: str, path: str, key: str | None = KEY, **more: Any) -> Any:
+    headers = {"origin": ORIGIN, "x-request-id": "the-test", **more.pop("headers", {})}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    if method == "POST" and "json" not in more:
+        more["json"] = body_of(path, server)
+    return httpx.request(method, server.url + path, headers=headers, timeout=120, **more)
+
+
+def test_the_list_of_routes_is_what_it_is_thought_to_be() -> None:
+    paths = {path for _, path in ROUTES}
+    assert paths == {CHAT, BATCH, RESPONSES, EXPLAIN, PAGE}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_without_the_key_there_is_no_answer(server: Server, method: str, path: str) -> None:
+    for key in (None, "another", KEY.upper()):
+        answer = call(server, method, path, key)
+        if path in OPEN:
+            assert answer.status_code == 200
+            assert KEY not in answer.text
+        else:
+            assert answer.status_code == 401
+            assert answer.json() == {"error": "Unauthorized"}
+    # Nor by way of another spelling of the path.
+    for odd in (f"/{path}", f"{path}/", path.replace("/v1", "/./v1"), path.upper()):
+        if path not in OPEN:
+            assert call(server, method, odd, None).status_code in {401, 404, 307, 405}
+    assert call(server, method, path).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_middlewares_cors_and_request_ids_apply(server: Server, method: str, path: str) -> None:
+    answer = call(server, method, path)
+    assert answer.headers[witness.HEADER] == "passed"
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert answer.headers["x-request-id"] == "the-test"
+    elsewhere = call(server, method, path, headers={"origin": "http://elsewhere.test"})
+    assert elsewhere.headers.get("access-control-allow-origin") is None
+
+
+TAKING = [path for method, path in ROUTES if method == "POST"] + ["/tokenize", "/invocations"]
+
+
+@pytest.mark.parametrize("path", TAKING)
+def test_no_url_is_read_that_vllm_would_not_read(
+    server: Server, listener: Listener, tmp_path: Path, path: str
+) -> None:
+    def status(url: str) -> int:
+        # A connection of its own, which vLLM may close.
+        return int(call(server, "POST", path, json=body_of(path, server, url)).status_code)
+
+    port, hits = listener.port, listener.hits
+    hits.clear()
+    assert status(f"http://127.0.0.1:{port}/{path.strip('/')}.png") == 200
+    assert len(hits) == 1, "once, and by nobody else"
+    hits.clear()
+    for refused in (
+        f"http://localhost:{port}/a.png",
+        f"http://127.0.0.1.test:{port}/a.png",
+        f"http://127.0.0.1@localhost:{port}/a.png",
+        f"http://localhost:{port}\\@127.0.0.1/a.png",
+        f"ftp://127.0.0.1:{port}/a.png",
+    ):
+        assert status(refused) >= 400, refused
+    assert hits == []
+    assert status(f"http://127.0.0.1:{port}/moved.png") >= 400
+    assert hits == ["/moved.png"], "it is not followed to another host"
+    secret = tmp_path / "secret.png"
+    photo("cat").save(secret)
+    answer = call(server, "POST", path, json=body_of(path, server, f"file://{secret}"))
+    # 500 is vLLM's own answer: its error handler does not know what its loader raises.
+    assert answer.status_code in {400, 500}
+    assert "allowed-local-media-path" in answer.text
+
+
+@pytest.fixture(scope="module")
+def described(server: Server) -> Any:
+    return schemathesis.openapi.from_url(
+        f"{server.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}
+    )
+
+
+FIELDS = ("visual_budget", "visual_query", "visual_selector", "budgets")
+
+
+@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
+def test_what_the_description_allows_is_answered_and_nothing_is_a_server_error(
+    server: Server, described: Any, path: str
+) -> None:
+    """Our fields as schemathesis draws them from OpenAPI, in a request that is fine otherwise."""
+    operation = described[path]["POST"]
+    statuses: set[int] = set()
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy())
+    def check(case: Any) -> None:
+        drawn = case.body if isinstance(case.body, dict) else {}
+        fields = {name: drawn[name] for name in FIELDS if name in drawn}
+        case.body = {**body_of(path, server), **fields}
+        answer = case.call(timeout=120)
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=(not_a_server_error,))
+        assert answer.status_code in {200, 400}
+        if answer.status_code == 400:
+            # Only a selector's name is more than OpenAPI can say, and an integer's float.
+            assert re.search("selector|ambiguous|whole number|explain", answer.text), answer.text
+
+    check()
+    assert 200 in statuses
+
+
+@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
+def test_any_body_is_answered_with_a_documented_status(
+    server: Server, described: Any, path: str
+) -> None:
+    """Whole requests as schemathesis draws them, most of which make no sense."""
+    operation = described[path]["POST"]
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy())
+    def check(case: Any) -> None:
+        if isinstance(case.body, dict):
+            case.body |= {"max_tokens": 2, "max_output_tokens": 2, "n": 1, "stream": False}
+            case.body.pop("max_completion_tokens", None)
+        answer = case.call(timeout=120)
+        case.validate_response(answer, checks=(not_a_server_error,))
+        assert answer.status_code in {200, 400, 404, 422, 429}
+
+    check()
+    assert call(server, "POST", path).status_code == 200
