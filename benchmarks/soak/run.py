@@ -157,6 +157,12 @@ def check_new(url: str, told: dict[int, Answer]) -> tuple[int, list[dict[str, An
     return len(chosen), wrong, ties
 
 
+def quantile(values: list[float], share: float) -> float | None:
+    """Return the value that so many are below; None without any."""
+    ordered = sorted(values)
+    return round(ordered[int(len(ordered) * share)], 2) if ordered else None
+
+
 def commit() -> str:
     """Name what was measured."""
 
@@ -224,7 +230,6 @@ def main() -> int:
     with start("repeat") as repeat:
         checked, wrong, ties = check_new(repeat.url, counts.new)
 
-    ordered = sorted(counts.seconds)
     memory = {}
     for name, minutes in peaks.by_process.items():
         found = ends(minutes, WARM_UP)
@@ -253,8 +258,8 @@ def main() -> int:
         "changed_afterwards": changed,
         "idle_afterwards": idle,
         "seconds": {
-            "median": round(ordered[len(ordered) // 2], 2) if ordered else None,
-            "99th": round(ordered[len(ordered) * 99 // 100], 2) if ordered else None,
+            "median": quantile(counts.seconds, 0.5),
+            "99th": quantile(counts.seconds, 0.99),
         },
         "memory": memory,
         "by_minute": lines,

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soak makes of the answers it gets."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.soak import report
+from benchmarks.soak.calls import BUDGETS, CHAT, EXPLAIN, explained, finite_calls, fresh_call
+from benchmarks.soak.clients import Answer, read
+from benchmarks.soak.memory import Peaks, ends
+from benchmarks.soak.mistakes import MISTAKES
+from benchmarks.soak.run import quantile
+from benchmarks.soak.verdict import judge, judge_beginning
+from flashvlm_vllm.selection.registry import BUILT_IN
+
+QUIET = Answer(
+    200, " a red cat", (10, 3, {"kept": 9}), ((" a", 2.0), (" red", 1e-4), (" cat", 1.0))
+)
+
+
+@pytest.mark.parametrize(
+    ("loud", "verdict"),
+    [
+        (QUIET, "right"),
+        (Answer(200, " a red cat", (10, 3, {"kept": 9})), "right"),
+        (Answer(200, " a blue dog", (10, 3, {"kept": 9})), "near tie"),
+        (Answer(200, " a blue dog", (10, 9, {"kept": 9})), "near tie"),
+        (Answer(200, " a blue dog", (10, 3, {"kept": 8})), "wrong"),
+        (Answer(200, " a red cat", (10, 3, {"kept": 8})), "wrong"),
+        (Answer(200, " the red cat", (10, 3, {"kept": 9})), "wrong"),
+        (Answer(200, " a red dog", (10, 3, {"kept": 9})), "wrong"),
+        (Answer(200, " a red", (10, 2, {"kept": 9})), "wrong"),
+        (Answer(500, "no", None), "wrong"),
+    ],
+)
+def test_only_another_word_at_a_near_tie_is_excused(loud: Answer, verdict: str) -> None:
+    assert judge(QUIET, loud) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("", "right"),
+        (" a re", "right"),
+        (" a blue", "near tie"),
+        (" the", "wrong"),
+        (" a red dog", "wrong"),
+    ],
+)
+def test_the_beginning_of_an_answer_is_judged_too(text: str, verdict: str) -> None:
+    assert judge_beginning(QUIET, Answer(200, text)) == verdict
+
+
+def test_scores_may_be_rounded_otherwise_and_kept_patches_may_not() -> None:
+    def answer(score: float, row: int) -> Answer:
+        return Answer(200, "", {"items": [{"fused": [[score]], "kept": [[row, 2]]}]})
+
+    assert judge(answer(0.5, 1), answer(0.50001, 1)) == "right"
+    assert judge(answer(0.5, 1), answer(0.51, 1)) == "wrong"
+    assert judge(answer(0.5, 1), answer(0.5, 2)) == "wrong"
+
+
+def test_the_finite_set_is_the_same_every_time_and_has_everything_in_it() -> None:
+    calls = finite_calls(120, huge=False)
+    assert [call.content for call in calls] == [
+        call.content for call in finite_calls(120, huge=False)
+    ]
+    assert len(set(calls)) == 120
+    said = [call.body for call in calls]
+    metadata = [body["metadata"] for body in said if "metadata" in body]
+    assert metadata
+    budgets = {repr(body.get("visual_budget", "not said")) for body in said}
+    assert budgets == {repr(each) for each in BUDGETS}
+    methods = {body.get("visual_selector") for body in [*said, *metadata]}
+    assert set(BUILT_IN) <= methods
+    assert {call.path for call in explained(calls)} == {EXPLAIN}
+
+
+def test_new_calls_differ_from_one_another_and_can_be_made_again() -> None:
+    assert fresh_call(7).content == fresh_call(7).content
+    assert fresh_call(7).content != fresh_call(8).content
+    assert fresh_call(7).path == CHAT
+
+
+def test_mistakes_have_names_of_their_own() -> None:
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_an_answer_is_reduced_to_what_must_be_the_same() -> None:
+    body = {
+        "id": "x",
+        "choices": [
+            {
+                "message": {"content": " a"},
+                "logprobs": {
+                    "content": [
+                        {"token": " a", "top_logprobs": [{"logprob": -0.5}, {"logprob": -2.0}]}
+                    ]
+                },
+            }
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "visual_tokens": {"kept": 2}},
+    }
+    answer = read(fresh_call(1), 200, json.dumps(body))
+    assert answer == Answer(200, " a", (5, 1, {"kept": 2}), ((" a", 1.5),))
+    assert read(fresh_call(1), 400, "why") == Answer(400, "why")
+
+
+def test_peaks_of_this_process() -> None:
+    peaks = Peaks(os.getpid())
+    peaks.begin()
+    held = bytearray(64 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    first = peaks.take()
+    del held
+    peaks.begin()
+    second = peaks.take()
+    assert first["API server"] - second["API server"] > 32
+    assert peaks.by_process["API server"] == [first["API server"], second["API server"]]
+
+
+def test_the_ends_of_a_run() -> None:
+    assert ends([9.0] * 5, warm_up=5) is None
+    assert ends([9.0] * 6, warm_up=5) is None
+    minutes = [99.0] * 5 + [10.0] * 10 + [50.0] * 5 + [10.0] * 9 + [11.0]
+    found = ends(minutes, warm_up=5)
+    assert found is not None
+    assert (found.first, found.last, found.ratio) == (10.0, 11.0, 1.1)
+
+
+def test_quantiles() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([], 0.5) is None
+
+
+@pytest.fixture
+def soak() -> Iterator[dict[str, Any]]:
+    yield {
+        "commit": "abc",
+        "machine": {"vllm": "0", "torch": "0", "cores": 2},
+        "minutes": 60,
+        "clients": 3,
+        "requests": 100,
+        "faults": 20,
+        "wrong": 0,
+        "lost": 0,
+        "near_ties": 1,
+        "compared": 90,
+        "new_compared": 5,
+        "unstable_when_quiet": [],
+        "changed_afterwards": [],
+        "idle_afterwards": True,
+        "by_kind": {"whole": 100},
+        "seconds": {"median": 1, "99th": 2},
+        "memory": {"API server": {"first_mib": 100.0, "last_mib": 104.0, "ratio": 1.04}},
+    }
+
+
+def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any]) -> None:
+    report.write(tmp_path, "soak", soak)
+    fault = {"what": "it is hit", "seen": "it falls", "commit": "abc", "requests": 7, "faults": 1}
+    report.write_fault(tmp_path, "hit", {**fault, "wrong": 0, "near_ties": 0, "lost": 0})
+    report.write(tmp_path, "soak", {**soak, "requests": 321})
+    text = (tmp_path / "report.md").read_text()
+    assert "| soak, 60 minutes | 321 | 20 | 0 | 1 | 0 | 100 MiB | 104 MiB |" in text
+    assert "| hit | 7 | 1 | 0 | 0 | 0 |" in text
+    assert "| hit | it is hit | it falls | abc |" in text
+
+
+@pytest.mark.parametrize(
+    ("worse", "is_well"),
+    [
+        ({}, True),
+        ({"wrong": 1}, False),
+        ({"lost": 1}, False),
+        ({"idle_afterwards": None}, False),
+        ({"changed_afterwards": ["x"]}, False),
+        ({"memory": {"x": {"first_mib": 1.0, "last_mib": 1.1, "ratio": 1.1}}}, False),
+    ],
+)
+def test_a_soak_that_went_wrong_is_not_called_well(
+    soak: dict[str, Any], worse: dict[str, Any], is_well: bool
+) -> None:
+    assert report.soak_is_well({**soak, **worse}) is is_well
