@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real servers, as in ``tests/vllm``, which sets up the processes' cores and the model."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.vllm.conftest import clip_llava  # noqa: F401  # a fixture
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
