@@ -157,7 +157,7 @@ def full_cache(quiet: Quiet) -> dict[str, Any]:
 
 def two_api_servers(quiet: Quiet) -> dict[str, Any]:
     """Serve from two API processes."""
-    return doubled(quiet, "two api", "ApiServer", ("--api-server-count", "2"))
+    return doubled(quiet, "two api", "APIServer", ("--api-server-count", "2"))
 
 
 def data_parallel(quiet: Quiet) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of a server's processes, minute by minute, as the kernel counts it."""
+"""Memory of a server's processes, minute by minute, as the kernel counts it.
+
+Two figures: the peak of all that is resident, and the peak of what is the process's own (anonymous
+and shared memory). Pages of files come and go with the other programs of a machine.
+"""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -17,11 +21,15 @@ _PROC: Final = Path("/proc")
 
 @dataclass
 class Peaks:
-    """Peak resident memory of each process in each minute, in MiB."""
+    """Memory of each process in each minute, in MiB."""
 
     root: int
     """Process id of the server."""
     by_process: dict[str, list[float]] = field(default_factory=dict)
+    """The highest of what was resident."""
+    own_by_process: dict[str, list[float]] = field(default_factory=dict)
+    """The highest seen of what was its own."""
+    _own: dict[str, float] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -31,14 +39,24 @@ class Peaks:
                 # 5: the high-water mark is set back to what is resident now.
                 (_PROC / str(pid) / "clear_refs").write_text("5")
 
+    def look(self) -> None:
+        """Note what is each process's own now; the kernel keeps no peak of that."""
+        for pid, name in self._processes().items():
+            with contextlib.suppress(OSError):
+                own = _mib(pid, "RssAnon") + _mib(pid, "RssShmem")
+                self._own[name] = max(self._own.get(name, 0.0), own)
+
     def take(self) -> dict[str, float]:
         """End a minute: note each process's peak, and begin the next."""
         found: dict[str, float] = {}
         for pid, name in self._processes().items():
             with contextlib.suppress(OSError):
-                found[name] = _peak(pid)
+                found[name] = _mib(pid, "VmHWM")
+        self.look()
         for name, peak in found.items():
             self.by_process.setdefault(name, []).append(peak)
+            self.own_by_process.setdefault(name, []).append(self._own.get(name, 0.0))
+        self._own.clear()
         self.begin()
         return found
 
@@ -64,11 +82,11 @@ class Peaks:
         return next(name for name in numbered if name not in taken)
 
 
-def _peak(pid: int) -> float:
+def _mib(pid: int, field: str) -> float:
     for line in (_PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise OSError(f"process {pid} has no memory")
+    raise OSError(f"process {pid} has no {field}")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def draw(found: Mapping[str, Any]) -> str:
 def soak_marks(soak: Mapping[str, Any]) -> list[Mark]:
     """What a soak has to show."""
     memory = soak["memory"]
-    worst = max((each["ratio"] for each in memory.values()), default=None)
+    ratios = [each[name] for each in memory.values() for name in ("ratio", "own_ratio")]
+    worst = max(ratios, default=None)
     return [
         Mark("wrong answers: 0", str(soak["wrong"]), soak["wrong"] == 0),
         Mark("lost requests: 0", str(soak["lost"]), soak["lost"] == 0),
@@ -123,9 +124,15 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
     machine = soak["machine"]
     kinds = table(("kind of request", "made"), list(soak["by_kind"].items()))
     memory = table(
-        ("process", "first minutes, MiB", "last minutes, MiB", "ratio"),
+        (
+            *("process", "resident, first minutes, MiB", "last minutes", "ratio"),
+            *("its own, first minutes, MiB", "last minutes", "ratio"),
+        ),
         [
-            (name, each["first_mib"], each["last_mib"], f"{each['ratio']:.3f}")
+            (
+                *(name, each["first_mib"], each["last_mib"], f"{each['ratio']:.3f}"),
+                *(each["own_first_mib"], each["own_last_mib"], f"{each['own_ratio']:.3f}"),
+            )
             for name, each in soak["memory"].items()
         ],
     )

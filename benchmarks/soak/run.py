@@ -55,6 +55,8 @@ ARGUMENTS: Final = (
     *("--visual-explain-per-minute", "100000"),
     *("--uvicorn-log-level", "warning"),
 )
+LOOK: Final = 5.0
+"""Seconds between two looks at what memory is whose."""
 WARM_UP: Final = 5
 """Minutes before memory is looked at."""
 SHORTEST: Final = 10
@@ -99,11 +101,14 @@ async def soak(
     before = 0
     with progress.open("w") as file:
         for minute in range(1, minutes + 1):
-            await asyncio.wait([running], timeout=max(0.0, begun + 60 * minute - time.monotonic()))
+            while not running.done() and time.monotonic() < begun + 60 * minute:
+                await asyncio.wait([running], timeout=LOOK)
+                peaks.look()
             line = {
                 "minute": minute,
                 "requests": counts.total - before,
                 "peak_mib": {name: round(peak, 1) for name, peak in peaks.take().items()},
+                "own_mib": {name: round(own[-1], 1) for name, own in peaks.own_by_process.items()},
                 "near_ties": counts.near_ties,
                 "wrong": len(counts.wrong),
                 "lost": len(counts.lost),
@@ -155,6 +160,25 @@ def check_new(url: str, told: dict[int, Answer]) -> tuple[int, list[dict[str, An
                 }
             )
     return len(chosen), wrong, ties
+
+
+def memory_figures(
+    peaks: dict[str, list[float]], own: dict[str, list[float]]
+) -> dict[str, dict[str, float]]:
+    """Compare the ends of a run, process by process; empty for a short one."""
+    figures = {}
+    for name, minutes in peaks.items():
+        resident, its_own = ends(minutes, WARM_UP), ends(own[name], WARM_UP)
+        if resident is not None and its_own is not None:
+            figures[name] = {
+                "first_mib": round(resident.first, 1),
+                "last_mib": round(resident.last, 1),
+                "ratio": round(resident.ratio, 4),
+                "own_first_mib": round(its_own.first, 1),
+                "own_last_mib": round(its_own.last, 1),
+                "own_ratio": round(its_own.ratio, 4),
+            }
+    return figures
 
 
 def quantile(values: list[float], share: float) -> float | None:
@@ -230,15 +254,7 @@ def main() -> int:
     with start("repeat") as repeat:
         checked, wrong, ties = check_new(repeat.url, counts.new)
 
-    memory = {}
-    for name, minutes in peaks.by_process.items():
-        found = ends(minutes, WARM_UP)
-        if found is not None:
-            memory[name] = {
-                "first_mib": round(found.first, 1),
-                "last_mib": round(found.last, 1),
-                "ratio": round(found.ratio, 4),
-            }
+    memory = memory_figures(peaks.by_process, peaks.own_by_process)
     figures: dict[str, Any] = {
         "commit": commit(),
         "machine": machine(),

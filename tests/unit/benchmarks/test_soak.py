@@ -14,7 +14,7 @@ from benchmarks.soak.calls import BUDGETS, CHAT, EXPLAIN, explained, finite_call
 from benchmarks.soak.clients import Answer, read
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.mistakes import MISTAKES
-from benchmarks.soak.run import quantile
+from benchmarks.soak.run import memory_figures, quantile
 from benchmarks.soak.verdict import judge, judge_beginning
 from flashvlm_vllm.selection.registry import BUILT_IN
 
@@ -122,6 +122,8 @@ def test_peaks_of_this_process() -> None:
     second = peaks.take()
     assert first["API server"] - second["API server"] > 32
     assert peaks.by_process["API server"] == [first["API server"], second["API server"]]
+    before, after = peaks.own_by_process["API server"]
+    assert 32 < before - after < 96
 
 
 def test_the_ends_of_a_run() -> None:
@@ -157,7 +159,9 @@ def soak() -> Iterator[dict[str, Any]]:
         "idle_afterwards": True,
         "by_kind": {"whole": 100},
         "seconds": {"median": 1, "99th": 2},
-        "memory": {"API server": {"first_mib": 100.0, "last_mib": 104.0, "ratio": 1.04}},
+        "memory": memory_figures(
+            {"API server": [9.0] * 5 + [100.0, 104.0]}, {"API server": [50.0] * 7}
+        ),
     }
 
 
@@ -180,7 +184,8 @@ def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any
         ({"lost": 1}, False),
         ({"idle_afterwards": None}, False),
         ({"changed_afterwards": ["x"]}, False),
-        ({"memory": {"x": {"first_mib": 1.0, "last_mib": 1.1, "ratio": 1.1}}}, False),
+        ({"memory": memory_figures({"x": [1.0] * 7}, {"x": [1.0] * 6 + [1.1]})}, False),
+        ({"memory": memory_figures({"x": [1.0] * 6 + [1.1]}, {"x": [1.0] * 7})}, False),
     ],
 )
 def test_a_soak_that_went_wrong_is_not_called_well(
