@@ -36,8 +36,8 @@ SECONDS = 60
 """The longest that an answer may take; the largest picture takes a few."""
 REFUSALS = frozenset({400, 422, 501})
 """Stock vLLM's: 422 for a URL that is none, 501 for data that is not in base64."""
-FAIL_IN_STOCK: frozenset[str] = frozenset()
-"""What vLLM answers with 500 as it is, because its loader raises what it does not expect."""
+FAIL_IN_STOCK = frozenset({"bomb of 3.6 gigapixels", "2^31 - 1 wide"})
+"""What vLLM answers with 500 as it is: Pillow refuses it with an error that vLLM does not know."""
 
 MEDIA = {**dict(whole_images()), **dict(broken_images()), **dict(videos())}
 WHOLE = frozenset(dict(whole_images())) | {"mp4", "gif", "frames", "one frame"}
@@ -121,7 +121,7 @@ def test_odd_and_broken_media(client: Client, stock: Client, ordinary: str, name
     if name in WHOLE:
         assert status == 200
     else:
-        assert status in {200, *REFUSALS} or name in FAIL_IN_STOCK, status
+        assert status == 500 if name in FAIL_IN_STOCK else status in {200, *REFUSALS}
     assert httpx.get(f"{client.server.url}/health", timeout=10).status_code == 200
     assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
 
@@ -206,7 +206,8 @@ def test_three_hundred_broken_files(client: Client, stock: Client, ordinary: str
         statuses.add(assert_like_stock(client, stock, (part, url(kind, broken))))
         if number % 20 == 0:
             assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
-    assert statuses <= {200, *REFUSALS}
+    # 500 where the flips made a picture of gigapixels.
+    assert statuses <= {200, 500, *REFUSALS}
     assert {200, 400} <= statuses
 
 
