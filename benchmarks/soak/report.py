@@ -36,7 +36,7 @@ def draw(found: Mapping[str, Any]) -> str:
     parts = [
         "<!-- SPDX-License-Identifier: Apache-2.0 -->\n<!-- Drawn by the runs, not by hand. -->",
         "# Soak and fault runs",
-        _summary(found),
+        summary(found),
     ]
     parts += [_soak(name, found[name]) for name in found if name != FAULTS]
     if faults := found.get(FAULTS):
@@ -80,7 +80,8 @@ def soak_is_well(soak: Mapping[str, Any]) -> bool:
     return all(mark.met is not False for mark in soak_marks(soak))
 
 
-def _summary(found: Mapping[str, Any]) -> str:
+def summary(found: Mapping[str, Any]) -> str:
+    """Draw one line a run."""
     rows = []
     for name in found:
         if name == FAULTS:

@@ -192,3 +192,15 @@ def test_a_soak_that_went_wrong_is_not_called_well(
     soak: dict[str, Any], worse: dict[str, Any], is_well: bool
 ) -> None:
     assert report.soak_is_well({**soak, **worse}) is is_well
+
+
+def test_the_report_is_drawn_from_its_figures() -> None:
+    folder = Path(report.__file__).parent
+    found = json.loads((folder / "report.json").read_text())
+    assert (folder / "report.md").read_text() == report.draw(found)
+    # What the documentation shows of it is copied, not typed.
+    shown = (folder.parents[1] / "docs" / "hardening.md").read_text()
+    assert report.summary(found) in shown
+    for section in found.values():
+        for run in [section] if "requests" in section else section.values():
+            assert (run["wrong"], run["lost"]) == (0, 0)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A minute of the soak: nothing wrong, nothing lost."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.vllm.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_minute_under_the_worst_clients() -> None:
+    command = [sys.executable, "-m", "benchmarks.soak.run", "--minutes", "1", "--calls", "80"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = json.loads((REPOSITORY / "benchmarks/output/soak/report.json").read_text())
+    soak = report["soak"]
+    assert soak["requests"] > 50
+    assert soak["faults"] > 5
+    assert (soak["wrong"], soak["lost"]) == (0, 0)
