@@ -47,7 +47,9 @@ def draw(found: Mapping[str, Any]) -> str:
 def soak_marks(soak: Mapping[str, Any]) -> list[Mark]:
     """What a soak has to show."""
     memory = soak["memory"]
-    ratios = [each[name] for each in memory.values() for name in ("ratio", "own_ratio")]
+    ratios = [
+        each[name] for each in memory.values() for name in ("ratio", "own_ratio") if name in each
+    ]
     worst = max(ratios, default=None)
     return [
         Mark("wrong answers: 0", str(soak["wrong"]), soak["wrong"] == 0),
@@ -132,7 +134,8 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
         [
             (
                 *(name, each["first_mib"], each["last_mib"], f"{each['ratio']:.3f}"),
-                *(each["own_first_mib"], each["own_last_mib"], f"{each['own_ratio']:.3f}"),
+                *(each.get("own_first_mib", ""), each.get("own_last_mib", "")),
+                f"{each['own_ratio']:.3f}" if "own_ratio" in each else "",
             )
             for name, each in soak["memory"].items()
         ],
@@ -150,6 +153,7 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
             marks_table(soak_marks(soak)),
             kinds,
             memory,
+            *soak.get("notes", ()),
         ]
     )
 
