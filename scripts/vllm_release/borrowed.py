@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs tests on the Python of a release without a CPU wheel, with another release's CPU kernels.
 
-Good for what happens before a model runs: configuration, registration, processors, wraps. Whether
-kernels fit is luck, so a failure inside of one says nothing.
+Good for configuration, registration, processors, wraps, and engines as far as the kernels fit: a
+failure inside of a kernel says nothing.
 """
 
 import os
