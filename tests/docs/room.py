@@ -104,6 +104,7 @@ class Room:
         self.folder = folder
         self.site = folder / ".site"  # what `pip install` in a page installs
         self._bin = folder / ".bin"
+        self._prepared: set[Path] = set()
         for path in REPOSITORY.iterdir():
             if not path.name.startswith(".") and path.name not in PHOTOS:
                 (folder / path.name).symlink_to(path)
@@ -114,13 +115,23 @@ class Room:
         self._draw()
         self._fill_bin()
 
-    def write_files(self, page: Path) -> None:
-        """Save the blocks that the reader is told to save."""
+    def prepare(self, page: Path) -> None:
+        """Save the blocks that the reader is told to save, and install the page's own packages.
+
+        Once a page, before its first block that runs: the block with the `pip install` may be
+        among the tests that are left out.
+        """
+        if page in self._prepared:
+            return
+        self._prepared.add(page)
         for block in blocks(page):
             if block.file is not None:
                 path = self.folder / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
+        for block in blocks(page):
+            if block.language == "bash" and block.text.startswith("pip install ./"):
+                self.run(block, block.text)
 
     def run(self, block: Block, text: str) -> None:
         """Execute a block; an assertion fails with what it printed."""

@@ -78,7 +78,7 @@ def pip(arguments: Sequence[str]) -> None:
             if extra and not {*extra.split(",")} <= extras.keys():
                 raise Wrong(f"no such extra: {what}; there are {sorted(extras)}")
         elif (Path(path) / "pyproject.toml").is_file():
-            options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+            options = ["--quiet", "--upgrade", "--no-deps", "--no-build-isolation", "--no-index"]
             target = ["--target", os.environ["DOCS_SITE"]]
             run([sys.executable, "-m", "pip", "install", *options, *target, path])
         elif what not in {re.split("[<>=]", pin)[0] for pin in named}:

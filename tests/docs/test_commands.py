@@ -48,7 +48,7 @@ def pictures(room: Room) -> Iterator[Pictures]:
 @pytest.mark.engine
 @pytest.mark.parametrize("step", STEPS)
 def test_the_block_runs(step: Step, room: Room, servers: Servers, pictures: Pictures) -> None:
-    room.write_files(step.block.page)
+    room.prepare(step.block.page)
     if step.starts_server:
         assert step.server is not None
         servers.url(step.server)
