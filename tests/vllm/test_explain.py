@@ -272,7 +272,10 @@ def test_of_tiles_the_picture_is_told_as_well(onevision: Traced) -> None:
 
 
 @pytest.mark.slow
-def test_with_tensor_parallelism_it_is_the_same(clip_llava: Path, tmp_path: Path) -> None:
+def test_with_tensor_parallelism_it_is_the_same(
+    clip_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     for client in traced(clip_llava, tmp_path, "--tensor-parallel-size", "2"):
         for selector in ("flashvlm", "vispruner"):
             fields = {"visual_budget": 64, "visual_selector": selector}
