@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.measuring.metrics import page, value
+from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import server
 from benchmarks.soak import report
@@ -30,7 +30,7 @@ from benchmarks.soak.calls import (
     finite_calls,
     fresh_call,
 )
-from benchmarks.soak.clients import Answer
+from benchmarks.soak.clients import Answer, LostError
 from benchmarks.soak.load import Load, ask_in_turn, routes
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.verdict import judge
@@ -239,10 +239,14 @@ def main() -> int:
         load, lines = asyncio.run(under_load())
         counts = load.counts
         idle = after = None
-        with contextlib.suppress(Exception):
+        try:
             idle = is_idle(loud.url)
             say("the load is over; the same calls once more, one by one")
             after = asyncio.run(ask_in_turn(loud.url, list(quiet)[::-1]))
+        except (LostError, OSError, MetricsError) as error:
+            # The report says that nothing was the same; what came before is still worth reading.
+            say(f"it could not be asked to the end: {error!r}")
+            counts.lost.append({"call": "afterwards", "error": repr(error)})
         changed = [
             call.name
             for call in quiet
