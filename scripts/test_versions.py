@@ -4,7 +4,8 @@
 Each release gets an environment of its own, ``.venvs/RELEASE``, made on first use; the one that
 ``.venv`` has is tested there. What a run
 counts goes into ``docs/versions.json`` and, as a table, into
-``docs/compatibility.md``; releases that were not run keep what they had.
+``docs/compatibility.md``. Figures are kept by file, so that a run of some files, or of one release,
+replaces those and no others.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-import time
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -49,43 +50,41 @@ def make_environment(release: str) -> Path:
     return python
 
 
-def run_tests(release: str, python: Path, paths: list[str], processes: int) -> dict[str, Any]:
-    """Run the quick tests with one release; returns what the matrix holds of it."""
-    report = ENVIRONMENTS / f"{release}.xml"
-    report.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-m", "not slow and not gpu", f"--junitxml={report}"]
-    if processes > 1:
-        command += ["-n", str(processes), "--dist", "loadfile"]
+def run_tests(python: Path, paths: list[str], processes: int) -> dict[str, dict[str, Any]]:
+    """Run quick tests in an environment; returns, by file, what the figures hold of it."""
     # The tree at hand, in child processes too, wherever the editable install points.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
-    subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)
-    seconds = time.monotonic() - started
-    if not report.exists():
-        sys.exit(f"test_versions: the tests did not run on {release}; the lines above say why")
-    return {
-        **counted(report),
-        "seconds": round(seconds),
-        "processes": processes,
-        "tests": " ".join(paths),
-        "date": datetime.now(UTC).date().isoformat(),
-        "packages": packages(python),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [python, "-m", "pytest", "-m", "not slow and not gpu", f"--junitxml={report}"]
+        if processes > 1:
+            command += ["-n", str(processes), "--dist", "loadfile"]
+        subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)
+        if not report.exists():
+            sys.exit("test_versions: the tests did not run; the lines above say why")
+        files = counted(report)
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    now = {"commit": commit, "date": datetime.now(UTC).date().isoformat()}
+    return {name: {**counts, **now} for name, counts in files.items()}
 
 
-def counted(report: Path) -> dict[str, Any]:
-    """Count a JUnit report's tests, and name those that did not pass."""
-    outcomes: dict[str, list[str]] = {name: [] for name in COUNTS}
+def counted(report: Path) -> dict[str, dict[str, Any]]:
+    """Count a JUnit report's tests by file, and name those that did not pass."""
+    files: dict[str, dict[str, Any]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         told = {each.tag for each in case}
         outcome = "skipped" if "skipped" in told else "passed"
         if told & {"failure", "error"}:
             outcome = "failed"
-        outcomes[outcome].append(f"{case.get('classname')}::{case.get('name')}")
-    return {
-        **{name: len(tests) for name, tests in outcomes.items()},
-        "failures": sorted(outcomes["failed"]),
-    }
+        module = case.get("classname") or case.get("name") or ""
+        empty = {**dict.fromkeys(COUNTS, 0), "seconds": 0.0, "failures": []}
+        file = files.setdefault(f"{module.replace('.', '/')}.py", empty)
+        file[outcome] += 1
+        file["seconds"] = round(file["seconds"] + float(case.get("time") or 0), 1)
+        if outcome == "failed":
+            file["failures"].append(case.get("name"))
+    return files
 
 
 def packages(python: Path) -> dict[str, str]:
@@ -98,21 +97,30 @@ def packages(python: Path) -> dict[str, str]:
     return dict(json.loads(done.stdout))
 
 
-def table(matrix: dict[str, dict[str, Any]]) -> str:
+def table(matrix: dict[str, Any]) -> str:
     """Write the matrix as Markdown, newest release first."""
-    head = ("vLLM", *COUNTS, "seconds", "processes", "torch", "Transformers", "run on")
+    head = ("vLLM (CPU)", "torch", "Transformers", "files", *COUNTS, "seconds", "commits", "run on")
     rows = [head, ("---",) * len(head)]
     for release in sorted(matrix, key=_order, reverse=True):
-        row = matrix[release]
+        files, own = list(matrix[release]["files"].values()), matrix[release]["packages"]
+        sums = [round(sum(file[name] for file in files)) for name in (*COUNTS, "seconds")]
         rows.append(
             (
-                f"{release} (CPU)",
-                *(str(row[name]) for name in (*COUNTS, "seconds", "processes")),
-                *(row["packages"][name] for name in ("torch", "transformers")),
-                row["date"],
+                *(release, own["torch"], own["transformers"], str(len(files))),
+                *(f"{each:,}" for each in sums),
+                ", ".join(sorted({file["commit"] for file in files})),
+                max(file["date"] for file in files),
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def merged(matrix: dict[str, Any], release: str, files: dict[str, Any], own: Any) -> dict[str, Any]:
+    """Return the figures with some files' new ones; other files and releases keep theirs."""
+    before = matrix.get(release, {}).get("files", {})
+    there = {name: file for name, file in before.items() if (ROOT / name).exists()}
+    row = {"packages": own, "files": dict(sorted({**there, **files}.items()))}
+    return dict(sorted({**matrix, release: row}.items()))
 
 
 def _order(release: str) -> list[int]:
@@ -122,26 +130,23 @@ def _order(release: str) -> list[int]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make test-versions", description=__doc__)
     parser.add_argument("releases", nargs="*", help=f"default: {' '.join(RELEASES)}")
-    parser.add_argument("--paths", nargs="+", help="other tests, as a try: nothing is written down")
+    parser.add_argument("--paths", nargs="+", default=list(QUICK), help="only these tests")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
 
-    failed = False
+    failed = 0
     for release in arguments.releases or RELEASES:
         python = make_environment(release)
         print(f"test_versions: vLLM {release}", flush=True)
-        row = run_tests(release, python, arguments.paths or list(QUICK), arguments.processes)
-        failed |= bool(row["failed"])
-        if arguments.paths:
-            print(table({release: row}))
-            continue
+        files = run_tests(python, arguments.paths, arguments.processes)
+        failed += sum(file["failed"] for file in files.values())
         # Read again each time: another run may have written another release meanwhile.
         matrix = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-        matrix[release] = row
-        FIGURES.write_text(json.dumps(dict(sorted(matrix.items())), indent=2) + "\n")
+        matrix = merged(matrix, release, files, packages(python))
+        FIGURES.write_text(json.dumps(matrix, indent=1) + "\n")
         PAGE.write_text(with_part(PAGE.read_text(), PART, table(matrix)))
         print(table(matrix), flush=True)
-    return int(failed)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -150,18 +150,41 @@ def test_junit_counts(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
         "<testsuites><testsuite>"
-        "<testcase classname='a' name='good'/>"
-        "<testcase classname='a' name='bad'><failure/></testcase>"
-        "<testcase classname='a' name='broken'><error/></testcase>"
-        "<testcase classname='a' name='left out'><skipped/></testcase>"
+        "<testcase classname='tests.a' name='good' time='1.25'/>"
+        "<testcase classname='tests.a' name='bad' time='2'><failure/></testcase>"
+        "<testcase classname='tests.a' name='broken'><error/></testcase>"
+        "<testcase classname='tests.b' name='left out'><skipped/></testcase>"
         "</testsuite></testsuites>"
     )
     assert matrix.counted(report) == {
-        "passed": 1,
-        "failed": 2,
-        "skipped": 1,
-        "failures": ["a::bad", "a::broken"],
+        "tests/a.py": {
+            **{"passed": 1, "failed": 2, "skipped": 0},
+            **{"seconds": 3.2, "failures": ["bad", "broken"]},
+        },
+        "tests/b.py": {
+            **{"passed": 0, "failed": 0, "skipped": 1},
+            **{"seconds": 0.0, "failures": []},
+        },
     }
+
+
+def test_a_run_of_some_files_leaves_the_others_figures() -> None:
+    def figures(passed: int) -> dict[str, object]:
+        return {
+            **{"passed": passed, "failed": 0, "skipped": 0, "seconds": 1.0, "failures": []},
+            **{"commit": "abc", "date": "2026-01-02"},
+        }
+
+    own = {"torch": "2", "transformers": "5"}
+    first, second = "tests/unit/test_setup.py", "tests/unit/test_budget.py"
+    gone = "tests/unit/test_that_was_deleted.py"
+    known = matrix.merged({}, "0.31.0", {first: figures(3), gone: figures(9)}, own)
+    known = matrix.merged(known, "0.32.0", {first: figures(7)}, own)
+    known = matrix.merged(known, "0.31.0", {second: figures(1000)}, own)
+    assert list(known["0.31.0"]["files"]) == [second, first]
+    _, _, newer, older = matrix.table(known).splitlines()
+    assert newer.startswith("| 0.32.0 | 2 | 5 | 1 | 7 | 0 | 0 |")
+    assert older.startswith("| 0.31.0 | 2 | 5 | 2 | 1,003 | 0 | 0 |")
 
 
 def test_a_part_of_a_page_replaces_itself_and_nothing_else() -> None:
