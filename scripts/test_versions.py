@@ -62,7 +62,11 @@ def run_tests(python: Path, paths: list[str], processes: int) -> dict[str, dict[
         subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)
         if not report.exists():
             sys.exit("test_versions: the tests did not run; the lines above say why")
-        files = counted(report)
+        return counted(report)
+
+
+def stamped(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the figures with the commit and the day they are of."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     now = {"commit": commit, "date": datetime.now(UTC).date().isoformat()}
@@ -131,14 +135,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make test-versions", description=__doc__)
     parser.add_argument("releases", nargs="*", help=f"default: {' '.join(RELEASES)}")
     parser.add_argument("--paths", nargs="+", default=list(QUICK), help="only these tests")
+    told = "count what a run of `make test` in this environment left (--junitxml), and run nothing"
+    parser.add_argument("--report", type=Path, metavar="FILE", help=told)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
 
     failed = 0
-    for release in arguments.releases or RELEASES:
+    releases = arguments.releases or RELEASES
+    if arguments.report is not None:
+        releases = [version("vllm").split("+")[0]]
+    for release in releases:
         python = make_environment(release)
         print(f"test_versions: vLLM {release}", flush=True)
-        files = run_tests(python, arguments.paths, arguments.processes)
+        if arguments.report is None:
+            files = run_tests(python, arguments.paths, arguments.processes)
+        else:
+            paths = tuple(f"{path}/" for path in arguments.paths)
+            files = {k: v for k, v in counted(arguments.report).items() if k.startswith(paths)}
+        files = stamped(files)
         failed += sum(file["failed"] for file in files.values())
         # Read again each time: another run may have written another release meanwhile.
         matrix = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}

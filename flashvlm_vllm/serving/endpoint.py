@@ -27,14 +27,15 @@ class FlashVLMEndpoint:
         compat.attach_to_serving()
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add each covered route again with a typed request; vLLM lets the last one win.
+        """Put a route with a typed request in the place of each covered one.
 
-        And the routes of our own, which vLLM's middlewares (API keys, say) apply to as well.
+        And add the routes of our own, which vLLM's middlewares (API keys, say) apply to as well.
         """
         for route in list(app.routes):
             if isinstance(route, APIRoute) and "POST" in route.methods:
                 model = REQUEST_MODELS.get(route.path)
                 if model is not None:
+                    compat.remove_route(app, route)
                     app.add_api_route(
                         route.path,
                         _with_request_model(route.endpoint, model),
