@@ -347,23 +347,45 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """
         return {0: Placed(WHOLE)}
 
+    def _merge_mm_kwargs(
+        self,
+        cache: Any,
+        mm_hashes: Mapping[str, list[str]],
+        mm_is_cached: dict[str, list[bool]],
+        mm_missing_kwargs: Any,
+        mm_missing_prompt_updates: Any,
+    ) -> Any:
+        # The last sight of their fields: vLLM's shared-memory cache leaves an address of them.
+        for modality in MODALITIES:
+            flags = zip(mm_hashes.get(modality, ()), mm_is_cached.get(modality, ()), strict=True)
+            missing = [digest for digest, is_cached in flags if not is_cached]
+            self._remember_identities(modality, missing, mm_missing_kwargs.get(modality, ()))
+        return super()._merge_mm_kwargs(
+            cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
+        )
+
+    def _remember_identities(
+        self, modality: str, hashes: Sequence[str], items: Sequence[Any]
+    ) -> None:
+        """Remember pruned items' identities by vLLM's hashes, from items that have their fields."""
+        name = field_name(IDENTITY, modality)
+        with self._lock:
+            for digest, item in zip(hashes, items, strict=True):
+                if item is not None and name in item:
+                    identity = bytes(item[name].data.flatten().tolist()).hex()
+                    remember(self._identities_by_hash, digest, identity, _REMEMBERED_IDENTITIES)
+
     def _unproven(self, result: Any) -> tuple[str, ...]:
         """List the pruned items' identities, from their fields or as seen before.
 
         An item that vLLM has in its cache comes without its fields.
         """
-        known = self._identities_by_hash
         identities: list[str] = []
-        with self._lock:
-            for modality in MODALITIES:
-                hashes = result["mm_hashes"].get(modality, ())
-                items = result["mm_kwargs"].get(modality, ())
-                name = field_name(IDENTITY, modality)
-                for digest, item in zip(hashes, items, strict=True):
-                    if item is not None and name in item:
-                        identity = bytes(item[name].data.flatten().tolist()).hex()
-                        remember(known, digest, identity, _REMEMBERED_IDENTITIES)
-                identities += [known[digest] for digest in hashes if digest in known]
+        for modality in MODALITIES:
+            hashes = result["mm_hashes"].get(modality, ())
+            self._remember_identities(modality, hashes, result["mm_kwargs"].get(modality, ()))
+            known = self._identities_by_hash
+            identities += [known[digest] for digest in hashes if digest in known]
         return tuple(identities)
 
     def _budget(self, kwargs: dict[str, Any], items: MultiModalDataItems) -> Budget | None:

@@ -22,6 +22,7 @@ from flashvlm_vllm.selection.coherent import select_coherent
 from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
 from tests.vllm.conftest import Engine, StartEngine, token_ids
+from tests.vllm.strangers import FAILURES, install
 from tests.vllm.test_parity import Reference
 from tests.vllm.test_server import ARGUMENTS, URL, Client, conversation, text_of
 from tests.vllm.test_server_options import VLLM
@@ -30,59 +31,10 @@ QUESTION = "what color is the suit?"
 BUDGET = 65  # Odd: PruMerge+ then has its token for what was dropped.
 MERGING = [name for name, selector in BUILT_IN.items() if selector.merges]
 
-# Selectors of another package: one that works, and the ways in which one may not.
-STRANGERS = """
-import torch
-from flashvlm_vllm.selection import Selector
-
-def raises(tokens):
-    raise KeyError("no such colour")
-
-def first(tokens):
-    return torch.arange(tokens.budget)
-
-class Unprintable(Exception):
-    def __str__(self):
-        raise RuntimeError
-
-def unprintable(tokens):
-    raise Unprintable
-
-FIRST = Selector(first)
-RAISES = Selector(raises)
-UNPRINTABLE = Selector(unprintable)
-SHORT = Selector(lambda tokens: first(tokens)[1:])
-TWICE = Selector(lambda tokens: first(tokens) // 2)
-OUTSIDE = Selector(lambda tokens: first(tokens) + 10**6)
-NOTHING = Selector(lambda tokens: None)
-NARROW = Selector(lambda tokens: tokens.features[: tokens.budget, 1:], merges=True)
-NAN = Selector(lambda tokens: tokens.features[: tokens.budget] * float("nan"), merges=True)
-DOUBLE = Selector(lambda tokens: tokens.features[: tokens.budget] * 2, merges=True)
-"""
-FAILURES = {
-    "raises": "KeyError: 'no such colour'",
-    "unprintable": "Unprintable",
-    "short": "returned torch.int64 (63,); allowed: torch.int64 (64,)",
-    "twice": "repeat or lie outside 0 to 575",
-    "outside": "repeat or lie outside 0 to 575",
-    "nothing": "returned NoneType; allowed: a tensor",
-    "narrow": "allowed: a floating-point tensor (64, 128)",
-    "nan": "not finite",
-}
-
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that, on Python's path, is an installed package with selectors."""
-    folder = tmp_path_factory.mktemp("strangers")
-    (folder / "strangers.py").write_text(STRANGERS)
-    info = folder / "strangers-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
-    names = [*FAILURES, "first", "double"]
-    entries = "\n".join(f"{name} = strangers:{name.upper()}" for name in names)
-    (info / "entry_points.txt").write_text(f"[flashvlm.selectors]\n{entries}\n")
-    return folder
+    return install(tmp_path_factory.mktemp("strangers"))
 
 
 @pytest.fixture(scope="module")
