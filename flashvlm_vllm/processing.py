@@ -6,10 +6,9 @@ settled here and the worker only decides which ones.
 """
 
 import hashlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -45,15 +44,15 @@ from flashvlm_vllm.fields import (
     SELECTOR_NAME,
     field_name,
 )
+from flashvlm_vllm.plan import PLAN, PlannedInputs, VisualPlan, plan_of, without_plan
 from flashvlm_vllm.preprocessed import PreprocessedItems
-from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
+from flashvlm_vllm.query import QUERY
+from flashvlm_vllm.query_tokens import QueryTokens
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
 from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
+from flashvlm_vllm.visual_report import REPORT, VisualReport
 
-REPORT = "visual_tokens"
-
-_PLAN = "flashvlm_plan"
 _PLACEHOLDER_IDS = (
     "image_token_index",
     "image_token_id",
@@ -63,84 +62,8 @@ _PLACEHOLDER_IDS = (
     "vision_end_token_id",
 )
 """What families call them in their configurations."""
-_PRUNED = "flashvlm-"
 _REMEMBERED_UUIDS = 10_000
 _REMEMBERED_IDENTITIES = 100_000
-_SELECTION_VERSION = 2
-"""Part of every pruned item's identity. Raise it whenever the same request would keep other
-tokens than before: external KV stores outlive a process."""
-
-
-@dataclass(frozen=True)
-class VisualReport:
-    """What one prompt's images and videos cost, for the answer and for the check behind it."""
-
-    counts: tuple[ItemCount, ...]
-    """One per item whose size is known, the images first."""
-    budget: Budget | None = None
-    """In force for them; ``None``: no pruning."""
-    is_default: bool = False
-    """Whether that is the server's budget, not the request's."""
-    selector: str | None = None
-    """In force for them, where there is a budget."""
-    unproven: tuple[str, ...] = ()
-    """Identities (hex) of items whose tokens a selector of another package chooses. Whether
-    that succeeded only the worker knows."""
-    watched: WatchedRequest | None = None
-    """Set when the selection is to be explained, and there is one."""
-
-
-@dataclass(frozen=True)
-class VisualPlan:
-    """What one request asks of the selection; the same for each of its images and videos."""
-
-    budget: Budget
-    selector: str
-    query_ids: tuple[int, ...]
-    witness: str | None = None
-    """A name of its own for a request whose selection is to be explained. It changes what vLLM's
-    caches know the items by, so that none of them answers, and nothing of what is kept."""
-
-    def identity(self, stock: str) -> bytes:
-        """Derive an item's identity, 32 bytes, from ``stock``, its identity without pruning.
-
-        The kept tokens depend on the budget, the selector and the question, so a cache keyed by
-        the pixels alone would answer one question with another's tokens.
-        """
-        wishes = [self.budget, self.selector, self.query_ids]
-        factors = json.dumps([_SELECTION_VERSION, stock, *wishes])
-        return hashlib.sha256(factors.encode()).digest()
-
-
-@dataclass
-class PlannedInputs(ProcessorInputs):
-    """Processor inputs of a request that is pruned; knows which of its items are."""
-
-    pruned: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    """By modality, one entry per item."""
-
-    def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """Return stock identities for what is kept whole, derived ones for what is pruned."""
-        plan = _plan_of(self.hf_processor_mm_kwargs)
-        stock_view = ProcessorInputs(
-            **{each.name: getattr(self, each.name) for each in fields(ProcessorInputs)}
-        )
-        stock_view.hf_processor_mm_kwargs = _without_plan(self.hf_processor_mm_kwargs)
-        hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
-        if plan is None:
-            return hashes
-        for modality, pruned in self.pruned.items():
-            if modality in hashes:
-                hashes[modality] = [
-                    f"{_PRUNED}{plan.identity(stock).hex()}" if is_pruned else stock
-                    for stock, is_pruned in zip(hashes[modality], pruned, strict=True)
-                ]
-                if plan.witness is not None:
-                    hashes[modality] = [
-                        f"{each}-{plan.witness}-{number}"
-                        for number, each in enumerate(hashes[modality])
-                    ]
-        return hashes
 
 
 class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
@@ -275,12 +198,12 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         question: tuple[int, ...] | None = None
         if budget is not None and (witness is not None or any(map(any, pruned.values()))):
             uses_question = find_selector(selector).uses_question
-            words = self._query_ids(query, inputs.prompt) if uses_question else ()
+            words = self._query_tokens.ids(query, inputs.prompt) if uses_question else ()
             plan = VisualPlan(budget, selector, words, witness)
             if witness is not None:
-                question = words if uses_question else self._query_ids(query, inputs.prompt)
+                question = words if uses_question else self._query_tokens.ids(query, inputs.prompt)
             inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
-            inputs.hf_processor_mm_kwargs = {**kwargs, _PLAN: plan}
+            inputs.hf_processor_mm_kwargs = {**kwargs, PLAN: plan}
 
         self._at_hand.identities = {}
         result = super().apply(inputs, timing_ctx)
@@ -460,32 +383,6 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """Count items that vLLM is about to process, whose pixels are therefore at hand."""
         return [count for count in self._given_counts(items, modality) if count is not None]
 
-    def _query_ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Tokenise the words that steer, without special tokens and layout.
-
-        The same words give the same ids however the request came: a rendered prompt has the
-        image's placeholder and a line break between the template and the question.
-
-        Raises:
-            Refusal: they are more than the model's context holds.
-
-        """
-        tokenizer = self.info.get_tokenizer()
-        if query is None:
-            query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
-        for text in (*self._special_tokens.values(), *self.placeholder_texts):
-            query = query.replace(text, " ")
-        query = " ".join(query.split())
-        # The words are no part of the prompt, whose length vLLM watches; each costs the worker a
-        # row of embeddings and a score per visual token.
-        longest = self.info.ctx.model_config.max_model_len
-        if len(query) > longest * tokenizer.max_chars_per_token:
-            raise _too_long(f"{len(query)} characters", longest)
-        ids = tokenizer.encode(query, add_special_tokens=False)
-        if len(ids) > longest:
-            raise _too_long(f"{len(ids)} tokens", longest)
-        return tuple(token for token in ids if token not in self._special_tokens)
-
     def placeholder_ids(self) -> list[int]:
         """List the ids that mark images and videos in a prompt and are no one's words."""
         config = self.info.get_hf_config()
@@ -493,31 +390,14 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         return [each for each in ids if isinstance(each, int)]
 
     @cached_property
-    def _special_tokens(self) -> dict[int, str]:
-        tokenizer = self.info.get_tokenizer()
-        ids = {*tokenizer.all_special_ids, *self.placeholder_ids()}
-        return {token: tokenizer.decode([token]) for token in ids}
-
-    @cached_property
-    def _user_turn(self) -> UserTurn:
-        from vllm.renderers.hf import safe_apply_chat_template
-
-        apply: Any = safe_apply_chat_template
-        return user_turn_of(
-            lambda messages: apply(
-                self.info.ctx.model_config,
-                self.info.get_tokenizer(),
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        )
+    def _query_tokens(self) -> QueryTokens:
+        return QueryTokens(self.info, self.placeholder_ids(), self.placeholder_texts)
 
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
     ) -> Any:
-        stock = _without_plan(hf_kwargs)
-        plan = _plan_of(hf_kwargs)
+        stock = without_plan(hf_kwargs)
+        plan = plan_of(hf_kwargs)
         if plan is None:
             return super()._apply_hf_processor_main(mm_items, stock)
         inputs: dict[str, Any] = {}
@@ -587,7 +467,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     ) -> Mapping[str, MultiModalFieldConfig]:
         config = dict(
             super()._get_mm_fields_config(  # type: ignore[safe-super]
-                hf_inputs, _without_plan(hf_processor_mm_kwargs)
+                hf_inputs, without_plan(hf_processor_mm_kwargs)
             )
         )
         for modality in MODALITIES:
@@ -608,10 +488,10 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(  # type: ignore[safe-super]
             mm_items=mm_items,
-            hf_processor_mm_kwargs=_without_plan(hf_processor_mm_kwargs),
+            hf_processor_mm_kwargs=without_plan(hf_processor_mm_kwargs),
             out_mm_kwargs=out_mm_kwargs,
         )
-        plan = _plan_of(hf_processor_mm_kwargs)
+        plan = plan_of(hf_processor_mm_kwargs)
         if plan is None:
             return updates
         return [self._shortened(update, plan.budget, mm_items) for update in updates]
@@ -630,11 +510,6 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             return self.shorten_placeholder(placeholder, count, count.kept(budget))
 
         return replace(update, replacement=replacement)
-
-
-def is_pruned_identity(identity: str) -> bool:
-    """Tell from an item's identity in vLLM's caches whether it is pruned."""
-    return identity.startswith(_PRUNED)
 
 
 def default_budget(model_config: Any) -> Budget | None:
@@ -705,23 +580,6 @@ def _query(value: object) -> str | None:
         f"the words that steer the selection are a string; got {type(value).__name__}",
         parameter=QUERY,
     )
-
-
-def _too_long(found: str, longest: int) -> Refusal:
-    return Refusal(
-        Reason.BAD_QUERY,
-        f"{QUERY}: the words that steer the selection have {found}; allowed are {longest} tokens, "
-        "as many as the model's context",
-        parameter=QUERY,
-    )
-
-
-def _plan_of(kwargs: Mapping[str, Any]) -> VisualPlan | None:
-    return kwargs.get(_PLAN)
-
-
-def _without_plan(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != _PLAN}
 
 
 def _as_bytes(values: Sequence[bytes]) -> torch.Tensor:

@@ -9,7 +9,8 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from flashvlm_vllm.budget import BUDGET
 from flashvlm_vllm.fields import MODALITIES
 from flashvlm_vllm.models.positions import has_text_around
-from flashvlm_vllm.processing import VisualTokenProcessor, is_pruned_identity
+from flashvlm_vllm.plan import is_pruned_identity
+from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.refusal import Reason, Refusal
 
 

@@ -17,8 +17,8 @@ from vllm.logger import init_logger
 
 from flashvlm_vllm import compat
 from flashvlm_vllm.feature_cache import feature_cache_bytes
-from flashvlm_vllm.processing import VisualReport
 from flashvlm_vllm.refusal import Reason
+from flashvlm_vllm.visual_report import VisualReport
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 

@@ -10,12 +10,13 @@ from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from flashvlm_vllm.budget import BUDGET
 from flashvlm_vllm.explained import WITNESS
 from flashvlm_vllm.plugin import MODELS, covers
-from flashvlm_vllm.processing import REPORT, checked_selector, default_budget
+from flashvlm_vllm.processing import checked_selector, default_budget
 from flashvlm_vllm.query import QUERY, query_from_messages
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, report
 from flashvlm_vllm.serving.settings import SettingsError, VisualSettings, read_settings
+from flashvlm_vllm.visual_report import REPORT
 
 Render = Callable[..., Awaitable[Any]]
 

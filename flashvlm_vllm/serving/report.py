@@ -14,8 +14,8 @@ from typing import Any
 
 from flashvlm_vllm.budget import ItemCount
 from flashvlm_vllm.fields import MODALITIES
-from flashvlm_vllm.processing import VisualReport
 from flashvlm_vllm.refusal import Reason
+from flashvlm_vllm.visual_report import VisualReport
 
 FIELD = "visual_tokens"
 

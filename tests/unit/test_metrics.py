@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY
 from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.budget import ItemCount
-from flashvlm_vllm.processing import VisualReport
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.serving import metrics, report
+from flashvlm_vllm.visual_report import VisualReport
 
 
 def value(name: str, **labels: str) -> float:

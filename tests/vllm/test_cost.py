@@ -15,7 +15,7 @@ from demo.tiny_llava import build_llava
 from flashvlm_vllm.budget import Budget, ItemCount
 from flashvlm_vllm.cli import main
 from flashvlm_vllm.cost import TokenCosts
-from flashvlm_vllm.processing import REPORT
+from flashvlm_vllm.visual_report import REPORT
 from tests.tiny.gemma3 import build_gemma3
 from tests.tiny.glm4_1v import IMAGE as GLM_IMAGE
 from tests.tiny.glm4_1v import build_glm4_1v

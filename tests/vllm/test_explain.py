@@ -199,6 +199,15 @@ def test_what_cannot_be_explained_is_refused(
     assert said in error["message"]
 
 
+def test_an_item_that_is_not_sent_is_refused(client: Traced) -> None:
+    messages = conversation("by name?", uuid="a photo")
+    client.ask(messages=messages, visual_budget=64)
+    messages[0]["content"][0]["image_url"] = None
+    answer = client.post_as(client.body(messages=messages, visual_budget=64))
+    assert answer.status_code == 400
+    assert "data is not provided" in answer.json()["error"]["message"]
+
+
 def test_the_servers_key_is_asked_for(client: Traced) -> None:
     body = client.body(visual_budget=64)
     assert client.post(PATH, body).status_code == 401

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from demo.photo import photo
 from flashvlm_vllm.cost import TokenCosts
-from flashvlm_vllm.processing import REPORT
 from flashvlm_vllm.selection import fused_scores
+from flashvlm_vllm.visual_report import REPORT
 from tests.tiny.qwen_vl import END, IMAGE, START, TURN, VIDEO, build_qwen_vl
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 from tests.vllm.reference import TransformersModel
