@@ -172,6 +172,8 @@ def doubled(quiet: Quiet, name: str, title: str, arguments: Sequence[str]) -> di
     with start(name, *arguments) as server:
         assert server._process is not None
         found = processes(server._process.pid, title)
+        if len(found) != 2:
+            raise RuntimeError(f"{len(found)} processes are called {title}")
         before = {pid: sum(psutil.Process(pid).cpu_times()[:2]) for pid in found}
         counts = busy(server.url, quiet, ALL)
         worked = [
