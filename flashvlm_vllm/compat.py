@@ -137,6 +137,26 @@ def remove_route(app: Any, route: Any) -> None:
     app.router.routes.remove(route)
 
 
+def ended_without_a_word(event: object) -> bool:
+    """Tell whether a stream's event behind that with the role says that this was all.
+
+    Why: a request that fails in the engine before its first token is taken for a prefill in
+    chunks, and its stream ends without an error. Seen: 0.31. End: when 0.32, which says so, is the
+    lowest release.
+
+    Args:
+        event: of a streamed chat completion, as it is sent.
+
+    """
+    import vllm
+
+    from flashvlm_vllm.versions import release_of
+
+    if release_of(vllm.__version__) != (0, 31) or not isinstance(event, str):
+        return False
+    return event.startswith("data: [DONE]") or '"choices":[]' in event
+
+
 def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what the Hugging Face video processor is told, by the engine and by a request.
 

@@ -12,11 +12,14 @@ from typing import Any
 
 from vllm.exceptions import GenerationError
 
+from flashvlm_vllm import compat
+
 Make = Callable[[], Awaitable[Any]]
 
 _RETRIES = 2
 _MESSAGE = "Internal server error"
 """All that vLLM says of it outside its log."""
+_DONE = "data: [DONE]\n\n"
 _ROLE = '"delta":{"role":'
 
 
@@ -54,7 +57,7 @@ async def _streamed(
         # What vLLM sends at once with the first word, and so nothing that a client waits for.
         held: list[Any] = []
         async for event in stream:
-            if retries and _is_failure(event):
+            if retries and (_is_failure(event) or compat.ended_without_a_word(event)):
                 failure = event
                 break
             if retries and isinstance(event, str) and _ROLE in event:
@@ -73,7 +76,8 @@ async def _streamed(
         another = await again()
         if not isinstance(another, AsyncIterator):
             yield failure
-            yield "data: [DONE]\n\n"
+            if failure != _DONE:
+                yield _DONE
             return
         stream = another
 

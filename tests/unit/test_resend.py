@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+import vllm
 from vllm.exceptions import GenerationError
 
 from flashvlm_vllm.serving.resend import answered
@@ -13,6 +14,7 @@ MISS = GenerationError("Internal server error")
 ROLE = 'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 WORD = 'data: {"choices":[{"delta":{"content":"cat"}}]}\n\n'
 FAILED = 'data: {"error": {"message": "Internal server error", "code": 500}}\n\n'
+USAGE = 'data: {"choices":[],"usage":{"prompt_tokens":80,"completion_tokens":0}}\n\n'
 DONE = "data: [DONE]\n\n"
 
 
@@ -75,6 +77,19 @@ async def test_a_stream_that_fails_before_its_first_word_is_begun_again(
     assert calls == misses + 1
 
 
+@pytest.mark.parametrize("end", [[DONE], [USAGE, DONE]])
+async def test_where_vllm_hides_the_error_a_stream_that_ends_without_a_word_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch, end: list[str]
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", "0.31.0")
+    whole = [ROLE, WORD, USAGE, DONE]
+    assert await made([[ROLE, *end], whole]) == (whole, 2)
+    assert await made([[ROLE, *end]] * 3) == ([ROLE, *end], 3)
+    assert await made([[ROLE, *end]], has_pixels=False) == ([ROLE, *end], 1)
+    error = object()
+    assert await made([[ROLE, *end], error]) == ([end[0], DONE][: len(end)], 2)
+
+
 async def test_a_stream_that_keeps_failing_ends_as_vllm_ends_it() -> None:
     assert await made([[ROLE, FAILED, DONE]] * 3) == ([ROLE, FAILED, DONE], 3)
 
@@ -91,5 +106,6 @@ async def test_an_error_in_place_of_the_second_stream_ends_it_as_the_first_ended
     assert await made([[ROLE, FAILED, DONE], "an error"]) == ([FAILED, DONE], 2)
 
 
-async def test_a_stream_without_words_is_whole() -> None:
+async def test_a_stream_without_words_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "__version__", "0.32.0")
     assert await made([[ROLE, DONE]]) == ([ROLE, DONE], 1)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
+from packaging.version import Version
 from torch import Tensor
 
 from demo.photo import photo
@@ -32,6 +34,7 @@ CLIP = clip(*["astronaut"] * 5, "cat", "coffee", "cat")
 PICTURE = photo("astronaut").resize((200, 190))
 
 
+ROUNDS = Version(transformers.__version__) < Version("5.18")
 FPS = 3.2
 """Four time steps reach no further than rows and columns do. Text behind a longer video comes
 earlier in this release of Transformers than in vLLM: it does not count the time."""
@@ -175,6 +178,8 @@ def served(request: pytest.FixtureRequest, start_engine: StartEngine) -> Iterato
 def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
     served: Served, images: list[Any], videos: list[Video], lengths: list[int]
 ) -> None:
+    if served.version == "2.5" and ROUNDS and any(len(video) > 1 for video in videos):
+        pytest.skip("Transformers before 5.18 rounds the seconds between steps down; vLLM does not")
     for budget in (None, 4, 10):
         served.engine.forget()
         (output,) = served.run(served.request(QUESTIONS[0], budget, images, videos))
