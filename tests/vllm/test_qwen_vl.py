@@ -35,6 +35,7 @@ PICTURE = photo("astronaut").resize((200, 190))
 
 
 ROUNDS = Version(transformers.__version__) < Version("5.18")
+NO_REFERENCE = "Transformers before 5.18 rounds the seconds between steps down; vLLM does not"
 FPS = 3.2
 """Four time steps reach no further than rows and columns do. Text behind a longer video comes
 earlier in this release of Transformers than in vLLM: it does not count the time."""
@@ -179,7 +180,7 @@ def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
     served: Served, images: list[Any], videos: list[Video], lengths: list[int]
 ) -> None:
     if served.version == "2.5" and ROUNDS and any(len(video) > 1 for video in videos):
-        pytest.skip("Transformers before 5.18 rounds the seconds between steps down; vLLM does not")
+        pytest.skip(NO_REFERENCE)
     for budget in (None, 4, 10):
         served.engine.forget()
         (output,) = served.run(served.request(QUESTIONS[0], budget, images, videos))
@@ -302,6 +303,7 @@ def test_what_has_no_positions_is_refused_and_the_engine_goes_on(served: Served)
     assert token_ids(served.run(served.request(QUESTIONS[0], 4, videos=[CLIP]))[0])
 
 
+@pytest.mark.skipif(ROUNDS, reason=NO_REFERENCE)
 def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartEngine) -> None:
     """With --video-pruning-rate, a video without a budget is vLLM's, one with a budget is not."""
     from vllm.multimodal.video_prune.evs import compute_retention_mask
