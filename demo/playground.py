@@ -23,7 +23,7 @@ ARGUMENTS = (
     *("--plugins", "flashvlm", "--visual-playground", "--max-model-len", "2048"),
     *("--block-size", "32", "--served-model-name", "small-vlm"),
 )
-QUESTION = "What color is the ring?"
+QUESTION = "What color is the star?"
 FIRST, STEPS, SECOND = 128, 8, 32
 """A budget, steps of the slider to the left from there, and where they lead."""
 SIZE = (1280, 1080)

@@ -81,7 +81,8 @@ def counted(report: Path) -> dict[str, dict[str, Any]]:
         outcome = "skipped" if "skipped" in told else "passed"
         if told & {"failure", "error"}:
             outcome = "failed"
-        module = case.get("classname") or case.get("name") or ""
+        # A test in a class is named by it, behind the module.
+        module = re.sub(r"\.[A-Z]\w*$", "", case.get("classname") or case.get("name") or "")
         empty = {**dict.fromkeys(COUNTS, 0), "seconds": 0.0, "failures": []}
         file = files.setdefault(f"{module.replace('.', '/')}.py", empty)
         file[outcome] += 1

@@ -150,7 +150,7 @@ def test_junit_counts(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
         "<testsuites><testsuite>"
-        "<testcase classname='tests.a' name='good' time='1.25'/>"
+        "<testcase classname='tests.a.TestAll' name='good' time='1.25'/>"
         "<testcase classname='tests.a' name='bad' time='2'><failure/></testcase>"
         "<testcase classname='tests.a' name='broken'><error/></testcase>"
         "<testcase classname='tests.b' name='left out'><skipped/></testcase>"
