@@ -40,6 +40,9 @@ def main() -> int:
     with Server(WEIGHTS, ARGUMENTS, log=LOG) as server, browsing(*SIZE) as driver:
         driver.get(f"{server.url}/flashvlm")
         driver.find_element("id", "sample").click()
+        question = driver.find_element("id", "question")
+        question.clear()
+        question.send_keys(QUESTION)
         _wait(driver, "#n-kept", "64 of 576")
         # What runs for the first time takes longer: not shown.
         _ask(driver)
