@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers that are up at once and are measured in turn, with the plugin and without."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +21,20 @@ class WrongStateError(RuntimeError):
     """A server has the plugin that should not, or the other way round."""
 
 
-def server(model: Path, *, plugin: bool, log: Path, arguments: Sequence[str] = ()) -> Server:
+def server(
+    model: Path,
+    *,
+    plugin: bool,
+    log: Path,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Server:
     """Describe a server of ``model``; without the plugin it is stock vLLM."""
     return Server(
         model,
         ["--served-model-name", MODEL_NAME, *(PLUGIN if plugin else ()), *arguments],
         log=log,
-        environment=QUIET if plugin else {**QUIET, **NO_PLUGINS},
+        environment={**QUIET, **({} if plugin else NO_PLUGINS), **(environment or {})},
     )
 
 

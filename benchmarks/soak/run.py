@@ -55,6 +55,12 @@ ARGUMENTS: Final = (
     *("--visual-explain-per-minute", "100000"),
     *("--uvicorn-log-level", "warning"),
 )
+MALLOC: Final = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+}
+"""As the images under deploy/ set it for glibc."""
 LOOK: Final = 5.0
 """Seconds between two looks at what memory is whose."""
 WARM_UP: Final = 5
@@ -68,7 +74,13 @@ CHECKED_NEW: Final = 400
 def start(name: str, *more: str) -> Server:
     """Describe a server of the soak's model."""
     model = build_llava(ROOT / ".models" / "llava-clip")
-    return server(model, plugin=True, log=SCRATCH / f"{name}.log", arguments=[*ARGUMENTS, *more])
+    return server(
+        model,
+        plugin=True,
+        log=SCRATCH / f"{name}.log",
+        arguments=[*ARGUMENTS, *more],
+        environment=MALLOC,
+    )
 
 
 def quiet_answers(calls: list[Call]) -> tuple[dict[Call, Answer], list[Call], list[str]]:

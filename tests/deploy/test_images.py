@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from benchmarks.soak.run import MALLOC
 from tests.deploy.conftest import (
     DEPLOY,
     DOCKERFILES,
@@ -60,6 +61,7 @@ def test_containers_are_nobody_and_name_the_plugin(dockerfile: str) -> None:
     (user,) = [value for name, value in steps if name == "USER"]
     assert user == "10001:10001"  # by number, or Kubernetes cannot tell that it is not root
     assert environment(dockerfile)["VLLM_PLUGINS"] == "flashvlm"
+    assert environment(dockerfile).items() >= MALLOC.items()  # what the soak was run with
     # Nothing is installed or copied by root's successor, nor by root afterwards.
     after = [name for name, _ in steps[steps.index(("USER", user)) + 1 :]]
     assert not {"RUN", "COPY", "ADD", "USER"} & set(after)

@@ -22,8 +22,10 @@ from flashvlm_vllm import cli, doctor, probe
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Named by the doctor itself; this puts back what was there.
+    # Both are set by the doctor itself; this puts back what was there. With a level of its own,
+    # vLLM would be silent in whatever test comes next.
     monkeypatch.setenv("VLLM_PLUGINS", "other")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -214,6 +214,7 @@ def test_the_doctor_finds_a_healthy_server_healthy(
     client: KeyedClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # or the doctor makes the next tests silent
     status = cli.main(["doctor", "--url", client.server.url, "--api-key", KEY])
     told = capsys.readouterr()
     assert status == 0, told.out
