@@ -144,9 +144,10 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
         [
             f"## {name.capitalize()}",
             f"Commit {soak['commit']}, vLLM {machine['vllm']}, torch {machine['torch']}, "
-            f"{machine['cores']} cores of which server and clients share one; {soak['clients']} "
-            f"clients. {soak['compared']} answers were compared with a quiet server's, "
-            f"{soak['new_compared']} of them with one that was asked afterwards. Seconds for a "
+            f"{machine['cores']} cores of which server and clients share one; memory from "
+            f"{soak['allocator']}; {soak['clients']} clients. {soak['compared']} answers were "
+            f"compared with a quiet server's, {soak['new_compared']} of them with one that was "
+            f"asked afterwards. Seconds for a "
             f"whole answer: median {soak['seconds']['median']}, 99th percentile "
             f"{soak['seconds']['99th']}. A near tie is another word where the quiet server's two "
             f"best were closer than {NEAR_TIE} in log probability.",

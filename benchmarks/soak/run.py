@@ -23,6 +23,13 @@ from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import server
 from benchmarks.soak import report
+from benchmarks.soak.allocators import (
+    ALLOCATORS,
+    GLIBC,
+    JEMALLOC,
+    MissingAllocatorError,
+    variables,
+)
 from benchmarks.soak.calls import (
     EXPLAIN,
     Call,
@@ -55,12 +62,6 @@ ARGUMENTS: Final = (
     *("--visual-explain-per-minute", "100000"),
     *("--uvicorn-log-level", "warning"),
 )
-MALLOC: Final = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-    "MALLOC_TRIM_THRESHOLD_": "1048576",
-}
-"""As the images under deploy/ set it for glibc."""
 LOOK: Final = 5.0
 """Seconds between two looks at what memory is whose."""
 WARM_UP: Final = 5
@@ -71,7 +72,7 @@ CHECKED_NEW: Final = 400
 """New requests that are repeated on a quiet server afterwards, at most."""
 
 
-def start(name: str, *more: str) -> Server:
+def start(name: str, *more: str, allocator: str = GLIBC) -> Server:
     """Describe a server of the soak's model."""
     model = build_llava(ROOT / ".models" / "llava-clip")
     return server(
@@ -79,18 +80,20 @@ def start(name: str, *more: str) -> Server:
         plugin=True,
         log=SCRATCH / f"{name}.log",
         arguments=[*ARGUMENTS, *more],
-        environment=MALLOC,
+        environment=variables(allocator),
     )
 
 
-def quiet_answers(calls: list[Call]) -> tuple[dict[Call, Answer], list[Call], list[str]]:
+def quiet_answers(
+    calls: list[Call], allocator: str
+) -> tuple[dict[Call, Answer], list[Call], list[str]]:
     """Ask a quiet server everything, twice and the second time backwards.
 
     Returns:
         The answers, the calls that ask what would be kept, and the names of calls whose second
         answer was another; there are none, or nothing later means anything.
     """
-    with start("quiet") as quiet:
+    with start("quiet", allocator=allocator) as quiet:
         explain = explained(calls) if EXPLAIN in asyncio.run(routes(quiet.url)) else []
         first = asyncio.run(ask_in_turn(quiet.url, [*calls, *explain]))
         again = asyncio.run(ask_in_turn(quiet.url, [*explain, *calls][::-1]))
@@ -219,14 +222,19 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=240, help="in the finite set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--section", default="soak", help="of the report")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default=JEMALLOC)
     options = parser.parse_args()
     if options.minutes < 1:
         parser.error("--minutes is 1 or more")
+    try:
+        variables(options.allocator)
+    except MissingAllocatorError as error:
+        parser.error(str(error))
     SCRATCH.mkdir(parents=True, exist_ok=True)
 
     calls = finite_calls(options.calls)
     say(f"{len(calls)} calls to a quiet server, twice")
-    quiet, explain, unstable = quiet_answers(calls)
+    quiet, explain, unstable = quiet_answers(calls, options.allocator)
     refused = [(call.name, a.status, a.text[:300]) for call, a in quiet.items() if a.status != 200]
     (SCRATCH / "quiet.json").write_text(
         json.dumps(
@@ -237,7 +245,7 @@ def main() -> int:
         sys.exit(f"the quiet server refused what it should answer: {refused}")
     say(f"quiet answers that differ from themselves: {unstable}")
 
-    with start("loud") as loud:
+    with start("loud", allocator=options.allocator) as loud:
         assert loud._process is not None
         peaks = Peaks(loud._process.pid)
 
@@ -267,7 +275,7 @@ def main() -> int:
         saved = SCRATCH / "metrics.txt"
         with contextlib.suppress(Exception):
             saved.write_text(json.dumps({name: one[0] for name, one in page(loud.url).items()}))
-    with start("repeat") as repeat:
+    with start("repeat", allocator=options.allocator) as repeat:
         checked, wrong, ties = check_new(repeat.url, counts.new)
 
     memory = memory_figures(peaks.by_process, peaks.own_by_process)
@@ -276,6 +284,7 @@ def main() -> int:
         "machine": machine(),
         "minutes": len(lines),
         "clients": options.clients,
+        "allocator": options.allocator,
         "finite_set": len(quiet),
         "requests": counts.total,
         "by_kind": dict(counts.requests.most_common()),

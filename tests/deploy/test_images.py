@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from benchmarks.soak.run import MALLOC
+from benchmarks.soak.allocators import ALLOCATORS, GLIBC, JEMALLOC, PACKAGE
 from tests.deploy.conftest import (
     DEPLOY,
     DOCKERFILES,
@@ -61,11 +61,17 @@ def test_containers_are_nobody_and_name_the_plugin(dockerfile: str) -> None:
     (user,) = [value for name, value in steps if name == "USER"]
     assert user == "10001:10001"  # by number, or Kubernetes cannot tell that it is not root
     assert environment(dockerfile)["VLLM_PLUGINS"] == "flashvlm"
-    assert environment(dockerfile).items() >= MALLOC.items()  # what the soak was run with
     # Nothing is installed or copied by root's successor, nor by root afterwards.
     after = [name for name, _ in steps[steps.index(("USER", user)) + 1 :]]
     assert not {"RUN", "COPY", "ADD", "USER"} & set(after)
     assert "HEALTHCHECK" in after
+
+
+def test_memory_is_handed_out_as_in_the_soak() -> None:
+    assert environment("Dockerfile").items() >= ALLOCATORS[GLIBC].items()
+    assert environment("Dockerfile.cpu").items() >= ALLOCATORS[JEMALLOC].items()
+    (installed,) = (step for name, step in instructions("Dockerfile.cpu") if "apt-get" in step)
+    assert PACKAGE in installed.split()
 
 
 @both

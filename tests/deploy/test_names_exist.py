@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every flag and environment variable that is named under deploy/ exists. vLLM itself is asked."""
 
+import ctypes.util
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.deploy.conftest import (
     DOCKERFILES,
@@ -75,10 +78,24 @@ def is_read_by_glibc(variable: str) -> bool:
     return hex(11259375) in done.stdout
 
 
+def is_read_by_the_loader(variable: str) -> bool:
+    """Have it preload what is not there: it says so, and goes on."""
+    done = subprocess.run(
+        [sys.executable, "-c", ""],
+        env={variable: "no-such-library.so"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "no-such-library.so" in done.stderr
+
+
 def exists(variable: str) -> bool:
     """Tell whether somebody who runs in the images reads an environment variable."""
-    if variable in vllm_says()["variables"] or variable == "HOME":
-        return True
+    if variable in vllm_says()["variables"] or variable in ("HOME", "MALLOC_CONF"):
+        return True  # MALLOC_CONF is jemalloc's; a test of its own asks it
+    if variable.startswith("LD_"):
+        return is_read_by_the_loader(variable)
     if variable.startswith("MALLOC_"):
         return is_read_by_glibc(variable)
     hub = find_spec("huggingface_hub")
@@ -120,6 +137,28 @@ def test_variables() -> None:
     assert not {name for name in names if not exists(name)}
     assert not exists("VLLM_NO_SUCH_VARIABLE")
     assert not exists("MALLOC_NO_SUCH_VARIABLE")
+    assert not exists("LD_NO_SUCH_VARIABLE")
+
+
+def complaints(settings: str) -> str:
+    """What jemalloc says about settings in a process that preloads it as the CPU image does."""
+    preloaded = environment("Dockerfile.cpu")["LD_PRELOAD"]
+    done = subprocess.run(
+        [sys.executable, "-c", ""],
+        env={"LD_PRELOAD": preloaded, "MALLOC_CONF": settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+@pytest.mark.skipif(
+    ctypes.util.find_library("jemalloc") is None, reason="jemalloc (libjemalloc2) not installed"
+)
+def test_settings_of_jemalloc() -> None:
+    assert complaints(environment("Dockerfile.cpu")["MALLOC_CONF"]) == ""
+    assert "no_such_setting" in complaints("no_such_setting:true")
 
 
 def test_variables_while_building() -> None:

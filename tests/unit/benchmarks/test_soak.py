@@ -147,6 +147,7 @@ def soak() -> Iterator[dict[str, Any]]:
         "machine": {"vllm": "0", "torch": "0", "cores": 2},
         "minutes": 60,
         "clients": 3,
+        "allocator": "glibc",
         "requests": 100,
         "faults": 20,
         "wrong": 0,
