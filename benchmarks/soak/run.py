@@ -68,7 +68,7 @@ WARM_UP: Final = 5
 """Minutes before memory is looked at."""
 SHORTEST: Final = 10
 """Minutes from which on a run is reported beside this file."""
-CHECKED_NEW: Final = 400
+CHECKED_NEW: Final = 2000
 """New requests that are repeated on a quiet server afterwards, at most."""
 
 

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention weights that a fused kernel does not return, computed exactly from q and k."""
+"""Attention weights that a fused kernel does not return, computed exactly from q and k.
+
+On a CPU each image is computed by itself: a product of several is a product of another shape, which
+BLAS rounds otherwise, and the last bits of two nearly equal scores decide which tokens Algorithm 1
+leaves. An image would then keep other tokens under load than on a quiet server. It costs nothing
+there; a GPU would wait for the launches.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Attention = Callable[[Tensor, Tensor, float], Tensor]
+
 _QUERY_BLOCK = 128
 """Queries handled at once, instead of a full map."""
-_LOGITS = 2**25
-"""Logits handled at once: 128 MiB. Larger batches are cut; one image of 16 heads reaches it at
-16,384 tokens."""
 
 
 def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -27,6 +32,10 @@ def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
         ``(B, T)`` float32, CLS included; divide by the number of heads for the mean of eq. 1.
 
     """
+    return _cls(query, key, scale) if query.is_cuda else _of_each(_cls, query, key, scale)
+
+
+def _cls(query: Tensor, key: Tensor, scale: float) -> Tensor:
     logits = torch.einsum("bhd,bthd->bht", query[:, 0].float(), key.float()) * scale
     return logits.softmax(dim=-1).sum(dim=1)
 
@@ -35,7 +44,7 @@ def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Attention that each token receives from all tokens, summed over queries and heads.
 
     For towers without CLS (as the released Qwen code reads eq. 1). On CUDA by two fused kernels,
-    where triton is installed; elsewhere by blocks of queries.
+    where triton is installed; elsewhere image by image, by blocks of queries.
 
     Args:
         query, key: ``(B, T, H, d)``, any float dtype; weights are computed in float32.
@@ -47,10 +56,7 @@ def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """
     if query.is_cuda and (fused := _fused()) is not None:
         return fused(query, key, scale)
-    _, tokens, heads, _ = query.shape
-    together = max(1, _LOGITS // (heads * tokens * _QUERY_BLOCK))
-    parts = zip(query.split(together), key.split(together), strict=True)
-    return torch.cat([_received(*part, scale) for part in parts])
+    return _of_each(_received, query, key, scale)
 
 
 def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -63,7 +69,12 @@ def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return received
 
 
-def _fused() -> Callable[[Tensor, Tensor, float], Tensor] | None:
+def _of_each(attend: Attention, query: Tensor, key: Tensor, scale: float) -> Tensor:
+    parts = zip(query.split(1), key.split(1), strict=True)
+    return torch.cat([attend(*part, scale) for part in parts])
+
+
+def _fused() -> Attention | None:
     try:
         from flashvlm_vllm.vision.received_kernel import received_attention_fused
     except ImportError:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention received, in torch: blocks of queries and parts of a batch make no difference."""
+"""Attention in torch: blocks of queries and the other images of a batch make no difference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from flashvlm_vllm.vision import attention
-from flashvlm_vllm.vision.attention import received_attention
+from flashvlm_vllm.vision.attention import Attention, cls_attention, received_attention
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 300])
@@ -18,14 +17,20 @@ def test_it_is_the_column_sum_of_the_map(tokens: int) -> None:
     torch.testing.assert_close(received_attention(query, key, 0.3), weights.sum(dim=(1, 2)))
 
 
-def test_a_large_batch_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key = torch.randn(2, 5, 30, 2, 10, generator=torch.Generator().manual_seed(0)).unbind()
-    whole = received_attention(query, key, 0.3)
-    seen = []
-    single = attention._received
-    monkeypatch.setattr(attention, "_LOGITS", 2 * 2 * 30 * attention._QUERY_BLOCK)
-    monkeypatch.setattr(
-        attention, "_received", lambda q, k, scale: (seen.append(len(q)), single(q, k, scale))[1]
-    )
-    torch.testing.assert_close(received_attention(query, key, 0.3), whole)
-    assert seen == [2, 2, 1]
+@pytest.mark.parametrize("attend", [cls_attention, received_attention])
+@pytest.mark.parametrize("tokens", [25, 257, 577])
+@pytest.mark.parametrize("heads", [1, 2, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_is_computed_alike_in_any_batch(
+    attend: Attention, tokens: int, heads: int, dtype: torch.dtype
+) -> None:
+    """To the last bit: a server under load has to keep the tokens that a quiet one keeps."""
+    random = torch.Generator().manual_seed(tokens)
+    states = torch.randn(2, 5, tokens, heads, 16, generator=random).to(dtype)
+    alone = [
+        attend(*(each[None].clone() for each in pair), 0.25)[0]
+        for pair in zip(*states, strict=True)
+    ]
+    for count in range(1, 6):
+        together = attend(*states[:, :count].clone(), 0.25)
+        assert torch.equal(together, torch.stack(alone[:count]))
