@@ -18,7 +18,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile soak accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,14 @@ bench-efficiency: setup ## the paper's efficiency table: formulas, and latencies
 
 bench-profile: setup ## where the time of one request goes
 	@$(BIN)/python -m benchmarks.profile.run
+
+# On a machine with a GPU the environment is made with vLLM's GPU wheel; one that is there stays.
+gpu-report: VLLM = vllm==0.32.0
+gpu-report: setup ## measure this machine's GPU, nine minutes; writes benchmarks/gpu
+	@$(BIN)/python -m benchmarks.gpu
+
+gpu-rehearsal: setup ## the same stages on the CPU with tiny models, to try the report itself
+	@$(BIN)/python -m benchmarks.gpu --rehearse --minutes 10
 
 soak: setup ## an hour under a server's worst clients, and its parts killed, full and doubled
 	@$(BIN)/python -m benchmarks.soak.run --minutes 60

@@ -12,7 +12,6 @@ from benchmarks.measuring.pairs import Compared, compare
 from benchmarks.measuring.report import Mark, table
 
 HALF: Final = 2  # bytes of a value
-NO_GPU: Final = "not measured: no GPU"
 VLLM: Final = "vLLM"
 TRANSFORMERS: Final = "Transformers, layer by layer"
 OWN_FORWARD: Final = "Transformers, its own forward"
@@ -56,13 +55,16 @@ def tokens_by_layer(shape: Shape, method: str, full: int, budget: int | None) ->
 
 
 def formula_table(on_gpu: "Latencies | None") -> str:
-    """The paper's table beside the formulas, and beside our latencies where there is a GPU."""
+    """Lay the paper's table beside the formulas, and beside our latencies where there is a GPU.
+
+    Without one, what was measured elsewhere is in ``benchmarks/gpu``.
+    """
     unpruned = paper.ROWS[paper.UNPRUNED, paper.FULL_TOKENS]
     words = formulas.words_that_explain(unpruned.tflops * TERA, paper.FULL_TOKENS)
     head = (
         "method", "tokens", "FLOPs (T): visual tokens", "with the tower", f"with {words} words",
-        "paper", "KV (MiB)", "paper (MB)", "GPU memory, ours", "paper (GB)", "latency, ours",
-        "paper (ms)",
+        "paper", "KV (MiB)", "paper (MB)", "GPU memory, paper (GB)", "latency, paper (ms)",
+        *(() if on_gpu is None else ("latency, ours",)),
     )  # fmt: skip
     rows = []
     for (method, tokens), row in paper.ROWS.items():
@@ -81,10 +83,9 @@ def formula_table(on_gpu: "Latencies | None") -> str:
                 row.tflops,
                 f"{LLAMA_7B.kv_bytes(counts, HALF) / MIB:.0f}",
                 f"{row.kv_mb:.0f}",
-                NO_GPU if on_gpu is None else "not measured: vLLM takes all there is",
                 row.memory_gb,
-                NO_GPU if on_gpu is None else f"{on_gpu.median(way):.0f} ms",
                 f"{row.latency_ms:.0f}",
+                *(() if on_gpu is None else (f"{on_gpu.median(way):.0f} ms",)),
             )
         )
     return table(head, rows)

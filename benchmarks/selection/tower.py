@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.selection.clock import DEVICE, median_ms
-from benchmarks.selection.methods import METHODS
+from benchmarks.selection.methods import select_all
 from benchmarks.selection.synthetic import synthetic_image
 
 
 @dataclass(frozen=True)
 class Share:
-    """One image of 576 tokens, 64 kept, in float32 (CPU) or bfloat16 (CUDA) throughout."""
+    """Images of 576 tokens, 64 kept of each, in float32 (CPU) or bfloat16 (CUDA) throughout."""
 
     tower_ms: float
     selection_ms: float
@@ -26,8 +26,14 @@ class Share:
         return 100 * self.selection_ms / self.tower_ms
 
 
-def measure_tower() -> Share:
-    """CLIP-L/14-336 in shape, 24 layers, with random weights: time does not depend on them."""
+def measure_tower(images: int = 1, layers: int = 24) -> Share:
+    """CLIP-L/14-336 in shape, with random weights: time does not depend on them.
+
+    Args:
+        images: encoded, and selected from, in one call.
+        layers: 24 in the true tower.
+
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -35,7 +41,7 @@ def measure_tower() -> Share:
     config = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
-        num_hidden_layers=24,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         image_size=336,
         patch_size=14,
@@ -47,13 +53,12 @@ def measure_tower() -> Share:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.01)
-        pixels = torch.randn(1, 3, 336, 336, device=DEVICE, dtype=dtype)
+        pixels = torch.randn(images, 3, 336, 336, device=DEVICE, dtype=dtype)
         places = torch.arange(577, device=DEVICE)[None]
         for name, buffer in model.named_buffers():
             if name.endswith("position_ids"):
                 buffer.copy_(places)
         tower = median_ms(lambda: model(pixels, output_hidden_states=True))
-    image = synthetic_image(1024, seed=0).to(DEVICE)
-    image = type(image)(*(tensor.to(dtype) for tensor in image))
-    choose = METHODS["flashvlm"].choose
-    return Share(tower, median_ms(lambda: choose(image, 64), repeats=9))
+    drawn = [synthetic_image(1024, seed=number % 8).to(DEVICE) for number in range(images)]
+    batch = [type(image)(*(tensor.to(dtype) for tensor in image)) for image in drawn]
+    return Share(tower, median_ms(lambda: select_all(batch, 64), repeats=9))

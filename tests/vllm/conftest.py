@@ -27,6 +27,8 @@ ENGINE_DEFAULTS = {
     "enforce_eager": True,
     "max_model_len": 4096,
     "max_num_seqs": 8,
+    # On a GPU (benchmarks.gpu) these tests share it with other engines.
+    **json.loads(os.environ.get("FLASHVLM_TEST_ENGINE", "{}")),
 }
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines held against each other: the plugin against stock, chunks against whole prompts.
+
+Every engine leaves ``<name>.answers.json`` in the scratch folder. What can be compared depends on
+which of them are there, so this runs after every step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.gpu import figures
+from benchmarks.gpu.results import Figure
+
+FLOAT32: Final = "torch.float32"
+AGAINST_STOCK: Final = {"v2-bf16-graphs": "stock-v2", "v1-bf16-graphs": "stock-v1"}
+CHUNKS: Final = ("v2-chunks", "v1-chunks")
+WHOLE: Final = ("v2-float32-eager", "v1-bf16-graphs")
+"""What chunks are held against: the first that ran in float32 (on a CPU all do)."""
+
+
+def answers_file(folder: Path, engine: str) -> Path:
+    """Return the file that an engine leaves its answers in."""
+    return folder / f"{engine}.answers.json"
+
+
+def compare_answers(folder: Path) -> dict[str, Figure]:
+    """Compare all pairs of engines that have left answers."""
+    found = {
+        path.name.removesuffix(".answers.json"): json.loads(path.read_text())
+        for path in folder.glob("*.answers.json")
+    }
+    compared: dict[str, Figure] = {}
+    for plugin, stock in AGAINST_STOCK.items():
+        if plugin in found and stock in found:
+            name = figures.equals_stock(plugin)
+            compared[name] = against_stock(found[plugin]["alone"], found[stock]["alone"])
+    whole = [found[name] for name in WHOLE if found.get(name, {}).get("dtype") == FLOAT32]
+    for name in CHUNKS:
+        if name in found and whole:
+            compared[figures.chunked(name)] = against_whole(found[name], whole[0])
+    return compared
+
+
+def against_stock(ours: list[Mapping[str, Any]], stock: list[Mapping[str, Any]]) -> Figure:
+    """Compare ids and log-probabilities of the same requests, sent one at a time."""
+    pairs = list(zip(ours, stock, strict=True))
+    same_ids = sum(one["ids"] == other["ids"] for one, other in pairs)
+    largest = max(
+        abs(a - b)
+        for one, other in pairs
+        for a, b in zip(one["logprobs"], other["logprobs"], strict=False)
+    )
+    seen = (
+        f"{same_ids} of {len(pairs)} answers the same, log-probabilities at most {largest:g} apart"
+    )
+    return Figure(same_ids == len(pairs) and largest == 0, conditions=seen)
+
+
+def against_whole(chunks: Mapping[str, Any], whole: Mapping[str, Any]) -> Figure:
+    """Compare answers to prompts in chunks with those of prompts that fit into one step."""
+    pairs = [
+        pair
+        for budget, texts in chunks["answers"].items()
+        for pair in zip(texts, whole["answers"][budget], strict=False)
+    ]
+    same = sum(one == other for one, other in pairs)
+    seen = f"{same} of {len(pairs)} answers the same, chunks of {chunks['chunk']} tokens"
+    return Figure(same == len(pairs), conditions=seen)

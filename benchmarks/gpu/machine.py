@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which GPU, which software, which commit: what a figure means nothing without."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+PACKAGES: Final = ("vllm", "torch", "triton", "transformers", "flashvlm-vllm")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """The first GPU, as NVIDIA's management library describes it."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    driver: str
+    compute_capability: str
+
+
+def find_gpu() -> GPU | None:
+    """Return the first visible GPU without making a CUDA context; None where there is none."""
+    from vllm.third_party import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except Exception:  # its own error type, or the library is missing
+        return None
+    try:
+        if not pynvml.nvmlDeviceGetCount():
+            return None
+        handle = pynvml.nvmlDeviceGetHandleByIndex(_first_visible())
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        name = pynvml.nvmlDeviceGetName(handle)
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        return GPU(_text(name), memory.total, memory.free, _text(driver), f"{major}.{minor}")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _first_visible() -> int:
+    """NVML knows nothing of ``CUDA_VISIBLE_DEVICES``; an index in it is followed, a UUID not."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    return int(first) if first.isdigit() else 0
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def describe(gpu: GPU | None, *, rehearsed: bool) -> dict[str, Any]:
+    """Return what the results file says of a run's machine."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "rehearsal": rehearsed,
+        "gpu": gpu.name if gpu else None,
+        "memory_gib": round(gpu.memory_bytes / 2**30, 1) if gpu else None,
+        "driver": gpu.driver if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+        "cuda": _cuda(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+def commit() -> str | None:
+    """Return the checkout's commit, marked where files differ from it; None: there is no git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + (" with changes" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
