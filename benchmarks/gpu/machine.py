@@ -41,11 +41,17 @@ def find_gpu() -> GPU | None:
         handle = pynvml.nvmlDeviceGetHandleByIndex(_first_visible())
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        return GPU(_text(name), memory.total, memory.free, _text(driver), f"{major}.{minor}")
+        name = _text(pynvml.nvmlDeviceGetName(handle))
+        return GPU(name, memory.total, memory.free, _driver(pynvml), f"{major}.{minor}")
     finally:
         pynvml.nvmlShutdown()
+
+
+def _driver(pynvml: Any) -> str:
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # its own error type; some containers do not tell
+        return "unknown"
 
 
 def _first_visible() -> int:
