@@ -20,8 +20,17 @@ from flashvlm_vllm.feature_cache import (
     parse_feature_cache_gb,
 )
 from flashvlm_vllm.selector import SELECTOR
+from flashvlm_vllm.visual_positions import (
+    VISUAL_POSITIONS,
+    VisualPositions,
+    axes_on,
+    default_positions,
+    parse_positions,
+    position_axes,
+    set_position_axes,
+)
 
-SETTINGS = (BUDGET, SELECTOR, FEATURE_CACHE_GB)
+SETTINGS = (BUDGET, SELECTOR, VISUAL_POSITIONS, FEATURE_CACHE_GB)
 """What an engine is started with, as flags or as processor arguments."""
 
 EXPLAIN_PER_MINUTE = "visual_explain_per_minute"
@@ -29,7 +38,6 @@ SERVING_SETTINGS = (EXPLAIN_PER_MINUTE, "visual_playground")
 """What an API process is started with, as flags; the engine does not know them."""
 
 _WRAPPED = "__flashvlm_wrapped__"
-_KEEPS_POSITIONS = "_flashvlm_keeps_positions"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
 
 
@@ -73,16 +81,25 @@ def attach_to_engine() -> None:
     weights, as a rule) means the features that this plugin remembers too, and the model is not
     told. Seen: 0.32. End: when models are.
 
+    ``ModelConfig.uses_mrope`` and ``mrope_num_dims``. Why: only where it is true do the runners ask
+    a model for positions, and it is true of models with three axes only. Seen: 0.32. End: when the
+    runners ask the model whether it has positions of its own.
+
     ``MultiModalConfig.is_multimodal_pruning_enabled``. Why: only where it is true do the runners
     ask a model for the positions of what it kept, and it knows of ``--video-pruning-rate`` only.
     Seen: 0.32. End: when the runners ask the model whether it prunes.
+
+    ``InputProcessor.process_inputs``. Why: it is where a processed prompt and the longest answer
+    allowed first meet, on every endpoint and offline; both together must fit into the rotary
+    table. Seen: 0.32. End: when a processor is told the sampling parameters.
 
     ``CPUModelRunner.load_model``. Why: it is written anew for the CPU and leaves out the question
     whether the model prunes, so that positions stay in the embeddings' last channels (with
     ``--video-pruning-rate`` as well). Seen: 0.32. End: when it asks as its base class does.
     """
-    from vllm.config import MultiModalConfig
+    from vllm.config import ModelConfig, MultiModalConfig
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.worker_base import WorkerBase
@@ -90,6 +107,9 @@ def attach_to_engine() -> None:
     _wrap(EngineArgs, "create_engine_config", _create_engine_config)
     _wrap(Executor, "reset_encoder_cache", _reset_encoder_cache)
     _wrap(MultiModalConfig, "is_multimodal_pruning_enabled", _is_pruning_enabled)
+    _wrap_property(ModelConfig, "uses_mrope", _uses_mrope)
+    _wrap_property(ModelConfig, "mrope_num_dims", _mrope_num_dims)
+    _wrap(InputProcessor, "process_inputs", _process_inputs)
     _wrap(CPUModelRunner, "load_model", _load_model_on_cpu)
     WorkerBase.flashvlm_statistics = _statistics  # type: ignore[attr-defined]
     WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
@@ -195,6 +215,19 @@ def _wrap(
         setattr(owner, name, classmethod(wrapped) if classmethod_ else wrapped)
 
 
+def _wrap_property(owner: type, name: str, wrapper: Any) -> None:
+    original = getattr(owner, name).fget
+    if getattr(original, _WRAPPED, False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(instance: Any) -> Any:
+        return wrapper(original, instance)
+
+    setattr(wrapped, _WRAPPED, True)
+    setattr(owner, name, property(wrapped))
+
+
 def _add_cli_args(original: Any, parser: Any) -> Any:
     import argparse
 
@@ -243,6 +276,12 @@ def _add_cli_args(original: Any, parser: Any) -> Any:
         metavar="NAME",
         help="How the tokens are chosen where a request does not say: flashvlm (the default), "
         "or another installed selector. Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-positions",
+        choices=[str(each) for each in VisualPositions],
+        help="Where kept tokens stand if a request does not say: at their places in the unpruned "
+        "prompt (kept, the default), or one after another (closed). Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-feature-cache-gb",
@@ -399,13 +438,45 @@ def _turn_off_encoder_graphs(config: Any) -> None:
 
 def _ask_for_positions(model_config: Any) -> None:
     from flashvlm_vllm.plugin import covers
+    from flashvlm_vllm.schemes import axes_of
 
-    if covers(model_config) and model_config.uses_mrope:
-        setattr(model_config.multimodal_config, _KEEPS_POSITIONS, True)
+    if not covers(model_config) or position_axes(model_config):
+        return
+    axes = axes_of(model_config)
+    set_position_axes(model_config, axes)
+    if not axes and default_positions(model_config) is VisualPositions.KEPT:
+        from vllm.logger import init_logger
+
+        init_logger("vllm.flashvlm").warning(
+            "flashvlm: %s has a position scheme that is not known (rotary embeddings are); the "
+            "places of kept tokens close up",
+            model_config.architecture,
+        )
 
 
 def _is_pruning_enabled(original: Any, multimodal_config: Any) -> bool:
-    return getattr(multimodal_config, _KEEPS_POSITIONS, False) or original(multimodal_config)
+    return bool(axes_on(multimodal_config)) or original(multimodal_config)
+
+
+def _uses_mrope(original: Any, model_config: Any) -> bool:
+    return bool(position_axes(model_config)) or original(model_config)
+
+
+def _mrope_num_dims(original: Any, model_config: Any) -> int:
+    from flashvlm_vllm.schemes import LINE_CHANNELS
+
+    dims: int = original(model_config)
+    return LINE_CHANNELS if position_axes(model_config) == 1 else dims
+
+
+def _process_inputs(
+    original: Any, processor: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from flashvlm_vllm.fitting import fit
+
+    request = original(processor, request_id, prompt, *args, **kwargs)
+    fit(request, processor.model_config, prompt)
+    return request
 
 
 def _load_model_on_cpu(original: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -429,6 +500,7 @@ def _checked_defaults(asked: dict[str, Any]) -> dict[str, Any]:
     defaults = {
         BUDGET: parse_budget(asked.get(BUDGET)),
         SELECTOR: selector,
+        VISUAL_POSITIONS: parse_positions(asked.get(VISUAL_POSITIONS)),
         FEATURE_CACHE_GB: parse_feature_cache_gb(asked.get(FEATURE_CACHE_GB)),
     }
     return {name: value for name, value in defaults.items() if value is not None}
@@ -483,7 +555,7 @@ async def _create_answer(
             answer = await outcome.checked(answer, collected.unproven, handler)
         finally:
             request_log.tell(request, raw_request, collected)
-    return report.annotated(answer, collected.counts)
+    return report.annotated(answer, collected)
 
 
 async def ask_engines(client: Any, method: str, *args: Any) -> dict[int, list[Any]]:

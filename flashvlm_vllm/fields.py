@@ -9,9 +9,10 @@ QUERY_IDS = "query_ids"
 IDENTITY = "identity"
 ITEM = "item"
 SELECTOR_NAME = "selector_name"
-NAMES = (KEPT, QUERY_IDS, IDENTITY, ITEM, SELECTOR_NAME)
+GAP = "gap"
+NAMES = (KEPT, QUERY_IDS, IDENTITY, ITEM, SELECTOR_NAME, GAP)
 """How many tokens stay; the words that steer; the item with what is asked of it; the item alone;
-the selector."""
+the selector; how many positions the dropped tokens keep free (-1: places close up)."""
 
 
 def field_name(name: str, modality: str) -> str:

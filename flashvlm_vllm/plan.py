@@ -10,11 +10,14 @@ from typing import Any
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import Budget
+from flashvlm_vllm.gaps import item_name
+from flashvlm_vllm.visual_positions import VisualPositions
 
 PLAN = "flashvlm_plan"
 """The processor argument that holds a request's ``VisualPlan``."""
 
-_PRUNED = "flashvlm-"
+CLOSED = -1
+"""The gap of a pruned item whose places close up."""
 _SELECTION_VERSION = 2
 """Part of every pruned item's identity. Raise it whenever the same request would keep other
 tokens than before: external KV stores outlive a process."""
@@ -30,12 +33,14 @@ class VisualPlan:
     witness: str | None = None
     """A name of its own for a request whose selection is to be explained. It changes what vLLM's
     caches know the items by, so that none of them answers, and nothing of what is kept."""
+    positions: VisualPositions = VisualPositions.KEPT
 
     def identity(self, stock: str) -> bytes:
         """Derive an item's identity, 32 bytes, from ``stock``, its identity without pruning.
 
         The kept tokens depend on the budget, the selector and the question, so a cache keyed by
-        the pixels alone would answer one question with another's tokens.
+        the pixels alone would answer one question with another's tokens. Where they stand does
+        not change which are kept; vLLM's caches know it by the item's name (`gaps.item_name`).
         """
         wishes = [self.budget, self.selector, self.query_ids]
         factors = json.dumps([_SELECTION_VERSION, stock, *wishes])
@@ -46,8 +51,9 @@ class VisualPlan:
 class PlannedInputs(ProcessorInputs):
     """Processor inputs of a request that is pruned; knows which of its items are."""
 
-    pruned: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    """By modality, one entry per item."""
+    gaps: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """By modality, one entry per item: the positions that its dropped tokens keep free, `CLOSED`
+    where places close up, ``None`` of an item that stays whole."""
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return stock identities for what is kept whole, derived ones for what is pruned."""
@@ -59,11 +65,13 @@ class PlannedInputs(ProcessorInputs):
         hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
         if plan is None:
             return hashes
-        for modality, pruned in self.pruned.items():
+        for modality, gaps in self.gaps.items():
             if modality in hashes:
                 hashes[modality] = [
-                    f"{_PRUNED}{plan.identity(stock).hex()}" if is_pruned else stock
-                    for stock, is_pruned in zip(hashes[modality], pruned, strict=True)
+                    stock
+                    if gap is None
+                    else item_name(plan.identity(stock), None if gap == CLOSED else gap)
+                    for stock, gap in zip(hashes[modality], gaps, strict=True)
                 ]
                 if plan.witness is not None:
                     hashes[modality] = [
@@ -71,11 +79,6 @@ class PlannedInputs(ProcessorInputs):
                         for number, each in enumerate(hashes[modality])
                     ]
         return hashes
-
-
-def is_pruned_identity(identity: str) -> bool:
-    """Tell from an item's identity in vLLM's caches whether it is pruned."""
-    return identity.startswith(_PRUNED)
 
 
 def plan_of(kwargs: Mapping[str, Any]) -> VisualPlan | None:

@@ -35,6 +35,7 @@ from flashvlm_vllm.budget import BUDGET, Budget, ItemCount, TokenCount, parse_bu
 from flashvlm_vllm.explained import WHOLE, WITNESS, Placed, WatchedItem, WatchedRequest
 from flashvlm_vllm.feature_cache import feature_cache_bytes
 from flashvlm_vllm.fields import (
+    GAP,
     IDENTITY,
     ITEM,
     KEPT,
@@ -44,14 +45,21 @@ from flashvlm_vllm.fields import (
     SELECTOR_NAME,
     field_name,
 )
-from flashvlm_vllm.plan import PLAN, PlannedInputs, VisualPlan, plan_of, without_plan
+from flashvlm_vllm.plan import CLOSED, PLAN, PlannedInputs, VisualPlan, plan_of, without_plan
 from flashvlm_vllm.preprocessed import PreprocessedItems
 from flashvlm_vllm.query import QUERY
 from flashvlm_vllm.query_tokens import QueryTokens
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector
 from flashvlm_vllm.selector import DEFAULT_SELECTOR, SELECTOR, parse_selector
-from flashvlm_vllm.visual_report import REPORT, VisualReport
+from flashvlm_vllm.visual_positions import (
+    VISUAL_POSITIONS,
+    VisualPositions,
+    default_positions,
+    parse_positions,
+    position_axes,
+)
+from flashvlm_vllm.visual_report import LAYOUT, REPORT, PromptLayout, VisualReport
 
 _PLACEHOLDER_IDS = (
     "image_token_index",
@@ -74,8 +82,6 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
     (``count_video_tokens``).
     """
 
-    can_merge: ClassVar[bool] = True
-    """Whether a selector may merge tokens of this model."""
     placeholder_texts: ClassVar[tuple[str, ...]] = ()
     """What stands for an image or a video in a prompt without being a special token."""
 
@@ -145,11 +151,11 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """Process one prompt; ``result["visual_tokens"]`` is its ``VisualReport``.
 
         Raises:
-            Refusal: the budget, the selector or the query is not valid, or a budget
-                was asked for images given as embeddings.
+            Refusal: the budget, the selector, the query or the positions are not valid, or
+                a budget was asked for images given as embeddings.
 
         """
-        own = {BUDGET, QUERY, SELECTOR, WITNESS}
+        own = {BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS, WITNESS}
         arguments = inputs.hf_processor_mm_kwargs.items()
         self._at_hand.arguments = {name: value for name, value in arguments if name not in own}
         try:
@@ -171,13 +177,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         selector = checked_selector(kwargs.pop(SELECTOR, None)) or default_selector(
             self.info.ctx.model_config
         )
-        if budget is not None and find_selector(selector).merges and not self.can_merge:
-            raise Refusal(
-                Reason.CANNOT_MERGE,
-                f"{SELECTOR}: {selector} merges tokens, and a merged token has no place in the "
-                "picture, which this model asks for; allowed is a selector that does not merge",
-                parameter=SELECTOR,
-            )
+        positions = self._positions(kwargs)
         witness: Any = kwargs.pop(WITNESS, None)
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
 
@@ -188,25 +188,30 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             modality: [count and count.kept(budget) for count in known]
             for modality, known in counts.items()
         }
-        pruned = {
+        gaps: dict[str, tuple[int | None, ...]] = {
             modality: tuple(
-                budget is not None if count is None else stay != count.total
+                None
+                if budget is None or (count is not None and stay == count.total)
+                else self._gap(count, stay, positions)
                 for count, stay in zip(known, kept[modality], strict=True)
             )
             for modality, known in counts.items()
         }
+        is_pruned = any(gap is not None for known in gaps.values() for gap in known)
         question: tuple[int, ...] | None = None
-        if budget is not None and (witness is not None or any(map(any, pruned.values()))):
+        if budget is not None and (witness is not None or is_pruned):
             uses_question = find_selector(selector).uses_question
             words = self._query_tokens.ids(query, inputs.prompt) if uses_question else ()
-            plan = VisualPlan(budget, selector, words, witness)
+            plan = VisualPlan(budget, selector, words, witness, positions)
             if witness is not None:
                 question = words if uses_question else self._query_tokens.ids(query, inputs.prompt)
-            inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
+            inputs = PlannedInputs(**{**vars(inputs), "gaps": gaps})
             inputs.hf_processor_mm_kwargs = {**kwargs, PLAN: plan}
 
         self._at_hand.identities = {}
         result = super().apply(inputs, timing_ctx)
+        layout = PromptLayout(positions)
+        result[LAYOUT] = layout  # type: ignore[literal-required]
         watched = None
         if budget is not None and question is not None:
             items = self._watched(inputs.mm_data_items, counts)
@@ -223,8 +228,34 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             selector=None if budget is None else selector,
             unproven=self._unproven(result) if selector not in BUILT_IN else (),
             watched=watched,
+            layout=layout if is_pruned else None,
         )
         return result
+
+    def _positions(self, kwargs: dict[str, Any]) -> VisualPositions:
+        """Take what a request says of positions, or the engine's default.
+
+        Where the model's position scheme is not known, places close up whatever is asked for.
+        """
+        config = self.info.ctx.model_config
+        try:
+            asked = parse_positions(kwargs.pop(VISUAL_POSITIONS, None))
+        except ValueError as error:
+            raise Refusal(
+                Reason.BAD_POSITIONS, f"{VISUAL_POSITIONS}: {error}", parameter=VISUAL_POSITIONS
+            ) from None
+        if not position_axes(config):
+            return VisualPositions.CLOSED
+        return default_positions(config) if asked is None else asked
+
+    def _gap(self, count: TokenCount | None, stay: int | None, positions: VisualPositions) -> int:
+        """Return how many positions a pruned item's dropped tokens keep free.
+
+        With M-RoPE none: a whole item has fewer positions than tokens there.
+        """
+        if positions is VisualPositions.CLOSED or count is None or stay is None:
+            return CLOSED
+        return count.total - stay if position_axes(self.info.ctx.model_config) == 1 else 0
 
     def _watched(
         self, given: MultiModalDataItems, counts: Mapping[str, Sequence[TokenCount | None]]
@@ -404,8 +435,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         for modality in MODALITIES:
             counts = self._missing_counts(mm_items, modality)
             if counts:
-                kept = [count.kept(plan.budget) for count in counts]
-                inputs |= self._planned(mm_items[modality], modality, stock, plan, kept)
+                inputs |= self._planned(mm_items[modality], modality, stock, plan, counts)
         return BatchFeature(inputs) if inputs else super()._apply_hf_processor_main(mm_items, stock)
 
     def _planned(
@@ -414,9 +444,13 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         modality: str,
         stock: Mapping[str, Any],
         plan: VisualPlan,
-        kept: Sequence[int],
+        counts: Sequence[TokenCount],
     ) -> dict[str, Any]:
         """Process one modality's items each on its own, and add the fields for the worker."""
+        kept = [count.kept(plan.budget) for count in counts]
+        gaps = [
+            self._gap(count, stay, plan.positions) for count, stay in zip(counts, kept, strict=True)
+        ]
         names = self._pixel_hashes(items, modality, stock)
 
         def process(number: int) -> MultiModalKwargsItem:
@@ -443,6 +477,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             IDENTITY: _as_bytes(identities),
             ITEM: _as_bytes(digests),
             SELECTOR_NAME: _as_bytes([selector] * len(kept)),
+            GAP: torch.tensor(gaps, dtype=torch.int64),
         }.items():
             inputs[field_name(name, modality)] = value
         return inputs

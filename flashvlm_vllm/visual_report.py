@@ -2,12 +2,36 @@
 """What the processor says of a prompt's images and videos to the API process around it."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from flashvlm_vllm.budget import Budget, ItemCount
 from flashvlm_vllm.explained import WatchedRequest
+from flashvlm_vllm.visual_positions import VisualPositions
 
 REPORT = "visual_tokens"
 """Where a processed prompt carries its ``VisualReport``."""
+LAYOUT = "visual_layout"
+"""Where it carries its ``PromptLayout``."""
+
+
+class Layout(StrEnum):
+    """What became of the places of a prompt's kept tokens."""
+
+    KEPT = "kept"
+    CLOSED = "closed"
+    SHORTENED = "shortened"
+    """Kept, with gaps shortened so that prompt and answer fit into the model's positions."""
+
+
+class PromptLayout:
+    """What became of a prompt's places. Settled when its longest answer is known."""
+
+    def __init__(self, positions: VisualPositions) -> None:
+        self.result = Layout(positions)
+
+    def shorten(self) -> None:
+        """Note that gaps were shortened."""
+        self.result = Layout.SHORTENED
 
 
 @dataclass(frozen=True)
@@ -27,3 +51,5 @@ class VisualReport:
     that succeeded only the worker knows."""
     watched: WatchedRequest | None = None
     """Set when the selection is to be explained, and there is one."""
+    layout: PromptLayout | None = None
+    """Set where something is pruned."""

@@ -23,13 +23,20 @@ def tile_patches(
         where crop 0 is the base, so tiles start at ``patches_per_side ** 2``.
 
     """
+    return tile_picture(tile_grid, patches_per_side, original_size).flatten()
+
+
+def tile_picture(
+    tile_grid: tuple[int, int], patches_per_side: int, original_size: tuple[int, int]
+) -> Tensor:
+    """Return `tile_patches` as a picture, ``(rows, columns)``."""
     rows, columns = tile_grid
     side = patches_per_side
     patches = torch.arange(rows * columns * side * side) + side * side
     picture = patches.view(rows, columns, side, side).permute(0, 2, 1, 3)
     picture = picture.reshape(1, rows * side, columns * side)
     unpadded: Tensor = unpad_image(picture, original_size)
-    return unpadded.flatten()
+    return unpadded[0]
 
 
 def spread_budget(budget: int, sizes: Sequence[int]) -> list[int]:

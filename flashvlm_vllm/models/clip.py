@@ -68,17 +68,19 @@ def _merge_by_frame(tokens: VisualTokens, frames: int, choose: Choose) -> Select
     count = len(tokens.projected) // frames
     shares = spread_budget(tokens.budget, [count] * frames)
     device = tokens.projected.device
-    merged = []
+    merged, anchors = [], []
     for frame, share in enumerate(shares):
         rows = torch.arange(frame * count, (frame + 1) * count, device=device)
         if share == count:
             merged.append(tokens.features[rows])
+            anchors.append(rows)
             continue
         (selection,) = choose([_taken(tokens, rows, share)])
         if selection.merged is None:
             raise TypeError("a selector that merges returned indices")
         merged.append(selection.merged)
-    return Selection(merged=torch.cat(merged))
+        anchors.append(rows[selection.spots])
+    return Selection(merged=torch.cat(merged), anchors=torch.cat(anchors))
 
 
 def _taken(tokens: VisualTokens, rows: Tensor, budget: int) -> VisualTokens:

@@ -5,13 +5,15 @@ Image tokens see each other in both directions, where vLLM's attention backend d
 by the placeholder, so those that stay do so as before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.model_executor.models.gemma3_mm import (
     Gemma3DummyInputsBuilder,
@@ -94,6 +96,14 @@ class PrunedGemma3(TileSelection, Gemma3ForConditionalGeneration):
         device = self.multi_modal_projector.mm_input_projection_weight.device
         numbers = torch.arange(side * side, device=device)
         return torch.stack([numbers // side, numbers % side], dim=1)
+
+    def dropped_before(
+        self, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
+    ) -> NDArray[np.int64]:
+        """Count what was dropped of the image and the crops that begin before each text token."""
+        begins = np.asarray(ids) == self.config.boi_token_index
+        whole: NDArray[np.int64] = (np.cumsum(begins) - begins) * self.tile_tokens
+        return whole - np.cumsum(is_embed)
 
     def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
         """Return all images and crops, ``(B, 3, H, W)``, and how many each image is."""

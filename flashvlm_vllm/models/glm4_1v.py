@@ -16,17 +16,16 @@ from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.budget import BUDGET, TokenCount
-from flashvlm_vllm.models.positioned import PositionedProcessor
+from flashvlm_vllm.models.places import closed_items
 from flashvlm_vllm.models.positions import Span, grid_positions
 from flashvlm_vllm.models.qwen2_vl import QwenSelection
+from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.vision.glm4_1v import ConvolvingTower
 
 
-class PrunedGlmProcessor(PositionedProcessor, Glm4vMultiModalProcessor):
+class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
     """GLM-4.1V's processor."""
-
-    marks = "<|begin_of_image|>, <|end_of_image|>"
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
         """Count an image's tokens, by the Hugging Face processor's own arithmetic."""
@@ -74,13 +73,16 @@ class PrunedGlm(QwenSelection, Glm4vForConditionalGeneration):
         """List a prompt's images and its videos' frames, between which there is text."""
         side = int(self.config.vision_config.spatial_merge_size)
         spans = []
+        closed = closed_items(mm_features)
         for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             place = each.mm_position
+            if place.offset in closed:
+                continue
             steps, high, wide = each.data[f"{each.modality}_grid_thw"].data.tolist()
             runs = [(place.offset, place.offset + place.length - 1)]
             if each.modality == "video":
                 runs = place.extract_embeds_range()
             # Frames of one run are neighbours, as vLLM's profiling writes them.
             grid = grid_positions(steps // len(runs), high // side, wide // side)
-            spans += [Span(start, end - start + 1, grid) for start, end in runs]
+            spans += [Span.of_grid(start, end - start + 1, grid) for start, end in runs]
         return spans

@@ -16,11 +16,12 @@ from vllm.model_executor.models.glm4v import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.processor import PromptUpdateInfo
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.models.pruning import Kept, Wanted
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.intern import InternTower
 from flashvlm_vllm.vision.tap import inputs_of
@@ -95,12 +96,22 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Select of a few images together; positions count tokens between begin and end."""
+    ) -> list[Kept]:
+        """Select of a few images together; spots count tokens between begin and end."""
+        return self.embed_clips(images, wanted, text)
+
+    def finished(
+        self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Put begin and end around the kept tokens."""
         vision = self.transformer.vision
         begin, end = (each[0] / vision.scaling_factor for each in (vision.boi, vision.eoi))
-        positions, rows = self.embed_clips(images, wanted, text)
-        return positions, [torch.cat([begin, each, end]) for each in rows]
+        if gap <= 0:
+            return torch.cat([begin, kept.rows, end])
+        kept = kept.ascending()
+        ends = async_tensor_h2d(torch.tensor([0, self.salient_tower.tokens + 1]), begin.device)
+        places = torch.cat([ends[:1], kept.spots + 1, ends[1:]])
+        return self.placed(torch.cat([begin, kept.rows, end]), places, gap)
 
 
 class EvaTower:

@@ -23,6 +23,7 @@ from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import (
     Candidates,
+    Kept,
     VisualTokenSelection,
     Wanted,
     clip_candidates,
@@ -70,7 +71,7 @@ class LlavaSelection(VisualTokenSelection):
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
+    ) -> list[Kept]:
         """Select of a few images, or videos, together.
 
         Args:
@@ -79,12 +80,21 @@ class LlavaSelection(VisualTokenSelection):
             wanted: what their requests ask for.
             text: the embeddings of their steering words.
 
-        Returns:
-            per item the kept positions, ascending (``None`` where tokens were merged), and the
-            embeddings.
-
         """
         raise NotImplementedError
+
+    def places_in_prompt(
+        self, spots: Tensor, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Return where visual tokens stand in their item's unpruned placeholder.
+
+        Args:
+            spots: ``(T,)`` their numbers among the item's visual tokens.
+            size: height and width of the image in pixels, where the model asks.
+            modality: of the item.
+
+        """
+        return spots
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images or videos; those with a budget come back as their kept tokens only."""
@@ -94,16 +104,35 @@ class LlavaSelection(VisualTokenSelection):
         pixels, sizes = self.read_pixels(wanted.modality, kwargs)
         text = self.embed_queries(wanted.queries)
         totals: list[int] = []
-        kept: list[Tensor | None] = []
-        embeddings: list[Tensor] = []
+        kept: list[Kept] = []
         for batch in self.encoder_batches([self.salient_tower.tokens * len(k) for k in pixels]):
             images = self.features_of(pixels[batch], wanted[batch])
-            positions, rows = self.embed_batch(images, sizes[batch], wanted[batch], text[batch])
+            kept += self.embed_batch(images, sizes[batch], wanted[batch], text[batch])
             totals += [image.saliency.numel() for image in images]
-            kept += positions
-            embeddings += rows
-        self.trace(totals, kept, wanted.queries)
-        return embeddings
+        self.trace(totals, [each.order for each in kept], wanted.queries)
+        every = sizes if sizes else [None] * len(kept)
+        return [
+            self.finished(each, gap, size, wanted.modality)
+            for each, gap, size in zip(kept, wanted.gaps, every, strict=True)
+        ]
+
+    def finished(
+        self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Return what an item's placeholder stands for.
+
+        Args:
+            kept: what stays of it.
+            gap: positions that dropped tokens keep free, where they do.
+            size: as of `places_in_prompt`.
+            modality: likewise.
+
+        """
+        if gap <= 0:
+            return kept.rows
+        kept = kept.ascending()
+        places = self.places_in_prompt(kept.spots, size, modality)
+        return self.placed(kept.rows, places, gap)
 
     def read_pixels(
         self, modality: str, kwargs: dict[str, Any]
@@ -186,8 +215,8 @@ class LlavaSelection(VisualTokenSelection):
 
     def embed_clips(
         self, clips: Sequence[ImageFeatures], wanted: Wanted, text: Sequence[Tensor | None]
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Select of a few videos together; positions are time-major.
+    ) -> list[Kept]:
+        """Select of a few videos together; spots are time-major.
 
         Args:
             clips: ``K`` frames of square grids each.
@@ -199,9 +228,7 @@ class LlavaSelection(VisualTokenSelection):
             clip_candidates(clip, wanted, number, text[number], math.isqrt(clip.saliency.shape[1]))
             for number, clip in enumerate(clips)
         ]
-        chosen = self.select(candidates)
-        embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
-        return [each.indices for each in chosen], embeddings
+        return self.select_and_embed(candidates)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -235,8 +262,8 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Select of a few images together; positions are patches in raster order."""
+    ) -> list[Kept]:
+        """Select of a few images together; spots are patches in raster order."""
         places = self.places_of(
             torch.arange(self.salient_tower.tokens, device=images[0].projected.device)
         )
@@ -254,9 +281,7 @@ class PrunedLlava(LlavaSelection, LlavaForConditionalGeneration):
             )
             for number, image in enumerate(images)
         ]
-        chosen = self.select(candidates)
-        embeddings = [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
-        return [each.indices for each in chosen], embeddings
+        return self.select_and_embed(candidates)
 
 
 def _is_pixtral(config: Any) -> bool:

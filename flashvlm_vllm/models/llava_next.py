@@ -6,7 +6,7 @@ only some patches are left, and the published LLaVA-NeXT results for pruning hav
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -24,10 +24,10 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.explained import Placed
-from flashvlm_vllm.models.anyres import spread_budget, tile_patches
+from flashvlm_vllm.models.anyres import spread_budget, tile_picture
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
 from flashvlm_vllm.models.regions import anyres_tiles
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.selection import Selection
@@ -80,6 +80,14 @@ class _Crop:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """An image's crops, base first, and the columns of its tiles' picture."""
+
+    crops: list[_Crop]
+    columns: int
+
+
+@dataclass(frozen=True)
 class _Part:
     """One crop of one image with what is selected from it."""
 
@@ -102,15 +110,15 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
+    ) -> list[Kept]:
         """Select of a few images together.
 
-        Positions are those of the picture: base patches first, then the tiles' patches that
+        Spots are those of the picture: base patches first, then the tiles' patches that
         unpadding leaves, in raster order.
         """
         parts: list[_Part] = []
         for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            crops = self._crops_of(size, image.saliency.device)
+            crops = self._layout_of(size, image.saliency.device).crops
             patches = [len(crop.rows) for crop in crops]
             shares = spread_budget(min(wanted.kept[number], sum(patches)), patches)
             for part, (crop, share) in enumerate(zip(crops, shares, strict=True)):
@@ -130,51 +138,47 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
                     parts.append(_Part(number, crop, candidates))
         chosen = self.select([part.candidates for part in parts])
 
-        kept: list[Tensor | None] = []
-        embeddings: list[Tensor] = []
+        kept: list[Kept] = []
         for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
             mine = [
                 (part, selection)
                 for part, selection in zip(parts, chosen, strict=True)
                 if part.image == number
             ]
-            order, rows = self._in_picture_order(mine)
-            if wanted.kept[number] > len(rows):
+            stays = self._in_picture_order(mine)
+            if wanted.kept[number] > len(stays.rows):
                 # Kept whole beside a larger image of the same request: with its newlines.
-                rows = self._merge_image_patch_embeddings(
+                whole = self._merge_image_patch_embeddings(
                     torch.tensor(size), image.projected, strategy="spatial_unpad"
                 )
-            kept.append(order)
-            embeddings.append(rows)
-        return kept, embeddings
+                stays = replace(stays, rows=whole)
+            kept.append(stays)
+        return kept
 
-    def _in_picture_order(
-        self, parts: Sequence[tuple[_Part, Selection]]
-    ) -> tuple[Tensor | None, Tensor]:
-        """Put an image's kept tokens together.
+    def places_in_prompt(
+        self, spots: Tensor, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Count the newlines before each: one behind every row of the tiles' picture."""
+        assert size is not None
+        base = self.salient_tower.tokens
+        columns = self._layout_of(size, spots.device).columns
+        return spots + (spots - base).clamp(min=0) // columns
 
-        Returns:
-            their positions, ascending, and embeddings. Merged tokens have no position
-            (``None``) and stay crop by crop.
-
-        """
+    def _in_picture_order(self, parts: Sequence[tuple[_Part, Selection]]) -> Kept:
+        """Put an image's kept tokens together; merged ones stay crop by crop."""
         rows = torch.cat([self.embed(part.candidates, selection) for part, selection in parts])
-        orders = [
-            part.crop.order[selection.indices]
-            for part, selection in parts
-            if selection.indices is not None
-        ]
-        if len(orders) < len(parts):
-            return None, rows
-        order, position = torch.cat(orders).sort()
-        return order, rows[position]
+        spots = torch.cat([part.crop.order[selection.spots] for part, selection in parts])
+        if any(selection.indices is None for _, selection in parts):
+            return Kept(rows, spots, is_merged=True)
+        spots, position = spots.sort()
+        return Kept(rows[position], spots)
 
     @cached_property
-    def _crops_of(self) -> Callable[[tuple[int, int], torch.device], list[_Crop]]:
+    def _layout_of(self) -> Callable[[tuple[int, int], torch.device], _Layout]:
         # Sizes come again, and each is some thousand steps of Python and a few copies.
         return lru_cache(maxsize=_REMEMBERED_SIZES)(self._lay_out)
 
-    def _lay_out(self, size: tuple[int, int], device: torch.device) -> list[_Crop]:
+    def _lay_out(self, size: tuple[int, int], device: torch.device) -> _Layout:
         """List an image's crops with the patches that unpadding leaves, base first."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         per_crop = side * side
@@ -182,7 +186,8 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
             size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
         )
         base = torch.arange(per_crop)
-        picture = torch.cat([base, tile_patches(grid, side, size)])
+        tiles = tile_picture(grid, side, size)
+        picture = torch.cat([base, tiles.flatten()])
         crop_of = picture // per_crop
         crops = []
         for number in range(1 + grid[0] * grid[1]):
@@ -190,4 +195,4 @@ class PrunedLlavaNext(LlavaSelection, LlavaNextForConditionalGeneration):
             if len(order):
                 rows = async_tensor_h2d(picture[order], device)
                 crops.append(_Crop(rows, async_tensor_h2d(order, device)))
-        return crops
+        return _Layout(crops, tiles.shape[1])

@@ -19,7 +19,7 @@ from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import KEPT, field_name
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.models.pruning import Kept, Wanted
 from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.tower import Encoded
@@ -98,6 +98,6 @@ class PrunedLlavaNextVideo(LlavaSelection, LlavaNextVideoForConditionalGeneratio
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
+    ) -> list[Kept]:
         """Select of a few videos together."""
         return self.embed_clips(images, wanted, text)

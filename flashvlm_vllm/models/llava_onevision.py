@@ -9,6 +9,7 @@ newlines, those of rows and the one behind a video: they mark ends of what is no
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.explained import WHOLE, Placed
@@ -30,9 +32,11 @@ from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.llava_next import AnyresCounts
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
 from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.selection import Selection
+
+_REMEMBERED_SIZES = 128
+"""Layouts of images by their size; one is 60 kB at most."""
 
 
 class PrunedLlavaOnevisionProcessor(
@@ -96,18 +100,21 @@ class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneratio
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
+    ) -> list[Kept]:
         """Select of a few images, or videos, together.
 
-        Positions in an image are those of the base crop, then those of the picture row by row.
+        Spots in an image are those of the base crop, then those of the picture row by row.
         """
         if wanted.modality == "video":
-            kept, embeddings = self.embed_clips(images, wanted, text)
-            whole = [video.saliency.numel() for video in images]
-            for number, count in enumerate(whole):
-                if wanted.kept[number] > count:
-                    embeddings[number] = torch.cat([embeddings[number], self.image_newline[None]])
-            return kept, embeddings
+            newline = self.image_newline[None]
+            return [
+                replace(each, rows=torch.cat([each.rows, newline]))
+                if stay > video.saliency.numel()
+                else each
+                for each, stay, video in zip(
+                    self.embed_clips(images, wanted, text), wanted.kept, images, strict=True
+                )
+            ]
 
         parts: list[_Part] = []
         for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
@@ -133,8 +140,7 @@ class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneratio
                 first += count
         chosen = self.select([part.candidates for part in parts])
 
-        order: list[Tensor | None] = []
-        embeddings = []
+        kept = []
         for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
             mine = [each for each in zip(parts, chosen, strict=True) if each[0].image == number]
             rows = torch.cat([self.embed(part.candidates, selected) for part, selected in mine])
@@ -146,9 +152,43 @@ class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneratio
                     image_newline=self.image_newline,
                     strategy="spatial_unpad",
                 )
-            order.append(_positions(mine))
-            embeddings.append(rows)
-        return order, embeddings
+            spots = torch.cat([part.first + selected.spots for part, selected in mine])
+            is_merged = any(selected.indices is None for _, selected in mine)
+            kept.append(Kept(rows, spots, is_merged))
+        return kept
+
+    def places_in_prompt(
+        self, spots: Tensor, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Count the newlines before each: one behind every row of the picture."""
+        if modality == "video":
+            return spots
+        assert size is not None
+        return async_tensor_h2d(self._places_of(size), spots.device)[spots]
+
+    @cached_property
+    def _places_of(self) -> Callable[[tuple[int, int]], Tensor]:
+        # Sizes come again.
+        return lru_cache(maxsize=_REMEMBERED_SIZES)(self._places_between_newlines)
+
+    def _places_between_newlines(self, size: tuple[int, int]) -> Tensor:
+        """Return where every visual token of an image stands, ``(N,)`` on the host."""
+        return (self._laid_out_blank(size)[:, 0] == 0).nonzero().flatten()
+
+    def _laid_out_blank(self, size: tuple[int, int]) -> Tensor:
+        """Lay out an image of zeros with newlines of one, ``(n, 1)``, as vLLM lays out any."""
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        high, wide = get_anyres_image_grid_shape(
+            size, self.config.image_grid_pinpoints, vision.image_size
+        )
+        laid_out: Tensor = self._merge_image_patch_embeddings(
+            torch.tensor(size),
+            torch.zeros(1 + high * wide, side * side, 1),
+            image_newline=torch.ones(1),
+            strategy="spatial_unpad",
+        )
+        return laid_out
 
     def _laid_out(self, image: ImageFeatures, size: tuple[int, int]) -> list[ImageFeatures]:
         """Return base crop and picture, ``(1, N, ...)`` each, as vLLM lays out the projections."""
@@ -173,19 +213,8 @@ class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneratio
         numbers = torch.arange(count, device=device)
         if part == 0:
             return self.places_of(numbers)
-        vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        tiles_high, tiles_wide = get_anyres_image_grid_shape(
-            size, self.config.image_grid_pinpoints, vision.image_size
-        )
         # Rows are what newlines would be added to, and one is added to each.
-        mark = torch.zeros(1)
-        blank = torch.zeros(1 + tiles_high * tiles_wide, side * side, 1)
-        laid_out = self._merge_image_patch_embeddings(
-            torch.tensor(size), blank, image_newline=mark, strategy="spatial_unpad"
-        )
-        rows = len(laid_out) - side * side - count
-        columns = count // rows
+        columns = count // int(self._laid_out_blank(size).sum())
         return torch.stack([numbers // columns, numbers % columns], dim=1)
 
 
@@ -199,10 +228,3 @@ def _each(change: Callable[[Tensor], Tensor], image: ImageFeatures) -> ImageFeat
         saliency=change(image.saliency[..., None])[..., 0],
         keys=None if keys is None else change(keys.flatten(2)).unflatten(-1, keys.shape[2:]),
     )
-
-
-def _positions(parts: Sequence[tuple[_Part, Selection]]) -> Tensor | None:
-    positions = [
-        part.first + selected.indices for part, selected in parts if selected.indices is not None
-    ]
-    return torch.cat(positions) if len(positions) == len(parts) else None

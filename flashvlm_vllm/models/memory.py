@@ -22,8 +22,8 @@ def selection_memory() -> RecentlyUsed[Selection]:
 
 
 def _selection_bytes(selection: Selection) -> int:
-    held = [each.nbytes for each in (selection.indices, selection.merged) if each is not None]
-    return sum(held) + _OVERHEAD_BYTES
+    every = (selection.indices, selection.merged, selection.anchors)
+    return sum(each.nbytes for each in every if each is not None) + _OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from vllm.config import VllmConfig
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
 from flashvlm_vllm.models.text_between import (
     TextBetweenProcessor,
+    TextBetweenSelection,
     take_text_between,
-    with_text,
 )
 from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.vision.pixtral import PixtralTower
@@ -67,7 +67,7 @@ class RowsProcessor(TextBetweenProcessor):
         return [*placeholder[:-1], processor.image_end_token_id]
 
 
-class PackedSelection(VisualTokenSelection):
+class PackedSelection(TextBetweenSelection):
     """Mixin of a vLLM model with a Pixtral tower."""
 
     config: Any
@@ -111,8 +111,7 @@ class PackedSelection(VisualTokenSelection):
         text = self.embed_queries(wanted.queries)
         grids = [self._grid(image) for image in pixels]
         totals = [rows * columns for rows, columns in grids]
-        kept: list[Tensor | None] = []
-        embeddings: list[Tensor] = []
+        kept: list[Kept] = []
         for batch in self.encoder_batches(totals):
             images = self.features_of(pixels[batch], wanted[batch])
             candidates = [
@@ -127,16 +126,10 @@ class PackedSelection(VisualTokenSelection):
                     strict=True,
                 )
             ]
-            chosen = self.select(candidates)
-            kept += [each.indices for each in chosen]
-            embeddings += [self.embed(*each) for each in zip(candidates, chosen, strict=True)]
-        self.trace(totals, kept, wanted.queries)
-        row_of_token = [
-            _rows(order, len(own), grid)
-            for order, own, grid in zip(kept, embeddings, grids, strict=True)
-        ]
-        row_of_token = [each.to(embeddings[0].device) for each in row_of_token]
-        return with_text(self.language_model, texts, totals, embeddings, row_of_token)
+            kept += self.select_and_embed(candidates)
+        self.trace(totals, [each.order for each in kept], wanted.queries)
+        columns = [columns for _, columns in grids]
+        return self.with_text(texts, totals, kept, wanted.gaps, columns)
 
     def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
         """Run tower and projector on those images whose features are not in the cache.
@@ -215,9 +208,3 @@ class PackedSelection(VisualTokenSelection):
             None if image.keys is None else image.keys[0],
             torch.stack([numbers // columns, numbers % columns], dim=1),
         )
-
-
-def _rows(order: Tensor | None, count: int, grid: tuple[int, int]) -> Tensor:
-    """Return the row of each kept token; merged ones have none and are dealt out evenly."""
-    rows, columns = grid
-    return torch.arange(count) * rows // count if order is None else order // columns

@@ -1,46 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""M-RoPE positions of pruned images and videos, exact as integers.
+"""Positions of pruned images and videos, exact as integers: rotary embeddings of one or three axes.
 
 Which tokens stay is known only after the encoder ran, positions are asked for before. But text
 around an item stands where it stands without pruning, whatever is kept of the item: the base of
-an item and everything behind it follow from its whole grid. Only the kept tokens' own positions
+an item and everything behind it follow from its whole layout. Only the kept tokens' own positions
 must wait, and they travel with their embeddings, through vLLM's protocol for models that prune
 (`SupportsMultiModalPruning`), which both of its model runners speak.
 
-They travel as digits to the base 256 in channels of their own. vLLM's models write the position
-itself into a channel of the embedding's type, and bfloat16 has no 257.
+Until then the placeholders of kept tokens are open: their first channel holds ``-1 - base``, the
+second the base and the positions that stay free in the item. So nothing is read off neighbours,
+and an item may be the first or the last in its prompt, or stand beside another.
+
+Kept tokens' places travel as digits to the base 256 in channels of their own. vLLM's models write
+the position itself into a channel of the embedding's type, and bfloat16 has no 257.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flashvlm_vllm.schemes import AXES, LINE_CHANNELS
+
 _BASE = 256
 """Digits from 0 to 255 are exact in bfloat16, float16 and float32."""
 _DIGITS = 3
 """Enough for 16 million; more than any context is long."""
-_NUMBERS = 5
-"""Rank in the item plus one (0: positions are known without), lead, and time, row, column."""
-CHANNELS = _NUMBERS * _DIGITS
-"""Trailing channels of every embedding of a model whose kept tokens keep their positions."""
+_OWN = 2
+"""Number among the item's kept tokens, from 1 (0: nothing has to be written), and gap; see
+`with_places`. The places follow, one for each axis."""
+_START = "_flashvlm_start"
+
+
+def channels(axes: int) -> int:
+    """Count the trailing channels of embeddings whose places travel with them."""
+    return (_OWN + axes) * _DIGITS
 
 
 @dataclass(frozen=True)
 class Span:
-    """An image or video in a prompt."""
+    """An image or video in a prompt, and how its unpruned layout continues the prompt's."""
 
     offset: int
     """Index of its first placeholder."""
-    length: int
-    """Placeholders; fewer than its grid has tokens when it is pruned."""
-    grid: NDArray[np.int64]
-    """``(N, 3)`` time, row and column of each token without pruning, from 0; text that stands
-    between its visual tokens included."""
+    places: NDArray[np.int64]
+    """``(n, axes)`` of each placeholder from the item's base; an open one's place is added."""
+    extent: int
+    """By how much text behind the item is ahead of its base."""
+    free: int = 0
+    """Positions of a pruned item that stay free; with three axes, its extent."""
+    is_open: NDArray[np.bool_] | None = None
+    """``(n,)`` which placeholders wait for the worker; ``None``: no one does."""
+
+    @classmethod
+    def of_grid(cls, offset: int, length: int, grid: NDArray[np.int64]) -> Self:
+        """Make one of all positions of an item, ``(N, axes)``, of which ``length`` are left."""
+        extent = int(grid.max()) + 1
+        if length == len(grid):
+            return cls(offset, grid, extent)
+        places = np.zeros((length, grid.shape[1]), dtype=np.int64)
+        return cls(offset, places, extent, extent, np.ones(length, dtype=np.bool_))
 
 
 def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> NDArray[np.int64]:
@@ -59,126 +82,134 @@ def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> 
     return positions
 
 
-def prompt_positions(tokens: int, spans: Iterable[Span]) -> tuple[Tensor, int]:
-    """Return the positions of a prompt, ``(3, tokens)`` int64, and by how much they run ahead.
+def prompt_positions(tokens: int, spans: Iterable[Span], axes: int = AXES) -> tuple[Tensor, int]:
+    """Return the positions of a prompt and by how much they run ahead of its tokens.
 
-    Text is where it is without pruning; the placeholders of a pruned item are at its base until
-    `written` puts its kept tokens where they belong.
+    Text is where it is without pruning; open placeholders wait for `write`.
+
+    Args:
+        tokens: of the prompt.
+        spans: its items, in order; those that are laid out as text may be left out.
+        axes: 1 or 3.
+
+    Returns:
+        ``(LINE_CHANNELS, tokens)`` or ``(3, tokens)`` int64, and the difference.
+
     """
-    positions = np.empty((3, tokens), dtype=np.int64)
-    index, position = 0, 0
+    rows = LINE_CHANNELS if axes == 1 else axes
+    positions = np.empty((rows, tokens), dtype=np.int64)
+    numbers = np.zeros(tokens, dtype=np.int64)
+    index, position, is_pruned = 0, 0, False
     for span in spans:
         text = span.offset - index
         positions[:, index : span.offset] = np.arange(position, position + text)
         position += text
-        end = span.offset + span.length
-        is_whole = span.length == len(span.grid)
-        positions[:, span.offset : end] = position + (span.grid.T if is_whole else 0)
-        position += int(span.grid.max()) + 1
-        index = end
+        index = span.offset + len(span.places)
+        own = positions[:, span.offset : index]
+        own[:] = position + span.places.T
+        if span.is_open is not None:
+            bases = own[0, span.is_open]
+            own[0, span.is_open] = -1 - bases
+            own[1, span.is_open] = bases + span.free
+            numbers[span.offset : index][span.is_open] = np.arange(1, len(bases) + 1)
+            is_pruned = True
+        position += span.extent
     positions[:, index:] = np.arange(position, position + tokens - index)
     position += tokens - index
-    return torch.from_numpy(positions), position - tokens
+    result = torch.from_numpy(positions)
+    # The first model runner keeps this very tensor and writes into it. It comes by again, for its
+    # drafter and after a preemption: what was open at the start must be known then.
+    start = result.clone() if is_pruned else None
+    setattr(result, _START, (start, torch.from_numpy(numbers), position - tokens))
+    return result, position - tokens
 
 
-def with_positions(embeddings: Tensor, positions: Tensor, lead: int = 0) -> Tensor:
+def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
     """Append to a pruned item's embeddings where they belong.
 
     Args:
         embeddings: ``(T, D)``, any float dtype.
-        positions: ``(T, 3)`` int64 time, row and column from the item's base.
-        lead: text tokens of the item before the first id that stands for a visual token.
+        places: ``(T, axes)`` int64 without pruning. With one axis, ascending, and text tokens
+            that have no embedding of the item are not counted.
+        gap: positions that dropped tokens keep free, where that may be shortened.
 
     Returns:
-        ``(T, D + CHANNELS)``.
+        ``(T, D + channels(axes))``.
 
     """
-    ranks = torch.arange(1, len(positions) + 1, device=positions.device)
-    leads = torch.full_like(ranks, lead)
-    numbers = torch.cat([ranks[:, None], leads[:, None], positions], dim=1)
-    places = _BASE ** torch.arange(_DIGITS, device=numbers.device)
-    digits = numbers[..., None] // places % _BASE
+    device = places.device
+    ranks = torch.arange(1, len(places) + 1, device=device)
+    numbers = torch.cat([ranks[:, None], torch.full_like(ranks, gap)[:, None], places], dim=1)
+    digits = numbers[..., None] // _powers(device) % _BASE
     return torch.cat([embeddings, digits.flatten(1).to(embeddings)], dim=1)
 
 
-def without_positions(embeddings: Tensor) -> Tensor:
+def without_places(embeddings: Tensor, axes: int = AXES) -> Tensor:
     """Append to an unpruned item's embeddings that nothing has to be written."""
-    return torch.nn.functional.pad(embeddings, (0, CHANNELS))
+    return torch.nn.functional.pad(embeddings, (0, channels(axes)))
 
 
-def written(
-    input_ids: Tensor,
-    placeholders: Sequence[int],
-    embeddings: Sequence[Tensor],
-    positions: Tensor,
-    computed: int,
-) -> Tensor:
-    """Return a prompt's positions with those of some kept tokens written in.
-
-    Writing again changes nothing, so it does not matter how often a preempted request, or a
-    drafter that looks one token ahead, comes by.
+def write(
+    embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: int = AXES
+) -> int:
+    """Write the positions of some kept tokens. Writing again changes nothing.
 
     Args:
-        input_ids: ``(N,)`` of the prompt.
-        placeholders: ids that stand for visual tokens. Text comes before and after a pruned item.
-        embeddings: ``(n_i, D + CHANNELS)`` of the items, or of the parts of items, that are
-            computed now, in the order of the prompt.
-        positions: ``(3, N)`` integers.
+        embeddings: ``(n_i, D + channels(axes))`` of the items, or of the parts of items, that are
+            computed now, in the order of the prompt; those without places are left out.
+        positions: as of `prompt_positions`, or a copy; written into.
         computed: how many tokens of the prompt were computed before.
+        axes: as of `prompt_positions`.
+
+    Returns:
+        by how much the prompt's positions run ahead of its tokens.
 
     """
-    numbers = [_numbers(each[:, -CHANNELS:], positions.device) for each in embeddings]
-    if not any(bool(each[0, 0]) for each in numbers if len(each)):
-        return positions
-    positions = positions.clone()
-    is_visual = torch.isin(input_ids, torch.tensor(placeholders, device=input_ids.device))
-    is_visual = is_visual.to(positions.device)
-    is_first = is_visual.clone()
-    is_first[1:] &= ~is_visual[:-1]
-    starts, visual = is_first.nonzero().flatten(), is_visual.nonzero().flatten()
-    index = computed
-    for each in numbers:
-        if not len(each):
-            continue
-        at_hand = torch.tensor(index, device=positions.device)
-        rank, lead = each[:, 0] - 1, int(each[0, 1])
-        first_rank = int(rank[0])
-        if first_rank < 0:
-            last = int(torch.searchsorted(visual, at_hand)) + len(each) - 1
-            index = int(visual[last]) + 1
-            continue
-        if first_rank == 0:
-            start = int(starts[torch.searchsorted(starts, at_hand)]) - lead
-        else:
-            # The part begins at what is computed now; a drafter's, one token behind.
-            start = computed - first_rank
-            start += 0 if is_first[start + lead] else 1
-        base = int(positions[:, start - 1].max()) + 1 if start else 0
-        positions[:, start + rank] = (each[:, 2:].T + base).to(positions.dtype)
-        index = start + int(rank[-1]) + 1
-    return positions
+    start, order, ahead = getattr(positions, _START, (positions, None, None))
+    if ahead is not None and (start is None or not embeddings):
+        return int(ahead)
+    is_open = start[0] < 0
+    end = int(start[1, -1] if is_open[-1] else start[:, -1].max() + 1)
+    numbers = [_numbers(each, positions.device, axes) for each in embeddings if len(each)]
+    numbers = [each for each in numbers if int(each[0, 0])]
+    if numbers:
+        together = torch.cat(numbers)
+        waiting = is_open.nonzero().flatten()
+        first = int(torch.searchsorted(waiting, computed))
+        if order is not None and first < len(waiting):
+            # The first runner's drafter begins a token later.
+            first += int(order[waiting[first]]) != int(together[0, 0])
+        indices = waiting[first : first + len(together)]
+        base, free = -1 - start[0, indices].long(), start[1, indices].long()
+        own = together[: len(indices)]
+        positions[:, indices] = (base + _shortened(own, free - base)).to(positions.dtype)
+        if axes == 1 and is_open[-1]:
+            # The item ends here, and its last token has the number of all of them.
+            end += int(together[-1, 0])
+    return end - positions.shape[1] if ahead is None else int(ahead)
 
 
-def _numbers(channels: Tensor, device: torch.device) -> Tensor:
-    """Read ``(n, 5)`` int64 back from digits."""
-    digits = channels.to(device).long().unflatten(1, (_NUMBERS, _DIGITS))
-    numbers: Tensor = (digits * _BASE ** torch.arange(_DIGITS, device=device)).sum(dim=-1)
-    return numbers
-
-
-def has_text_around(offset: int, length: int, tokens: int, others: Sequence[Any]) -> bool:
-    """Tell whether a pruned item has text right behind it, and no item right before it.
-
-    Its base is the position of the token before, which must not be a kept token itself; and a
-    prompt that ends with it would not tell how far the whole item reaches.
+def _shortened(numbers: Tensor, free: Tensor) -> Tensor:
+    """Return places, ``(axes, n)``, where fewer positions stay free than tokens were dropped.
 
     Args:
-        offset: of its first placeholder.
-        length: in placeholders.
-        tokens: of the prompt.
-        others: the prompt's other items, with ``offset`` and ``length``.
+        numbers: ``(n, _OWN + axes)`` as of `_numbers`.
+        free: ``(n,)``.
 
     """
-    end = offset + length
-    touches = any(other.offset == end or other.offset + other.length == offset for other in others)
-    return end < tokens and not touches
+    gap, places = numbers[:, 1], numbers[:, _OWN:].T
+    before = numbers[:, 0] - 1
+    shorter = before + (places - before) * free // gap.clamp(min=1)
+    return torch.where(gap > 0, shorter, places)
+
+
+def _powers(device: torch.device) -> Tensor:
+    return torch.tensor([_BASE**digit for digit in range(_DIGITS)], device=device)
+
+
+def _numbers(embeddings: Tensor, device: torch.device, axes: int) -> Tensor:
+    """Read ``(n, _OWN + axes)`` int64 back from digits."""
+    digits = embeddings[:, -channels(axes) :].to(device).long()
+    digits = digits.unflatten(1, (_OWN + axes, _DIGITS))
+    numbers: Tensor = (digits * _powers(device)).sum(dim=-1)
+    return numbers

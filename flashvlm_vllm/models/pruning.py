@@ -19,6 +19,7 @@ from flashvlm_vllm.explanations import EXPLANATIONS
 from flashvlm_vllm.failures import SELECTION_FAILURES
 from flashvlm_vllm.feature_cache import feature_cache_bytes
 from flashvlm_vllm.fields import (
+    GAP,
     IDENTITY,
     ITEM,
     KEPT,
@@ -32,6 +33,7 @@ from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.clip import choose_of_clip
 from flashvlm_vllm.models.explaining import explained
 from flashvlm_vllm.models.memory import FeatureCache, ImageFeatures, selection_memory
+from flashvlm_vllm.models.places import PlacedTokens
 from flashvlm_vllm.selection import (
     Selection,
     Selector,
@@ -57,6 +59,8 @@ class Wanted:
     images: list[bytes]
     """Equal for equal items (images or videos), whatever is asked about them."""
     selectors: list[str]
+    gaps: list[int]
+    """Positions that the dropped tokens keep free; -1 where places close up."""
     modality: str = "image"
     """Of all of them: vLLM never puts items of two modalities into one call."""
 
@@ -78,6 +82,7 @@ class Wanted:
                 bytes(name.flatten().tolist()).rstrip(b"\0").decode()
                 for name in fields[SELECTOR_NAME]
             ],
+            torch.stack(list(fields[GAP])).flatten().tolist(),
             modality,
         )
 
@@ -89,6 +94,7 @@ class Wanted:
             self.identities[batch],
             self.images[batch],
             self.selectors[batch],
+            self.gaps[batch],
             self.modality,
         )
 
@@ -96,6 +102,35 @@ class Wanted:
     def use_keys(self) -> bool:
         """Whether any item's selector looks at the keys of the tower's attention."""
         return any(find_selector(name).uses_keys for name in self.selectors)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of one image or video."""
+
+    rows: Tensor
+    """``(T, D)`` embeddings."""
+    spots: Tensor
+    """``(T,)`` int64: which of the item's visual tokens each is, or is merged into. Ascending,
+    unless tokens were merged."""
+    is_merged: bool = False
+
+    @classmethod
+    def of(cls, selection: Selection, rows: Tensor) -> "Kept":
+        """Return what was selected of an item of one part."""
+        return cls(rows, selection.spots, selection.indices is None)
+
+    @property
+    def order(self) -> Tensor | None:
+        """The kept positions, ascending; ``None`` where tokens were merged."""
+        return None if self.is_merged else self.spots
+
+    def ascending(self) -> "Kept":
+        """Return it in the order of the picture, as it stands where places are kept."""
+        if not self.is_merged:
+            return self
+        spots, order = self.spots.sort()
+        return Kept(self.rows[order], spots, is_merged=True)
 
 
 @dataclass(frozen=True)
@@ -130,10 +165,12 @@ class Candidates:
         return min(self.budget, len(self.projected))
 
     @property
-    def kind(self) -> str:
-        """Which field of a ``Selection`` the answer fills, whatever comes of the selector."""
+    def kinds(self) -> tuple[str, ...]:
+        """Which fields of a ``Selection`` the answer fills, whatever comes of the selector."""
         is_whole = self.budget >= len(self.projected)
-        return "indices" if is_whole or not find_selector(self.selector).merges else "merged"
+        if is_whole or not find_selector(self.selector).merges:
+            return ("indices",)
+        return ("merged", "anchors")
 
     @property
     def key(self) -> tuple[bytes, int]:
@@ -190,7 +227,7 @@ def clip_candidates(
     )
 
 
-class VisualTokenSelection:
+class VisualTokenSelection(PlacedTokens):
     """Mixin of a vLLM model whose visual tokens are selected per request."""
 
     language_model: Any
@@ -203,6 +240,7 @@ class VisualTokenSelection:
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
         self._selections = selection_memory()
+        self.set_up_places(vllm_config)
         config = vllm_config.model_config.hf_config
         if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
             # vLLM's drafters ask for this name, save of classes that they know by theirs.
@@ -288,23 +326,23 @@ class VisualTokenSelection:
         if group.world_size == 1:
             return self._select_here(candidates)
         chosen = self._select_here(candidates) if group.rank_in_group == 0 else None
-        features = candidates[0].features
-        empty = {"indices": features.new_empty(0, dtype=torch.int64), "merged": features[:0]}
-        selections: dict[int, Selection] = {}
-        for kind, like in empty.items():
-            rows = [row for row, each in enumerate(candidates) if each.kind == kind]
+        filled: list[dict[str, Tensor]] = [{} for _ in candidates]
+        for kind in ("indices", "merged", "anchors"):
+            rows = [row for row, each in enumerate(candidates) if kind in each.kinds]
             if not rows:
                 continue
+            like = candidates[rows[0]].features[:0]
+            if kind != "merged":
+                like = like.new_empty(0, dtype=torch.int64)
             counts = [candidates[row].kept for row in rows]
             if chosen is None:
                 sent = like.new_empty(sum(counts), *like.shape[1:])
             else:
                 sent = torch.cat([getattr(chosen[row], kind) for row in rows])
             parts = group.broadcast(sent, src=0).split(counts)
-            selections |= {
-                row: Selection(**{kind: part}) for row, part in zip(rows, parts, strict=True)
-            }
-        return [selections[row] for row in range(len(candidates))]
+            for row, part in zip(rows, parts, strict=True):
+                filled[row][kind] = part
+        return [Selection(**fields) for fields in filled]
 
     def _select_here(self, candidates: Sequence[Candidates]) -> list[Selection]:
         selections: dict[tuple[bytes, int], Selection] = {}
@@ -340,6 +378,14 @@ class VisualTokenSelection:
                 # Who looks on must not cost those who are served anything.
                 except Exception as error:
                     logger.error("flashvlm: no explanation: %s", type(error).__name__)
+
+    def select_and_embed(self, candidates: Sequence[Candidates]) -> list[Kept]:
+        """Select of items of one part each."""
+        chosen = self.select(candidates)
+        return [
+            Kept.of(selection, self.embed(each, selection))
+            for each, selection in zip(candidates, chosen, strict=True)
+        ]
 
     def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
         """Return the embeddings ``(T, D)`` of what stays."""

@@ -2,8 +2,9 @@
 """Qwen2-VL and Qwen2.5-VL: images and videos whose kept tokens keep their 3-D positions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,26 +30,31 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import KEPT, MODALITIES, field_name
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.positioned import PositionedProcessor
+from flashvlm_vllm.models.places import closed_items
 from flashvlm_vllm.models.positions import (
-    CHANNELS,
     Span,
+    channels,
     grid_positions,
-    prompt_positions,
-    with_positions,
-    without_positions,
-    written,
+    with_places,
+    without_places,
 )
 from flashvlm_vllm.models.pruning import (
     Candidates,
+    Kept,
     VisualTokenSelection,
     Wanted,
     clip_candidates,
 )
+from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.schemes import AXES
+from flashvlm_vllm.selection import Selection
+from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.vision.merging_tower import Grid, MergingTower
 
+_CHANNELS = channels(AXES)
 
-class QwenCounts(PositionedProcessor):
+
+class QwenCounts(VisualTokenProcessor):
     """Mixin of a processor whose counts follow from sizes rounded to whole tokens."""
 
     def count_image_tokens(self, width: int, height: int) -> TokenCount:
@@ -94,8 +100,6 @@ class QwenSelection(VisualTokenSelection):
     config: Any
     visual: Any
     iter_mm_grid_thw: Any
-    supports_multimodal_pruning: ClassVar[Literal[True]] = True
-
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         # vLLM's own channels hold rounded positions; all of that happens here.
@@ -126,51 +130,15 @@ class QwenSelection(VisualTokenSelection):
         )
         return counts
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[Any]
-    ) -> tuple[Tensor, int]:
-        """Return a prompt's positions ``(3, N)`` and by how much they run ahead of the tokens.
-
-        All but those of pruned items' tokens are final, and the same as without pruning.
-        """
-        return prompt_positions(len(input_tokens), self.spans(input_tokens, mm_features))
-
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """List a prompt's items in its order."""
+        """List a prompt's items in its order; those that close up are laid out as text."""
         lengths = {each.mm_position.offset: each.mm_position.length for each in mm_features}
+        closed = closed_items(mm_features)
         return [
-            Span(offset, lengths[offset], grid_positions(*grid))
+            Span.of_grid(offset, lengths[offset], grid_positions(*grid))
             for offset, *grid in self.iter_mm_grid_thw(mm_features)
+            if offset not in closed
         ]
-
-    def recompute_mrope_positions(
-        self,
-        input_ids: list[int] | Tensor,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        """Write the positions of the kept tokens that are about to be computed.
-
-        Args:
-            input_ids: ``(N,)`` of the prompt.
-            multimodal_embeddings: ``(n_i, D + CHANNELS)`` of items or parts of them.
-            mrope_positions: ``(3, N)``.
-            num_computed_tokens: how many tokens were computed before.
-
-        Returns:
-            embeddings ``(n_i, D)``, positions ``(3, N)``, and by how much they run ahead.
-
-        """
-        with gpu_sync_allowed():
-            if len(multimodal_embeddings):
-                ids = torch.as_tensor(input_ids)
-                visual = (self.config.image_token_id, self.config.video_token_id)
-                mrope_positions = written(
-                    ids, visual, multimodal_embeddings, mrope_positions, num_computed_tokens
-                )
-            ahead = int(mrope_positions.max()) + 1 - mrope_positions.shape[1]
-        return [each[:, :-CHANNELS] for each in multimodal_embeddings], mrope_positions, ahead
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images or videos; those with a budget come back as their kept tokens only."""
@@ -191,18 +159,19 @@ class QwenSelection(VisualTokenSelection):
                 for number, (item, grid) in enumerate(zip(items, grids[batch], strict=True))
             ]
             chosen = self.select(candidates)
-            for each, item, selected, grid, time in zip(
-                candidates, items, chosen, grids[batch], times[batch], strict=True
+            for each, item, selected, grid, time, gap in zip(
+                candidates, items, chosen, grids[batch], times[batch], mine.gaps, strict=True
             ):
-                indices = selected.indices
-                if indices is None:
-                    raise TypeError("merged tokens have no positions")
-                kept.append(indices)
-                rows = item.projected.flatten(0, 1)[indices]
+                kept.append(selected.indices)
+                rows = self.rows_of(item, selected)
                 if each.budget >= len(each.projected):
                     embeddings.append(self._left_to_vllm(rows, grid, time, wanted.modality))
-                else:
-                    embeddings.append(self.placed(rows, indices, grid, time))
+                    continue
+                stays = Kept.of(selected, rows)
+                is_closed = gap < 0
+                stays = stays if is_closed and time is None else stays.ascending()
+                placed = self.laid_out(stays.rows, stays.spots, grid, time)
+                embeddings.append(without_places(placed[:, :-_CHANNELS]) if is_closed else placed)
         self.trace(totals, kept, wanted.queries)
         return embeddings
 
@@ -220,7 +189,7 @@ class QwenSelection(VisualTokenSelection):
 
     def _left_to_vllm(self, rows: Tensor, grid: Grid, time: Any, modality: str) -> Tensor:
         if self._video_pruning is None or modality != "video" or not self.prunes_videos_itself:
-            return without_positions(rows)
+            return without_places(rows)
         method, rate = self._video_pruning
         choose = vidcom2 if method == "vidcom2" else evs
         with gpu_sync_allowed():
@@ -228,12 +197,18 @@ class QwenSelection(VisualTokenSelection):
                 rows, grid, spatial_merge_size=self.visual.spatial_merge_size, q=rate
             )
             (kept,) = mask.nonzero(as_tuple=True)
-        return self.placed(rows[kept], kept, grid, time)
+        return self.laid_out(rows[kept], kept, grid, time)
 
     prunes_videos_itself = False
     """Whether vLLM's own model heeds --video-pruning-rate."""
 
-    def placed(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
+    def rows_of(self, item: ImageFeatures, selected: Selection) -> Tensor:
+        """Return the embeddings of what stays, ``(T, D)``."""
+        if selected.merged is not None:
+            return selected.merged
+        return item.projected.flatten(0, 1)[selected.indices]
+
+    def laid_out(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
         """Return what an item's placeholder stands for, with its positions.
 
         Args:
@@ -247,7 +222,7 @@ class QwenSelection(VisualTokenSelection):
         side = self.visual.spatial_merge_size
         positions = grid_positions(steps, high // side, wide // side, time)
         on_device = async_tensor_h2d(torch.from_numpy(positions), rows.device)
-        return with_positions(rows, on_device[kept])
+        return with_places(rows, on_device[kept])
 
     def _read(self, modality: str, kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Grid]]:
         """Return each item's patches and grid of patches."""
@@ -285,24 +260,41 @@ class QwenSelection(VisualTokenSelection):
     def _features_of(
         self, pixels: Sequence[Tensor], grids: Sequence[Grid], wanted: Wanted
     ) -> list[ImageFeatures]:
+        with_keys = wanted.use_keys
+
         def encode(missing: list[int]) -> list[ImageFeatures]:
             encoded = self.tower.run(
                 torch.cat([pixels[number] for number in missing]).type(self.visual.dtype),
                 [grids[number] for number in missing],
+                with_keys=with_keys,
             )
             return [
-                ImageFeatures(each.features, each.projected, each.saliency, None)
+                ImageFeatures(each.features, each.projected, each.saliency, each.keys)
                 for each in encoded
             ]
 
-        return self.feature_cache.features_of(wanted.images, encode, with_keys=False)
+        return self.feature_cache.features_of(wanted.images, encode, with_keys=with_keys)
 
     def candidates(
         self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
     ) -> Candidates:
-        """Return what the selection chooses from: all tokens of an item, time-major."""
+        """Return what the selection chooses from: all tokens of an item, time-major.
+
+        The tower's merger takes several patches at once, so a selector that merges tokens does
+        that behind it.
+        """
         columns = grid[2] // self.visual.spatial_merge_size
-        return clip_candidates(item, wanted, number, text, columns)
+        merges = find_selector(wanted.selectors[number]).merges
+        shown = replace(
+            item,
+            features=item.projected if merges else item.features,
+            projected=self.into_first_layer(item.projected),
+        )
+        return clip_candidates(shown, wanted, number, text, columns)
+
+    def into_first_layer(self, projected: Tensor) -> Tensor:
+        """Return what of the projections goes into the language model's first layer."""
+        return projected
 
 
 class PrunedQwen2VLProcessor(QwenCounts, Qwen2VLMultiModalProcessor):

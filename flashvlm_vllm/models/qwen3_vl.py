@@ -29,9 +29,8 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.compat import video_arguments
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
-from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.positions import Span, grid_positions, with_positions
-from flashvlm_vllm.models.pruning import Candidates, Wanted
+from flashvlm_vllm.models.places import closed_items
+from flashvlm_vllm.models.positions import Span, grid_positions, with_places
 from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
 from flashvlm_vllm.vision.merging_tower import Grid
 
@@ -146,8 +145,11 @@ class Qwen3Selection(QwenSelection):
         """List a prompt's items in its order; text between a video's frames belongs to it."""
         side = self.visual_side
         spans = []
+        closed = closed_items(mm_features)
         for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             offset, length = each.mm_position.offset, each.mm_position.length
+            if offset in closed:
+                continue
             steps, high, wide = each.data[f"{each.modality}_grid_thw"].data.tolist()
             if each.modality == "image":
                 positions = grid_positions(steps, high // side, wide // side)
@@ -155,7 +157,7 @@ class Qwen3Selection(QwenSelection):
                 ids = input_tokens[offset : offset + length]
                 text = tuple(token for token in ids if token != self.config.video_token_id)
                 positions, _ = self._clip(text, high // side, wide // side)
-            spans.append(Span(offset, length, positions))
+            spans.append(Span.of_grid(offset, length, positions))
         return spans
 
     @property
@@ -171,17 +173,14 @@ class Qwen3Selection(QwenSelection):
             tuple(torch.as_tensor(seconds).flatten().tolist()) for seconds in kwargs["timestamps"]
         ]
 
-    def candidates(
-        self, item: ImageFeatures, grid: Grid, wanted: Wanted, number: int, text: Tensor | None
-    ) -> Candidates:
-        """Return what the selection chooses from, by what goes into the first layer."""
-        first = replace(item, projected=item.projected[..., : self.visual_dim])
-        return super().candidates(first, grid, wanted, number, text)
+    def into_first_layer(self, projected: Tensor) -> Tensor:
+        """Leave out what goes into deeper layers."""
+        return projected[..., : self.visual_dim]
 
-    def placed(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
+    def laid_out(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
         """Return what an item's placeholder stands for: a video's timestamps too."""
         if time is None:
-            return super().placed(rows, kept, grid, 1.0)
+            return super().laid_out(rows, kept, grid, 1.0)
         text = self._text_of(time)
         _, high, wide = grid
         positions, is_visual = self._clip(text, high // self.visual_side, wide // self.visual_side)
@@ -197,9 +196,8 @@ class Qwen3Selection(QwenSelection):
             [on_device(np.flatnonzero(~is_visual)), on_device(np.flatnonzero(is_visual))[kept]]
         )
         order = places.argsort()
-        lead = int(np.argmax(is_visual))
         together = torch.cat([words, rows])[order]
-        return with_positions(together, on_device(positions)[places[order]], lead)
+        return with_places(together, on_device(positions)[places[order]])
 
     def _text_of(self, seconds: tuple[float, ...]) -> tuple[int, ...]:
         """Return the timestamps and marks of a video's frames, without visual tokens."""

@@ -6,6 +6,7 @@ was written. So the whole stretch of a pruned item is embedded by the worker, te
 text token where it belongs.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -19,6 +20,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import MODALITIES, field_name
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
+from flashvlm_vllm.models.pruning import Kept, VisualTokenSelection
 from flashvlm_vllm.processing import VisualTokenProcessor
 
 _FIELDS = {modality: field_name("text_between", modality) for modality in MODALITIES}
@@ -52,6 +54,12 @@ class TextBetween:
                 before.append(len(ids))
             last = token
         return cls(tuple(ids), tuple(before))
+
+    def places(self, size: int) -> list[int]:
+        """Return where each text token stands without pruning, with ``size`` tokens a group."""
+        return [
+            number + size * bisect_right(self.before, number) for number in range(len(self.ids))
+        ]
 
     def to_tensor(self) -> Tensor:
         """Return it as one int64 tensor for the way to the worker."""
@@ -95,38 +103,67 @@ def take_text_between(kwargs: dict[str, Any]) -> list[TextBetween] | None:
     return None
 
 
-def with_text(
-    language_model: Any,
-    texts: Sequence[TextBetween],
-    totals: Sequence[int],
-    embeddings: Sequence[Tensor],
-    groups: Sequence[Tensor],
-) -> list[Tensor]:
-    """Put the text back into pruned items; one that is kept whole has it in the prompt.
+class TextBetweenSelection(VisualTokenSelection):
+    """Mixin of a vLLM model whose items of one modality have text between their visual tokens."""
 
-    Args:
-        language_model: embeds the text.
-        texts: of each item.
-        totals: tokens of each item without pruning.
-        embeddings: ``(N, D)`` of each item's kept tokens.
-        groups: ``(N,)`` frame or row of each of those.
+    def with_text(
+        self,
+        texts: Sequence[TextBetween],
+        totals: Sequence[int],
+        kept: Sequence[Kept],
+        gaps: Sequence[int],
+        sizes: int | Sequence[int],
+    ) -> list[Tensor]:
+        """Put the text back into pruned items; one that is kept whole has it in the prompt.
 
-    """
-    ids = torch.tensor([token for text in texts for token in text.ids])
-    # One look-up: with a sharded vocabulary it is a collective.
-    with without_adapters(adapted_embeddings(language_model)):
-        words = language_model.embed_input_ids(async_tensor_h2d(ids, embeddings[0].device))
-    return [
-        rows if len(rows) == total else text.interleave(own, rows, group)
-        for text, total, own, rows, group in zip(
-            texts,
-            totals,
-            words.split([len(text.ids) for text in texts]),
-            embeddings,
+        Args:
+            texts: of each item.
+            totals: tokens of each item without pruning.
+            kept: what stays of each.
+            gaps: positions that dropped tokens keep free, where they do.
+            sizes: tokens of a frame or row of each item, or of all.
+
+        """
+        ids = torch.tensor([token for text in texts for token in text.ids])
+        # One look-up: with a sharded vocabulary it is a collective.
+        with without_adapters(adapted_embeddings(self.language_model)):
+            words = self.language_model.embed_input_ids(
+                async_tensor_h2d(ids, kept[0].rows.device)
+            )
+        sizes = [sizes] * len(kept) if isinstance(sizes, int) else sizes
+        return [
+            each.rows if len(each.rows) == total else self._between(text, own, each, gap, size)
+            for text, total, own, each, gap, size in zip(
+                texts,
+                totals,
+                words.split([len(text.ids) for text in texts]),
+                kept,
+                gaps,
+                sizes,
+                strict=True,
+            )
+        ]
+
+    def _between(
+        self, text: TextBetween, words: Tensor, kept: Kept, gap: int, size: int
+    ) -> Tensor:
+        groups = kept.spots // size
+        if kept.is_merged and gap > 0:
+            kept = kept.ascending()
+            groups = kept.spots // size
+        elif kept.is_merged:
+            # In the order of the merging, which the text between frames or rows cuts evenly.
+            groups = groups.sort().values
+        together = text.interleave(words, kept.rows, groups)
+        if gap <= 0:
+            return together
+        before = async_tensor_h2d(torch.tensor(text.before), groups.device)
+        places = text.interleave(
+            async_tensor_h2d(torch.tensor(text.places(size)), groups.device)[:, None],
+            (kept.spots + before[groups])[:, None],
             groups,
-            strict=True,
         )
-    ]
+        return self.placed(together, places[:, 0], gap)
 
 
 class TextBetweenProcessor(VisualTokenProcessor):

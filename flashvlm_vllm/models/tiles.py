@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, VisualTokenSelection, Wanted
-from flashvlm_vllm.models.text_between import take_text_between, with_text
+from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
+from flashvlm_vllm.models.text_between import TextBetweenSelection, take_text_between
 from flashvlm_vllm.selection import Selection
 
 
@@ -31,7 +30,7 @@ class _Part:
     candidates: Candidates
 
 
-class TileSelection(VisualTokenSelection):
+class TileSelection(TextBetweenSelection):
     """Mixin of a vLLM model of tiles or frames."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -67,21 +66,21 @@ class TileSelection(VisualTokenSelection):
         pixels = flat.split(tiles)
         text = self.embed_queries(wanted.queries)
         totals = [self.tile_tokens * count for count in tiles]
-        kept: list[Tensor | None] = []
-        embeddings: list[Tensor] = []
-        frames_of: list[Tensor] = []
+        kept: list[Kept] = []
         for batch in self.encoder_batches(totals):
             items = self.features_of(pixels[batch], wanted[batch])
-            for order, rows, frames in self._embed_batch(
-                items, wanted[batch], text[batch], is_video=is_video
-            ):
-                kept.append(order)
-                embeddings.append(rows)
-                frames_of.append(frames)
-        self.trace(totals, kept, wanted.queries)
-        if texts is None:
-            return embeddings
-        return with_text(self.language_model, texts, totals, embeddings, frames_of)
+            kept += self._embed_batch(items, wanted[batch], text[batch], is_video=is_video)
+        self.trace(totals, [each.order for each in kept], wanted.queries)
+        if texts is not None:
+            return self.with_text(texts, totals, kept, wanted.gaps, self.tile_tokens)
+        return [
+            self._placed(each, gap) if gap > 0 else each.rows
+            for each, gap in zip(kept, wanted.gaps, strict=True)
+        ]
+
+    def _placed(self, kept: Kept, gap: int) -> Tensor:
+        kept = kept.ascending()
+        return self.placed(kept.rows, kept.spots, gap)
 
     def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
         """Run tower and projector on those items whose features are not in the cache.
@@ -107,14 +106,8 @@ class TileSelection(VisualTokenSelection):
         text: Sequence[Tensor | None],
         *,
         is_video: bool,
-    ) -> list[tuple[Tensor | None, Tensor, Tensor]]:
-        """Select of a few images or videos together.
-
-        Returns:
-            per item the kept positions, ascending (``None`` where tokens were merged), their
-            embeddings, and the tile or frame of each.
-
-        """
+    ) -> list[Kept]:
+        """Select of a few images or videos together."""
         parts: list[_Part] = []
         for number, item in enumerate(items):
             parts += self._parts_of(number, item, wanted, text[number], is_video=is_video)
@@ -159,20 +152,8 @@ class TileSelection(VisualTokenSelection):
                     ),
                 )
 
-    def _put_together(
-        self, parts: Sequence[tuple[_Part, Selection]]
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _put_together(self, parts: Sequence[tuple[_Part, Selection]]) -> Kept:
         rows = torch.cat([self.embed(part.candidates, selection) for part, selection in parts])
-        orders = [
-            selection.indices + part.start
-            for part, selection in parts
-            if selection.indices is not None
-        ]
-        if len(orders) == len(parts):
-            order = torch.cat(orders)
-            return order, rows, order // self.tile_tokens
-        # Merged frame by frame, in equal shares.
-        frames = parts[0][0].candidates.frames
-        shares = spread_budget(len(rows), [self.tile_tokens] * frames)
-        frame_of_row = torch.arange(frames).repeat_interleave(torch.tensor(shares))
-        return None, rows, async_tensor_h2d(frame_of_row, rows.device)
+        spots = torch.cat([part.start + selection.spots for part, selection in parts])
+        is_merged = any(selection.indices is None for _, selection in parts)
+        return Kept(rows, spots, is_merged)

@@ -16,7 +16,7 @@ from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import MODALITIES
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Wanted
+from flashvlm_vllm.models.pruning import Kept, Wanted
 from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.models.video_llava import (
     VideoLlavaDummyInputsBuilder,
@@ -95,14 +95,22 @@ class PrunedVideoLlava(LlavaSelection, VideoLlavaForConditionalGeneration):
         sizes: Sequence[tuple[int, int]],
         wanted: Wanted,
         text: Sequence[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Select of a few images, or of a few videos, together; positions count patches."""
-        positions, rows = self.embed_clips([_patches_of(each) for each in images], wanted, text)
+    ) -> list[Kept]:
+        """Select of a few images, or of a few videos, together; spots count patches."""
+        kept = self.embed_clips([_patches_of(each) for each in images], wanted, text)
         for number, image in enumerate(images):
             if wanted.kept[number] > image.saliency.numel():
                 # Kept whole beside a longer video of the same request: with its class tokens.
-                rows[number] = image.projected.flatten(0, 1)
-        return positions, rows
+                kept[number] = replace(kept[number], rows=image.projected.flatten(0, 1))
+        return kept
+
+    def places_in_prompt(
+        self, spots: Tensor, size: tuple[int, int] | None, modality: str
+    ) -> Tensor:
+        """Count the class tokens before each: one before every frame of a video."""
+        if modality == "image":
+            return spots
+        return spots + spots // self.salient_tower.tokens + 1
 
 
 def _patches_of(image: ImageFeatures) -> ImageFeatures:

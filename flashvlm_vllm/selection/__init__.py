@@ -8,6 +8,7 @@ from flashvlm_vllm.selection.select import (
     select_visual_tokens_ragged,
 )
 from flashvlm_vllm.selection.selectors import (
+    Merged,
     Selection,
     Selector,
     SelectorError,
@@ -20,6 +21,7 @@ from flashvlm_vllm.selection.selectors import (
 __all__ = [
     "ABLATIONS",
     "VIDEO",
+    "Merged",
     "Selection",
     "SelectionConfig",
     "Selector",

@@ -15,15 +15,17 @@ from torch import Tensor
 from flashvlm_vllm.selection.baselines import (
     cdpruner,
     divprune,
+    prumerge_anchors,
     prumerge_plus,
     random_tokens,
     uniform,
     visionzip,
+    visionzip_anchors,
 )
 from flashvlm_vllm.selection.coherent import REACH, select_coherent
 from flashvlm_vllm.selection.config import VIDEO
 from flashvlm_vllm.selection.select import PUBLISHED, select_visual_tokens_ragged
-from flashvlm_vllm.selection.selectors import GROUP, Selector, VisualTokens
+from flashvlm_vllm.selection.selectors import GROUP, Merged, Selector, VisualTokens
 
 LONGEST_NAME: Final = 64
 """Bytes of a selector's name; it travels to the worker with every image."""
@@ -90,16 +92,22 @@ def _vispruner_many(images: Sequence[VisualTokens]) -> list[Tensor]:
     )
 
 
-def _visionzip(tokens: VisualTokens) -> Tensor:
+def _visionzip(tokens: VisualTokens) -> Merged:
     keys = _keys(tokens).float().mean(dim=1)
-    return visionzip(tokens.features, tokens.saliency, keys, tokens.budget)
+    return Merged(
+        visionzip(tokens.features, tokens.saliency, keys, tokens.budget),
+        visionzip_anchors(tokens.saliency, tokens.budget),
+    )
 
 
-def _prumerge_plus(tokens: VisualTokens) -> Tensor:
+def _prumerge_plus(tokens: VisualTokens) -> Merged:
     # The published attention and keys are of the last layer, undivided; vLLM builds the tower
     # up to the layer before, so here both are of that one.
     keys = _keys(tokens).flatten(1)
-    return prumerge_plus(tokens.features, tokens.saliency, keys, tokens.budget)
+    return Merged(
+        prumerge_plus(tokens.features, tokens.saliency, keys, tokens.budget),
+        prumerge_anchors(tokens.saliency, tokens.budget),
+    )
 
 
 def _cdpruner(tokens: VisualTokens) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,37 +54,58 @@ class VisualTokens:
     may be missing: one of each time step is kept in any case and not shown."""
 
 
+class Merged(NamedTuple):
+    """What a selector that merges makes of an image."""
+
+    features: Tensor
+    """(budget, C) for the projector, in the order in which the language model shall see them where
+    places close up."""
+    anchors: Tensor
+    """(budget,) int64 distinct: the token that each is gathered around. Where places are kept, it
+    stands there. Features without anchors stand at even distances, in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
     """A named way from N visual tokens to fewer."""
 
-    choose: Callable[[VisualTokens], Tensor]
-    """Returns (budget,) int64 distinct indices in any order, or with `merges` (budget, C)
-    features for the projector, in the order in which the language model shall see them."""
+    choose: Callable[[VisualTokens], Tensor | Merged]
+    """Returns (budget,) int64 distinct indices in any order, or with `merges` what it merged: a
+    `Merged`, or its features alone."""
     merges: bool = False
     uses_question: bool = True
     """False: the same tokens whatever is asked, so a second question about the same image hits
     the prefix cache."""
     uses_keys: bool = False
-    choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor]] | None = None
+    choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
     """`choose` for several images at once, one answer per image, where that is faster. The
     answer for an image must not depend on the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What stays of one image: exactly one of the two is set."""
+    """What stays of one image: indices, or what was merged and where it belongs."""
 
     indices: Tensor | None = None
     """(T,) int64, ascending."""
     merged: Tensor | None = None
     """(T, C) in the tower's space; the projector comes after."""
+    anchors: Tensor | None = None
+    """(T,) int64, distinct: the token that each merged one is gathered around."""
+
+    @property
+    def spots(self) -> Tensor:
+        """(T,) int64: the tokens whose places these take, ascending unless merged."""
+        spots = self.anchors if self.indices is None else self.indices
+        assert spots is not None
+        return spots
 
     def detached(self) -> Selection:
         """Return a copy that keeps nothing else alive: those of a batch may be views of one."""
         return Selection(
             None if self.indices is None else self.indices.clone(),
             None if self.merged is None else self.merged.clone(),
+            None if self.anchors is None else self.anchors.clone(),
         )
 
 
@@ -148,9 +169,12 @@ def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
     numbers = torch.arange(tokens.budget, device=tokens.projected.device)
     indices = (2 * numbers + 1) * count // (2 * tokens.budget)
     if selector.merges:
-        return Selection(merged=tokens.features[indices])
+        return Selection(merged=tokens.features[indices], anchors=indices)
     return Selection(indices=indices)
 
+
+_CHOOSING: Final = Selector(lambda tokens: tokens.places)
+"""Any that does not merge."""
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -168,15 +192,34 @@ def _answer(name: str, choose: Callable[[Asked], Answer], asked: Asked) -> Answe
 
 
 def _checked(
-    name: str, selector: Selector, answer: Tensor, tokens: VisualTokens, trusted: bool
+    name: str,
+    selector: Selector,
+    answer: Tensor | Merged,
+    tokens: VisualTokens,
+    trusted: bool,
 ) -> Selection:
+    anchors: Tensor | None = None
+    if selector.merges and isinstance(answer, tuple) and len(answer) == 2:
+        answer, anchors = answer
     if not isinstance(answer, Tensor):
         raise SelectorError(f"{name} returned {type(answer).__name__}; allowed: a tensor")
     # Wherever a selector worked: a random permutation, say, is drawn on the host.
     answer = answer.to(tokens.projected.device)
     if selector.merges:
-        return Selection(merged=_checked_features(name, answer, tokens, trusted))
+        features = _checked_features(name, answer, tokens, trusted)
+        return Selection(merged=features, anchors=_anchors(name, anchors, tokens, trusted))
     return Selection(indices=_checked_indices(name, answer, tokens, trusted))
+
+
+def _anchors(name: str, given: Tensor | None, tokens: VisualTokens, trusted: bool) -> Tensor:
+    """Return where merged tokens belong: as the selector says, or at even distances."""
+    if given is None:
+        return stand_in(_CHOOSING, tokens).spots
+    if not isinstance(given, Tensor):
+        raise SelectorError(f"{name} returned {type(given).__name__} as anchors; allowed: a tensor")
+    given = given.to(tokens.projected.device)
+    _checked_indices(name, given, tokens, trusted)
+    return given
 
 
 def _checked_indices(name: str, answer: Tensor, tokens: VisualTokens, trusted: bool) -> Tensor:

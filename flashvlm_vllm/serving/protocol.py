@@ -23,6 +23,7 @@ from flashvlm_vllm.query import QUERY
 from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, request_log
+from flashvlm_vllm.visual_positions import VISUAL_POSITIONS, VisualPositions, parse_positions
 
 _TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
 _FRACTION: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
@@ -34,10 +35,19 @@ VisualBudget = Annotated[
     WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
 ]
 
+Positions = Annotated[
+    Any,
+    BeforeValidator(parse_positions),
+    WithJsonSchema(
+        {"anyOf": [{"enum": [str(each) for each in VisualPositions]}, {"type": "null"}]}
+    ),
+]
+
 _REASONS = {
     BUDGET: Reason.BAD_BUDGET,
     QUERY: Reason.BAD_QUERY,
     SELECTOR: Reason.BAD_SELECTOR,
+    VISUAL_POSITIONS: Reason.BAD_POSITIONS,
 }
 """By the field that is not valid."""
 
@@ -66,6 +76,14 @@ class VisualFields(BaseModel):
         description=(
             "The method that chooses the tokens, by name; left out or null, the server's default "
             "(--visual-selector) applies. An unknown name is answered with those there are."
+        ),
+    )
+    visual_positions: Positions = Field(
+        default=None,
+        description=(
+            'Where kept tokens stand: "kept", at their places in the unpruned prompt, or '
+            '"closed", one after another; left out or null, the server\'s default '
+            "(--visual-positions, kept) applies."
         ),
     )
 
@@ -102,7 +120,7 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
         vLLM drops null fields on the way, and here null says "no pruning".
         """
         request = super().to_chat_completion_request(messages)
-        for field in (BUDGET, QUERY, SELECTOR):
+        for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS):
             if field in self.model_fields_set:
                 setattr(request, field, getattr(self, field))
         return request

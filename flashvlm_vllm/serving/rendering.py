@@ -16,6 +16,7 @@ from flashvlm_vllm.refusal import Reason, Refusal
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, report
 from flashvlm_vllm.serving.settings import SettingsError, VisualSettings, read_settings
+from flashvlm_vllm.visual_positions import VISUAL_POSITIONS
 from flashvlm_vllm.visual_report import REPORT
 
 Render = Callable[..., Awaitable[Any]]
@@ -25,6 +26,7 @@ _REASONS = {
     f"metadata.{BUDGET}": Reason.BAD_BUDGET,
     QUERY: Reason.BAD_QUERY,
     SELECTOR: Reason.BAD_SELECTOR,
+    VISUAL_POSITIONS: Reason.BAD_POSITIONS,
 }
 """By the field that is not valid."""
 
@@ -119,6 +121,8 @@ def _processor_arguments(
         extra[BUDGET] = budget
     if settings.selector is not None:
         extra[SELECTOR] = settings.selector
+    if settings.positions is not None:
+        extra[VISUAL_POSITIONS] = str(settings.positions)
     witness = report.witness()
     if witness is not None:
         extra[WITNESS] = witness

@@ -15,7 +15,7 @@ from typing import Any
 from flashvlm_vllm.budget import ItemCount
 from flashvlm_vllm.fields import MODALITIES
 from flashvlm_vllm.refusal import Reason
-from flashvlm_vllm.visual_report import VisualReport
+from flashvlm_vllm.visual_report import Layout, PromptLayout, VisualReport
 
 FIELD = "visual_tokens"
 
@@ -28,6 +28,8 @@ class Collected:
     """What was noted while one answer was in the making."""
 
     counts: Counts = field(default_factory=list)
+    layouts: list[PromptLayout] = field(default_factory=list)
+    """Of the prompts with pruned items; settled when they reach the engine."""
     unproven: list[str] = field(default_factory=list)
     """Identities of images whose selection may have failed in the worker."""
     model: str | None = None
@@ -81,6 +83,8 @@ def note(model: str, reports: Sequence[VisualReport], seconds: float) -> bool:
     collected.seconds += seconds
     for each in reports:
         collected.counts.extend(each.counts)
+        if each.layout is not None:
+            collected.layouts.append(each.layout)
         collected.unproven.extend(each.unproven)
         collected.latest = each
     return True
@@ -99,8 +103,14 @@ def witness() -> str | None:
     return None if collected is None else collected.witness
 
 
-def summary(counts: Counts) -> dict[str, Any]:
-    """Return what ``usage.visual_tokens`` holds."""
+def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, Any]:
+    """Return what ``usage.visual_tokens`` holds.
+
+    Args:
+        counts: one per image or video.
+        layouts: of the prompts with pruned items.
+
+    """
     told: dict[str, Any] = {
         "total": sum(count.total for count in counts),
         "kept": sum(count.kept for count in counts),
@@ -113,47 +123,54 @@ def summary(counts: Counts) -> dict[str, Any]:
         ]
         if items or modality == "image":
             told[f"{modality}s"] = items
+    if layouts:
+        results = [each.result for each in layouts]
+        shortened = Layout.SHORTENED
+        told["positions"] = str(shortened if shortened in results else results[-1])
     return told
 
 
-def annotated(answer: Any, counts: Counts) -> Any:
-    """Add the counts to an answer's ``usage``.
+def annotated(answer: Any, collected: Collected) -> Any:
+    """Add what was collected to an answer's ``usage``.
 
     Args:
         answer: what a vLLM handler returned: a response model, an error (left alone), or an
             async iterator of server-sent events (strings) or event models.
-        counts: filled by now; an answer to a request without images is left alone.
+        collected: its counts are filled by now; an answer to a request without images is left
+            alone.
 
     """
-    if not counts:
+    if not collected.counts:
         return answer
     if isinstance(answer, AsyncIterator):
-        return _annotated_stream(answer, summary(counts))
-    _annotate_usage(answer, summary(counts))
+        return _annotated_stream(answer, collected)
+    _annotate_usage(answer, collected)
     return answer
 
 
 async def _annotated_stream(
-    stream: AsyncIterator[Any], report: dict[str, Any]
+    stream: AsyncIterator[Any], collected: Collected
 ) -> AsyncIterator[Any]:
     async for event in stream:
         if isinstance(event, str):
-            yield _annotated_event(event, report)
+            yield _annotated_event(event, collected)
         else:
-            _annotate_usage(getattr(event, "response", None), report)
+            response = getattr(event, "response", None)
+            if response is not None:
+                _annotate_usage(response, collected)
             yield event
 
 
-def _annotate_usage(answer: Any, report: dict[str, Any]) -> None:
+def _annotate_usage(answer: Any, collected: Collected) -> None:
     usage = getattr(answer, "usage", None)
     if usage is not None:
-        setattr(usage, FIELD, report)
+        setattr(usage, FIELD, summary(collected.counts, collected.layouts))
 
 
-def _annotated_event(event: str, report: dict[str, Any]) -> str:
+def _annotated_event(event: str, collected: Collected) -> str:
     # Only the closing event carries usage (all do with continuous_usage_stats).
     if '"usage":{' not in event or not event.startswith("data: "):
         return event
     data = json.loads(event.removeprefix("data: "))
-    data["usage"][FIELD] = report
+    data["usage"][FIELD] = summary(collected.counts, collected.layouts)
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

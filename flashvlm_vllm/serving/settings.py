@@ -8,6 +8,7 @@ from typing import Any
 from flashvlm_vllm.budget import BUDGET, Budget, parse_budget, parse_budget_text
 from flashvlm_vllm.query import QUERY
 from flashvlm_vllm.selector import SELECTOR, parse_selector
+from flashvlm_vllm.visual_positions import VISUAL_POSITIONS, VisualPositions, parse_positions
 
 
 class SettingsError(ValueError):
@@ -30,6 +31,7 @@ class VisualSettings:
     budget: Budget | None = None
     query: str | None = None
     selector: str | None = None
+    positions: VisualPositions | None = None
 
 
 def read_settings(request: Any) -> VisualSettings:
@@ -57,8 +59,17 @@ def read_settings(request: Any) -> VisualSettings:
         raise SettingsError(
             QUERY, f"the words that steer the selection are a string; got {type(query).__name__}"
         )
-    selector = getattr(request, SELECTOR, None) if SELECTOR in given else metadata.get(SELECTOR)
-    return VisualSettings(has_budget, budget, query, _parse(parse_selector, selector, SELECTOR))
+    selector, positions = (
+        getattr(request, field, None) if field in given else metadata.get(field)
+        for field in (SELECTOR, VISUAL_POSITIONS)
+    )
+    return VisualSettings(
+        has_budget,
+        budget,
+        query,
+        _parse(parse_selector, selector, SELECTOR),
+        _parse(parse_positions, positions, VISUAL_POSITIONS),
+    )
 
 
 def _parse(parse: Any, value: object, field: str) -> Any:

@@ -25,6 +25,8 @@ class Merged:
     """``(T, n, D)``."""
     saliency: Tensor
     """``(T, n)`` float32: attention received within the time step, mean over heads and patches."""
+    keys: Tensor | None = None
+    """``(T, n, H, d)`` of that layer, mean over the patches; ``None`` unless asked for."""
 
 
 class MergingTower:
@@ -57,12 +59,15 @@ class MergingTower:
         steps, rows, columns = grid
         return steps * rows * columns // self.merged
 
-    def run(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Merged]:
+    def run(
+        self, pixels: Tensor, grids: Sequence[Grid], *, with_keys: bool = False
+    ) -> list[Merged]:
         """Encode images or videos.
 
         Args:
             pixels: ``(sum of patches, ...)`` as vLLM's processor flattens them.
             grids: of each item.
+            with_keys: whether to return the keys of the attention.
 
         """
         with self._tap.listen() as heard, inputs_of(self._merging) as merging:
@@ -75,11 +80,15 @@ class MergingTower:
         saliency = torch.cat([self._received(*part) for part in parts])
         saliency = self._tap.mean_over_heads(saliency).view(-1, self.merged).mean(dim=1)
         features = self.mean_of_patches(features)
+        means = [None] * len(grids)
+        if with_keys:
+            means = [each.unflatten(0, (-1, self.merged)).mean(dim=1) for each in keys]
         items = zip(
             grids,
             features.split(tokens),
             projected.split(tokens),
             saliency.split(tokens),
+            means,
             strict=True,
         )
         return [self._in_order(*item) for item in items]
@@ -92,7 +101,12 @@ class MergingTower:
         ).flatten()
 
     def _in_order(
-        self, grid: Grid, features: Tensor, projected: Tensor, saliency: Tensor
+        self,
+        grid: Grid,
+        features: Tensor,
+        projected: Tensor,
+        saliency: Tensor,
+        keys: Tensor | None,
     ) -> Merged:
         """Undo the order of windows, in which everything but the projections is."""
         steps = (grid[0], -1)
@@ -100,4 +114,10 @@ class MergingTower:
             by_window, _ = self._visual.get_window_index_thw(*grid)
             place = torch.argsort(by_window).to(features.device)
             features, saliency = features[place], saliency[place]
-        return Merged(*(each.unflatten(0, steps) for each in (features, projected, saliency)))
+            keys = None if keys is None else keys[place]
+        return Merged(
+            features.unflatten(0, steps),
+            projected.unflatten(0, steps),
+            saliency.unflatten(0, steps),
+            None if keys is None else keys.unflatten(0, steps),
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""M-RoPE positions of what is kept, against those of the whole prompt, index by index."""
+"""Positions of what is kept, against those of the whole prompt, index by index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,24 @@ from torch import Tensor
 
 pytest.importorskip("vllm")
 
+from vllm.multimodal.inputs import PlaceholderRange
+
+from flashvlm_vllm.gaps import item_name
+from flashvlm_vllm.models.places import PlacedTokens
 from flashvlm_vllm.models.positions import (
-    CHANNELS,
     Span,
+    channels,
     grid_positions,
-    has_text_around,
     prompt_positions,
-    with_positions,
-    without_positions,
-    written,
+    with_places,
+    without_places,
+    write,
 )
+from flashvlm_vllm.schemes import AXES
 
 IMAGE, VIDEO = 7, 8
 WIDTH = 4
+CHANNELS = channels(AXES)
 
 
 @dataclass
@@ -57,7 +62,7 @@ def item(visual: int, *grid: Any, keep: int | None = None, seed: int = 0) -> Ite
 
 @dataclass
 class Prompt:
-    """Text and items in turn; text comes first and last."""
+    """Text and items in turn; without text items stand side by side, first and last."""
 
     ids: list[int]
     spans: list[Span]
@@ -68,13 +73,13 @@ class Prompt:
     def of(cls, items: list[Item], text: int = 5, dtype: torch.dtype = torch.bfloat16) -> "Prompt":
         ids, spans, embeddings = [1] * text, [], []
         for each in items:
-            spans.append(Span(len(ids), each.length, each.positions))
+            spans.append(Span.of_grid(len(ids), each.length, each.positions))
             ids += [each.visual] * each.length + [2] * text
             rows = torch.randn(each.length, WIDTH).to(dtype)
             embeddings.append(
-                without_positions(rows)
+                without_places(rows)
                 if each.kept is None
-                else with_positions(rows, torch.from_numpy(each.positions)[each.kept])
+                else with_places(rows, torch.from_numpy(each.positions)[each.kept])
             )
         return cls(ids, spans, embeddings, items)
 
@@ -87,26 +92,36 @@ class Prompt:
             kept = torch.arange(total) if each.kept is None else each.kept
             indices.append(span.offset + shift + kept)
             shift += total - each.length
-            index = span.offset + span.length
+            index = span.offset + len(span.places)
         indices.append(torch.arange(index, len(self.ids)) + shift)
         return torch.cat(indices)
 
+    def gathered(self, start: int, end: int) -> list[Tensor]:
+        """Embeddings of the items, or parts of items, between two tokens."""
+        parts = []
+        for span, rows in zip(self.spans, self.embeddings, strict=True):
+            first, last = max(start - span.offset, 0), min(end - span.offset, len(rows))
+            if first < last:
+                parts.append(rows[first:last])
+        return parts
+
     def in_chunks(self, size: Callable[[], int], dtype: torch.dtype = torch.int64) -> Tensor:
-        """Compute the prompt chunk by chunk as a model runner does; return its positions."""
-        positions, _ = prompt_positions(len(self.ids), self.spans)
-        positions = positions.to(dtype)
+        """Compute the prompt chunk by chunk as a model runner does; return its positions.
+
+        The first runner keeps the tensor that it was given, and comes by again after a
+        preemption; the second keeps numbers of 32 bits.
+        """
+        positions, ahead = prompt_positions(len(self.ids), self.spans)
+        is_first = dtype == torch.int64
+        positions = positions if is_first else positions.to(dtype)
         computed = 0
         while computed < len(self.ids):
             end = min(len(self.ids), computed + size())
-            gathered = []
-            for span, rows in zip(self.spans, self.embeddings, strict=True):
-                first, last = max(computed - span.offset, 0), min(end - span.offset, span.length)
-                if first < last:
-                    gathered.append(rows[first:last])
-            ids = torch.tensor(self.ids)
-            for _ in range(2):  # again, as after a preemption
-                positions = written(ids, (IMAGE, VIDEO), gathered, positions, computed)
+            gathered = self.gathered(computed, end)
+            for _ in range(2 if is_first else 1):
+                told = write(gathered, positions, computed)
             computed = end
+        assert told == ahead
         return positions
 
 
@@ -143,6 +158,25 @@ def test_twenty_thousand_tokens_are_where_they_are_without_pruning(
     assert prompt.in_chunks(lambda: 512, torch.int32).equal(positions.int())
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_items_side_by_side_first_and_last(dtype: torch.dtype) -> None:
+    items = [
+        item(IMAGE, 1, 9, 7, keep=5, seed=1),
+        item(IMAGE, 1, 3, 4),
+        item(IMAGE, 1, 9, 7, keep=1, seed=2),
+        item(IMAGE, 1, 2, 9, keep=1, seed=3),
+        item(VIDEO, 4, 3, 3, keep=11, seed=4),
+    ]
+    whole = Prompt.of([Item(each.visual, each.grid, None) for each in items], text=0)
+    expected, ahead = prompt_positions(len(whole.ids), whole.spans)
+    prompt = Prompt.of(items, text=0)
+    for size in (1, 2, 7, 1000):
+        positions = prompt.in_chunks(lambda size=size: size, dtype)  # type: ignore[misc]
+        assert positions.equal(expected[:, prompt.indices_in_the_whole()].to(dtype)), size
+    _, own = prompt_positions(len(prompt.ids), prompt.spans)
+    assert own + len(prompt.ids) == ahead + len(whole.ids)
+
+
 def test_one_token_at_a_time() -> None:
     items = [item(IMAGE, 1, 4, 5, keep=3), item(VIDEO, 3, 2, 2, keep=4), item(IMAGE, 1, 2, 2)]
     prompt = Prompt.of(items, text=1)
@@ -154,15 +188,11 @@ def test_one_token_at_a_time() -> None:
 def test_a_drafter_that_looks_a_token_ahead_changes_nothing() -> None:
     prompt = Prompt.of([item(IMAGE, 1, 6, 6, keep=10), item(VIDEO, 3, 3, 3, keep=9)], text=3)
     final = prompt.in_chunks(lambda: 10**6)
-    ids = torch.tensor(prompt.ids)
     for computed in range(len(prompt.ids) - 1):
-        ahead = computed + 1
-        gathered = [
-            rows[max(ahead - span.offset, 0) :]
-            for span, rows in zip(prompt.spans, prompt.embeddings, strict=True)
-            if ahead < span.offset + span.length
-        ]
-        assert written(ids, (IMAGE, VIDEO), gathered, final, computed).equal(final), computed
+        positions, _ = prompt_positions(len(prompt.ids), prompt.spans)
+        write(prompt.gathered(0, len(prompt.ids)), positions, 0)
+        write(prompt.gathered(computed + 1, len(prompt.ids)), positions, computed)
+        assert positions.equal(final), computed
 
 
 def test_bfloat16_itself_would_lose_them() -> None:
@@ -171,11 +201,12 @@ def test_bfloat16_itself_would_lose_them() -> None:
     lost = positions.to(torch.bfloat16).long() != positions
     assert lost.float().mean() > 0.9
     rows = torch.zeros(20_000, WIDTH, dtype=torch.bfloat16)
-    sent = with_positions(rows, positions[:, None].expand(-1, 3))
+    sent = with_places(rows, positions[:, None].expand(-1, 3))
     assert sent.shape == (20_000, WIDTH + CHANNELS)
-    start = torch.zeros(3, 20_002, dtype=torch.int64)
-    ids = torch.tensor([1] + [IMAGE] * 20_000 + [1])
-    assert written(ids, (IMAGE,), [sent], start, 0)[0, 1:-1].equal(positions + 1)
+    span = Span.of_grid(1, 20_000, np.arange(20_001)[:, None].repeat(3, axis=1))
+    start, _ = prompt_positions(20_002, [span])
+    write([sent], start, 0)
+    assert start[0, 1:-1].equal(positions + 1)
 
 
 def test_positions_of_whole_prompts_are_those_of_vllm() -> None:
@@ -198,76 +229,132 @@ def test_positions_of_whole_prompts_are_those_of_vllm() -> None:
     assert own == ahead
 
 
-def test_pruned_items_need_text_behind_them_and_between() -> None:
-    other = SimpleNamespace(offset=10, length=4)
-    assert has_text_around(0, 5, 20, [other])
-    assert has_text_around(15, 4, 20, [other])
-    assert not has_text_around(15, 5, 20, [other])
-    assert not has_text_around(14, 3, 20, [other])
-    assert not has_text_around(5, 5, 20, [other])
+class LineModel(PlacedTokens):
+    """As a model with an ordinary rotary embedding."""
+
+    axes = 1
+    _width = WIDTH
 
 
-def test_the_other_runner_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allowed", [None, 40])
+def test_one_axis_on_the_other_runner(allowed: int | None) -> None:
+    """Two images side by side and one at the end, with and without all of their gaps."""
+    kept = [torch.tensor([3, 8, 9]), torch.tensor([0, 63]), torch.tensor([20, 50])]
+    gaps = [64 - len(each) for each in kept]
+    names = [item_name(bytes(32), gap) for gap in gaps]
+    if allowed is not None:
+        names = [f"{name}~{allowed}" for name in names]
+    offsets = [2, 5, 10]
+    features = [
+        SimpleNamespace(
+            identifier=name,
+            mm_position=PlaceholderRange(offset=offset, length=len(each)),
+        )
+        for name, offset, each in zip(names, offsets, kept, strict=True)
+    ]
+    model = LineModel()
+    ids = [1] * 12
+    start, ahead = model.get_mrope_input_positions(ids, features)
+    rows = [
+        model.placed(torch.randn(len(each), WIDTH), each, gap)
+        for each, gap in zip(kept, gaps, strict=True)
+    ]
+    if allowed is None:
+        expected = [0, 1, 5, 10, 11, 66, 129, 130, 131, 132, 153, 183]
+        assert ahead == 2 + 64 + 64 + 3 + 64 - 12
+    else:
+        # Index and what was dropped before it, times 40 of each 61 or 62.
+        first = [2 + 3 * 40 // 61, 3 + 7 * 40 // 61, 4 + 7 * 40 // 61]
+        last = [93 + 20 * 40 // 62 - 3 + 0, 94 + 49 * 40 // 62 - 3]
+        expected = [0, 1, *first, 45, 46 + 40, 87, 88, 89, *last]
+        assert ahead == 3 * 40
+    for size in (1, 3, 100):
+        state = RopeStandIn(start)
+        run_on_the_other_runner(model, state, ids, features, rows, size)
+        assert state.positions[0].tolist() == expected, size
+        assert state.delta == ahead, size
+
+
+def test_text_between_the_parts_of_an_item_stands_where_it_stood() -> None:
+    """An image within begin and end, which have no embeddings of it."""
+    mask = torch.tensor([False, True, True, False])
+    feature = SimpleNamespace(
+        identifier=item_name(bytes(32), 62),
+        mm_position=PlaceholderRange(offset=1, length=4, is_embed=mask),
+    )
+    model = LineModel()
+    positions, ahead = model.get_mrope_input_positions([1] * 6, [feature])
+    rows = model.placed(torch.zeros(2, WIDTH), torch.tensor([10, 40]), 62)
+    (stripped,), told, again = model.recompute_mrope_positions([1] * 6, [rows], positions, 0)
+    assert stripped.shape == (2, WIDTH)
+    assert told[0].tolist() == [0, 1, 12, 42, 66, 67]
+    assert ahead == again == 62
+
+
+def test_the_other_runner_writes_the_same() -> None:
     """vLLM's second model runner, its own pruner; a stand-in for the state that needs a GPU."""
-    pytest.importorskip("triton")
-    from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
-
-    from flashvlm_vllm.models.qwen2_vl import QwenSelection
-
     prompt = Prompt.of([item(IMAGE, 1, 30, 40, keep=50), item(VIDEO, 90, 3, 3, 2.0, keep=95)])
     expected = prompt.in_chunks(lambda: 10**6)
     start, ahead = prompt_positions(len(prompt.ids), prompt.spans)
+    model = LineModel()
+    model.axes, model._width = AXES, 0
+    features = [
+        SimpleNamespace(
+            mm_position=PlaceholderRange(offset=span.offset, length=len(span.places))
+        )
+        for span in prompt.spans
+    ]
+    state = RopeStandIn(start)
+    pruner = run_on_the_other_runner(model, state, prompt.ids, features, prompt.embeddings, 37)
+    assert state.positions.equal(expected.int())
+    assert state.delta == ahead
+    assert [each.shape[1] for each in pruner.strip(prompt.embeddings)] == [WIDTH, WIDTH]
 
-    class State:
-        positions = start.int()
-        delta = 0
 
-        def read_prefill_positions(self, request: int, length: int) -> Tensor:
-            return self.positions[:, :length]
+class RopeStandIn:
+    """For the second runner's state, whose numbers are on a GPU and have 32 bits."""
 
-        def update_prefill_positions(self, request: int, positions: Tensor, delta: int) -> None:
-            self.positions[:, : positions.shape[1]].copy_(positions)
-            self.delta = delta
+    def __init__(self, start: Tensor) -> None:
+        self.positions = start.int()
+        self.delta = 0
 
-    model: Any = SimpleNamespace(config=SimpleNamespace(image_token_id=IMAGE, video_token_id=VIDEO))
-    model.recompute_mrope_positions = lambda **given: QwenSelection.recompute_mrope_positions(
-        model, **given
-    )
-    state = State()
-    features = [SimpleNamespace(mm_position=position(span)) for span in prompt.spans]
-    pruner = MultiModalPruner(
-        model,
-        state,  # type: ignore[arg-type]
-        SimpleNamespace(mm_features={"a": features}),  # type: ignore[arg-type]
-        WIDTH,
-    )
+    def read_prefill_positions(self, request: int, length: int) -> Tensor:
+        return self.positions[:, :length]
+
+    def update_prefill_positions(self, request: int, positions: Tensor, delta: int) -> None:
+        self.positions[:, : positions.shape[1]].copy_(positions)
+        self.delta = delta
+
+
+def run_on_the_other_runner(
+    model: Any, state: Any, ids: list[int], features: list[Any], embeddings: Any, chunk: int
+) -> Any:
+    """Compute a prompt by vLLM's own pruner of the second runner; returns the pruner."""
+    pytest.importorskip("triton")
+    from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
+
+    cache: Any = SimpleNamespace(mm_features={"a": features})
+    pruner = MultiModalPruner(model, state, cache, WIDTH)
     requests: Any = SimpleNamespace(
-        all_token_ids=SimpleNamespace(gpu=torch.tensor([prompt.ids], dtype=torch.int32))
+        all_token_ids=SimpleNamespace(gpu=torch.tensor([ids], dtype=torch.int32))
     )
-    computed, chunk = 0, 37
-    while computed < len(prompt.ids):
-        end = min(len(prompt.ids), computed + chunk)
+    computed = 0
+    while computed < len(ids):
+        end = min(len(ids), computed + chunk)
         gathered = []
-        for span, rows in zip(prompt.spans, prompt.embeddings, strict=True):
-            first, last = max(computed - span.offset, 0), min(end - span.offset, span.length)
+        for each, rows in zip(features, embeddings, strict=True):
+            offset = each.mm_position.offset
+            first, last = max(computed - offset, 0), min(end - offset, len(rows))
             if first < last:
                 gathered.append(rows[first:last])
         batch: Any = SimpleNamespace(
             req_ids=["a"],
             idx_mapping_np=np.array([0]),
-            prefill_len_np=np.array([len(prompt.ids)]),
+            prefill_len_np=np.array([len(ids)]),
             num_computed_prefill_tokens_np=np.array([computed]),
             num_scheduled_tokens=np.array([end - computed]),
         )
         cleaned = pruner.recompute(gathered, batch, requests)
         assert all(each.shape[1] == WIDTH for each in cleaned)
         computed = end
-    assert state.positions.equal(expected.int())
-    assert state.delta == ahead
-    assert [each.shape[1] for each in pruner.strip(prompt.embeddings)] == [WIDTH, WIDTH]
-
-
-def position(span: Span) -> Any:
-    from vllm.multimodal.inputs import PlaceholderRange
-
-    return PlaceholderRange(offset=span.offset, length=span.length)
+    return pruner

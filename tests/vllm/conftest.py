@@ -76,10 +76,12 @@ class Engine:
         images: Sequence[Any] | None = None,
         max_tokens: int = 8,
         selector: str | None = None,
+        positions: str | None = None,
         **sampling: Any,
     ) -> Any:
         """Ask one question about images; returns vLLM's output."""
-        return self.ask_all([(question, budget)], images, max_tokens, selector, **sampling)[0]
+        asked = [(question, budget)]
+        return self.ask_all(asked, images, max_tokens, selector, positions, **sampling)[0]
 
     def ask_all(
         self,
@@ -87,13 +89,15 @@ class Engine:
         images: Sequence[Any] | None = None,
         max_tokens: int = 8,
         selector: str | None = None,
+        positions: str | None = None,
         **sampling: Any,
     ) -> list[Any]:
         """Ask several ``(question, budget)`` at once, each about the same images."""
         from vllm import SamplingParams
 
         images = [photo("astronaut")] if images is None else images
-        own = {} if selector is None else {"visual_selector": selector}
+        own = {"visual_selector": selector, "visual_positions": positions}
+        own = {name: value for name, value in own.items() if value is not None}
         prompts = [
             {
                 "prompt": f"USER: {'<image>' * len(images)}\n{question} ASSISTANT:",

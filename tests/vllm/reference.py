@@ -5,6 +5,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def positions_of(before: int, places: Tensor, whole: int, after: int) -> Tensor:
+    """Positions of text, of what is kept of ``whole`` tokens, and of text behind it."""
+    behind = torch.arange(before + whole, before + whole + after)
+    return torch.cat([torch.arange(before), before + places, behind])
+
+
+@torch.inference_mode()
+def greedy(model: Any, embeddings: Tensor, positions: Tensor, tokens: int) -> list[int]:
+    """Greedy ids after embeddings ``(n, D)`` that stand at positions ``(n,)``."""
+    from transformers import DynamicCache
+
+    assert len(embeddings) == len(positions)
+    inputs, at, cache = embeddings[None], positions[None], DynamicCache()
+    answer: list[int] = []
+    for seen in range(len(embeddings), len(embeddings) + tokens):
+        out = model(
+            inputs_embeds=inputs,
+            position_ids=at,
+            attention_mask=torch.ones(1, seen, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        word = out.logits[0, -1].argmax()
+        answer.append(int(word))
+        inputs, at = model.get_input_embeddings()(word)[None, None], at[:, -1:] + 1
+    return answer
 
 
 class TransformersModel:

@@ -61,18 +61,39 @@ class Reference(TransformersModel):
         return projected.flatten(0, 1), squares.flatten()
 
     @torch.inference_mode()
-    def generate(self, ids: list[int], rows: Tensor, tokens: int) -> list[int]:
-        """Greedy ids after a prompt whose image tokens are embedded as ``rows``."""
+    def generate(self, ids: list[int], rows: Tensor, kept: Tensor, tokens: int) -> list[int]:
+        """Greedy ids after a prompt of which the image tokens ``kept`` are left, as ``rows``."""
         prompt, embed = torch.tensor(ids), self.model.get_input_embeddings()
         embeddings = embed(prompt)
         embeddings[prompt == self.id_of(SOFT)] = rows
+        positions = self.positions(ids, kept)
         answer: list[int] = []
         for _ in range(tokens):
-            states = self.model.model.language_model(inputs_embeds=embeddings[None])
+            states = self.model.model.language_model(
+                inputs_embeds=embeddings[None],
+                position_ids=positions[None],
+                attention_mask=torch.ones(1, len(positions), dtype=torch.long),
+            )
             word = self.model.lm_head(states.last_hidden_state[0, -1]).argmax()
             answer.append(int(word))
             embeddings = torch.cat([embeddings, embed(word)[None]])
+            positions = torch.cat([positions, positions[-1:] + 1])
         return answer
+
+    def positions(self, ids: list[int], kept: Tensor) -> Tensor:
+        """Where the tokens of a prompt stand without pruning: behind every begin are all."""
+        begin, soft = self.id_of(START), self.id_of(SOFT)
+        positions, base, tile, at = [], 0, -1, iter(kept.tolist())
+        for token in ids:
+            if token == soft:
+                positions.append(base + next(at) % TOKENS)
+                continue
+            if tile >= 0 and token == self.id_of(END):
+                base += TOKENS
+            positions.append(base)
+            base += 1
+            tile += token == begin
+        return torch.tensor(positions)
 
 
 def ask(engine: Engine, requests: list[dict[str, Any]]) -> list[Any]:
@@ -132,11 +153,12 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
         (output,) = ask(engine, [{"question": QUESTIONS[0], "budget": budget}])
         ids, answer = list(output.prompt_token_ids), token_ids(output)
         if budget is None:
-            assert answer == reference.generate(ids, projected, len(answer))
+            every = torch.arange(TOKENS)
+            assert answer == reference.generate(ids, projected, every, len(answer))
             continue
         record = engine.kept()[-1]
         kept = torch.tensor(record["kept"])
-        assert answer == reference.generate(ids, projected[kept], len(answer)), budget
+        assert answer == reference.generate(ids, projected[kept], kept, len(answer)), budget
         with torch.inference_mode():
             words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
             scores = fused_scores(projected, saliency, words)
@@ -159,7 +181,7 @@ def test_an_image_and_its_crops_share_the_budget(engine: Engine, reference: Refe
         assert (kept // TOKENS).bincount(minlength=3).tolist() == shares
         assert runs_of(ids, soft) == [share for share in shares if share]
         assert ids.count(start) == ids.count(end) == 3
-        assert answer == reference.generate(ids, projected[kept], len(answer)), budget
+        assert answer == reference.generate(ids, projected[kept], kept, len(answer)), budget
 
 
 def requests() -> list[dict[str, Any]]:

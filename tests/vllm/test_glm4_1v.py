@@ -153,8 +153,7 @@ def test_a_video_with_a_budget_is_refused_and_the_engine_goes_on(engine: Engine)
             run(engine, request(QUESTIONS[0], budget, [], 1))
     merging = request(QUESTIONS[0], 8)
     merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
-    with pytest.raises(VLLMValidationError, match="merges tokens"):
-        run(engine, merging)
+    assert token_ids(run(engine, merging)[0])
     assert token_ids(run(engine, request(QUESTIONS[0], None, [], 1))[0])
 
 

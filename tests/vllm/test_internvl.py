@@ -25,6 +25,7 @@ from tests.tiny.internvl import (
     build_internvl_hf,
 )
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import greedy
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 FRAMES = 11
@@ -100,18 +101,32 @@ class Reference:
         return projected.flatten(0, 1), squares.flatten()
 
     @torch.inference_mode()
-    def generate(self, ids: list[int], visual: str, rows: Tensor, tokens: int) -> list[int]:
-        """Greedy ids after a prompt whose visual tokens are embedded as ``rows``."""
+    def generate(
+        self,
+        ids: list[int],
+        visual: str,
+        rows: Tensor,
+        tokens: int,
+        kept: Tensor | None = None,
+        group: int = TOKENS,
+    ) -> list[int]:
+        """Greedy ids after a prompt whose visual tokens are embedded as ``rows``.
+
+        They are those ``kept`` of groups of so many, each of which ``<img>`` begins.
+        """
         prompt = torch.tensor(ids)
         embeddings = self.model.get_input_embeddings()(prompt)
         embeddings[prompt == self.id_of(visual)] = rows
-        out = self.model.generate(
-            inputs_embeds=embeddings[None],
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=tokens,
-        )
-        return list(out[0].tolist()[-tokens:])
+        kept = torch.arange(len(rows)) if kept is None else kept
+        positions, base, at = [], 0, iter(kept.tolist())
+        for token in ids:
+            if token == self.id_of(visual):
+                positions.append(base + next(at) % group)
+                continue
+            base += group if token == self.id_of(END) else 0
+            positions.append(base)
+            base += 1
+        return greedy(self.model, embeddings, torch.tensor(positions), tokens)
 
 
 def requests_of(clip: np.ndarray) -> list[dict[str, Any]]:
@@ -217,12 +232,16 @@ def test_an_image_answers_as_transformers_does(served: Format) -> None:
         (output,) = served.ask([{"question": QUESTIONS[0], "images": [image], "budget": budget}])
         ids, answer = list(output.prompt_token_ids), token_ids(output)
         if budget is None:
-            assert answer == reference.generate(ids, CONTEXT, projected, len(answer))
+            every = torch.arange(5 * TOKENS)
+            told = reference.generate(ids, CONTEXT, projected, len(answer), every, 5 * TOKENS)
+            assert answer == told
             continue
         record = served.engine.kept()[-1]
         kept = torch.tensor(record["kept"])
         assert len(kept) == budget
-        assert answer == reference.generate(ids, CONTEXT, projected[kept], len(answer)), budget
+        rows = projected[kept]
+        told = reference.generate(ids, CONTEXT, rows, len(answer), kept, 5 * TOKENS)
+        assert answer == told, budget
         assert reference.tokenizer.decode(record["query"]).split() == QUESTIONS[0].split()
         words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
         for tile in range(5):
@@ -256,7 +275,7 @@ def test_a_video_answers_as_transformers_does(served: Format, clip: np.ndarray) 
         ids = reference.tokenizer(prompt).input_ids
         assert sorted(output.prompt_token_ids) == sorted(ids), budget
         answer = token_ids(output)
-        assert answer == reference.generate(ids, VIDEO, projected[kept], len(answer)), budget
+        assert answer == reference.generate(ids, VIDEO, projected[kept], len(answer), kept), budget
     first = [int(frame.argmax()) + TOKENS * n for n, frame in enumerate(saliency.split(TOKENS))]
     served.engine.forget()
     served.ask([{"question": QUESTIONS[1], "video": clip, "budget": FRAMES}])

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from demo.photo import photo
 from tests.tiny.next_video import FRAME_TOKENS, SIDE, build_next_video
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import greedy, positions_of
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 NAMES = ["astronaut", "astronaut", "cat", "coffee", "cat"]
@@ -77,14 +78,9 @@ def test_answers_as_transformers_fed_with_the_kept_tokens(engine: Engine, model:
             after = f"\n{QUESTIONS[0]} ASSISTANT:"
             tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
             with torch.inference_mode():
-                inputs = torch.cat([embed(head), rows[kept], embed(tail)])[None]
-                out = reference.generate(
-                    inputs_embeds=inputs,
-                    attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
-                    do_sample=False,
-                    max_new_tokens=8,
-                )
-            assert token_ids(output) == out[0].tolist()[-8:], (frames, budget)
+                inputs = torch.cat([embed(head), rows[kept], embed(tail)])
+            positions = positions_of(len(head), kept, len(rows), len(tail))
+            assert token_ids(output) == greedy(reference, inputs, positions, 8), (frames, budget)
 
 
 def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:

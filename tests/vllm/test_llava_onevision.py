@@ -16,7 +16,7 @@ from flashvlm_vllm.models.anyres import spread_budget
 from flashvlm_vllm.selection import fused_scores
 from tests.tiny.onevision import FRAME_TOKENS, SIDE, build_onevision
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
-from tests.vllm.reference import TransformersModel
+from tests.vllm.reference import TransformersModel, greedy, positions_of
 
 QUESTION, OTHER = "what color is the suit?", "where is the flag?"
 PATCHES = SIDE * SIDE
@@ -95,6 +95,15 @@ class Reference(TransformersModel):
         newline.data = kept
         return rows[(rows != marker).any(dim=-1)]
 
+    def image_places(self, image: Any) -> Tensor:
+        """Where the rows of `image` stand among those of `whole_image`."""
+        newline = self.model.model.image_newline
+        marker, kept = torch.full_like(newline, 1e9), newline.data
+        newline.data = marker
+        rows = self.whole_image(image)
+        newline.data = kept
+        return (rows != marker).any(dim=-1).nonzero().flatten()
+
     @torch.inference_mode()
     def whole_video(self, video: Video) -> Tensor:
         """All frames' pooled patches, and the newline behind them."""
@@ -142,18 +151,23 @@ class Reference(TransformersModel):
         return fused_scores(rows, saliency, self.model.get_input_embeddings()(torch.tensor(words)))
 
     @torch.inference_mode()
-    def answer(self, before: str, rows: Tensor, after: str, tokens: int) -> list[int]:
+    def answer(
+        self,
+        before: str,
+        rows: Tensor,
+        after: str,
+        tokens: int,
+        places: Tensor | None = None,
+        whole: int | None = None,
+    ) -> list[int]:
+        """Greedy ids after a prompt with ``rows`` at ``places`` of ``whole`` tokens."""
         embed, tokenize = self.model.get_input_embeddings(), self.processor.tokenizer
         head = torch.tensor(tokenize(before).input_ids)
         tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
-        inputs = torch.cat([embed(head), rows, embed(tail)])[None]
-        out = self.model.generate(
-            inputs_embeds=inputs,
-            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=tokens,
-        )
-        return list(out[0].tolist()[-tokens:])
+        inputs = torch.cat([embed(head), rows, embed(tail)])
+        places = torch.arange(len(rows)) if places is None else places
+        positions = positions_of(len(head), places, whole or len(rows), len(tail))
+        return greedy(self.model, inputs, positions, tokens)
 
 
 AFTER = f"\n{QUESTION} ASSISTANT:"
@@ -192,7 +206,16 @@ def test_images_and_videos_of_one_prompt_keep_a_budget_each(
     orders = [torch.tensor(each["kept"]) for each in engine.kept()[before:]]
     assert [len(order) for order in orders] == [11] * 5
     both = torch.cat([each[order] for each, order in zip(rows, orders, strict=True)])
-    assert token_ids(output) == reference.answer("USER: ", both, AFTER, 8)
+    placed = [reference.image_places(image) for image in images]
+    placed += [torch.arange(len(reference.video(video))) for video in videos]
+    lengths = [len(reference.whole_image(image)) for image in images]
+    lengths += [len(reference.whole_video(video)) for video in videos]
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    places = torch.cat(
+        [start + each[order] for start, each, order in zip(starts, placed, orders, strict=True)]
+    )
+    expected = reference.answer("USER: ", both, AFTER, 8, places, sum(lengths))
+    assert token_ids(output) == expected
 
 
 def test_what_is_important_follows_from_transformers_own_attention(
@@ -245,8 +268,10 @@ def test_images_answer_as_transformers_fed_with_the_kept_tokens(
         kept = engine.kept()[-1]["kept"]
         assert kept == sorted(set(kept))
         assert len(kept) == budget
-        rest = rows[torch.tensor(kept)]
-        assert token_ids(output) == reference.answer("USER: ", rest, AFTER, 8), budget
+        rest, places = rows[torch.tensor(kept)], reference.image_places(image)[torch.tensor(kept)]
+        whole = len(reference.whole_image(image))
+        expected = reference.answer("USER: ", rest, AFTER, 8, places, whole)
+        assert token_ids(output) == expected, budget
 
 
 @pytest.mark.parametrize("frames", [1, 2, 8])
@@ -262,7 +287,8 @@ def test_videos_answer_as_transformers_fed_with_the_kept_tokens(
         kept = torch.tensor(engine.kept()[-1]["kept"])
         assert len(kept) == budget
         assert (kept // FRAME_TOKENS).unique().tolist() == list(range(frames))
-        assert token_ids(output) == reference.answer("USER: ", rows[kept], AFTER, 8), budget
+        expected = reference.answer("USER: ", rows[kept], AFTER, 8, kept, len(rows) + 1)
+        assert token_ids(output) == expected, budget
 
 
 def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:

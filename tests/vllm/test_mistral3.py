@@ -22,7 +22,7 @@ from tests.tiny.mistral3 import (
     build_pixtral,
 )
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
-from tests.vllm.reference import TransformersModel
+from tests.vllm.reference import TransformersModel, greedy
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 SIZES = {(8, 8): (8, 8), (7.1, 3.5): (4, 8), (2.1, 8): (8, 3), (16, 12): (6, 8)}
@@ -81,18 +81,26 @@ class Reference(TransformersModel):
         return projected, avg_pool2d(received, self.merge).flatten()
 
     @torch.inference_mode()
-    def generate(self, ids: list[int], rows: Tensor, tokens: int) -> list[int]:
-        """Greedy ids after a prompt whose image tokens are embedded as ``rows``."""
+    def generate(
+        self, ids: list[int], rows: Tensor, kept: Tensor, columns: int, tokens: int
+    ) -> list[int]:
+        """Greedy ids after a prompt whose image tokens are embedded as ``rows``.
+
+        They are those ``kept`` of rows of so many columns, each with one token of text behind.
+        """
         prompt = torch.tensor(ids)
         embeddings = self.model.get_input_embeddings()(prompt)
         embeddings[prompt == self.id_of(IMAGE)] = rows
-        out = self.model.generate(
-            inputs_embeds=embeddings[None],
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=tokens,
-        )
-        return list(out[0].tolist()[-tokens:])
+        ends = {self.id_of(BREAK), self.id_of(END)}
+        positions, base, at = [], 0, iter(kept.tolist())
+        for token in ids:
+            if token == self.id_of(IMAGE):
+                positions.append(base + next(at) % columns)
+                continue
+            base += columns if token in ends else 0
+            positions.append(base)
+            base += 1
+        return greedy(self.model, embeddings, torch.tensor(positions), tokens)
 
 
 def ask(
@@ -152,7 +160,8 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
             ids = reference.tokenizer(prompt).input_ids
             assert sorted(output.prompt_token_ids) == sorted(ids), (size, budget)
             answer = token_ids(output)
-            assert answer == reference.generate(ids, projected[kept], len(answer)), (size, budget)
+            told = reference.generate(ids, projected[kept], kept, columns, len(answer))
+            assert answer == told, (size, budget)
 
 
 def test_several_images_get_the_budget_each(engine: Engine, reference: Reference) -> None:

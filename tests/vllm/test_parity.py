@@ -13,7 +13,7 @@ from demo.photo import photo
 from flashvlm_vllm.selection import fused_scores
 from flashvlm_vllm.vision.attention import received_attention
 from tests.vllm.conftest import StartEngine, token_ids
-from tests.vllm.reference import TransformersModel
+from tests.vllm.reference import TransformersModel, greedy, positions_of
 
 QUESTION = "what color is the suit?"
 
@@ -40,22 +40,24 @@ class Reference(TransformersModel):
         return features, saliency, self.model.model.multi_modal_projector(features)
 
     @torch.inference_mode()
-    def generate(self, prompt: str, kept: Tensor, tokens: int) -> list[int]:
-        """Greedy ids after a prompt whose image is the embeddings ``kept`` (n, D)."""
+    def generate(
+        self, prompt: str, kept: Tensor, tokens: int, places: Tensor | None = None, whole: int = 0
+    ) -> list[int]:
+        """Greedy ids after a prompt whose image is the embeddings ``kept`` (n, D).
+
+        They stand at ``places`` of ``whole`` tokens; without, one after another.
+        """
         embed = self.model.get_input_embeddings()
         tokenize = self.processor.tokenizer
         before, after = prompt.split("<image>")
         # As vLLM tokenises a prompt: with whatever the tokenizer puts first.
         head = torch.tensor(tokenize(before).input_ids)
         tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
-        inputs = torch.cat([embed(head), kept, embed(tail)])[None]
-        ids = self.model.generate(
-            inputs_embeds=inputs,
-            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=tokens,
-        )
-        return ids[0].tolist()[-tokens:]
+        if places is None:
+            places, whole = torch.arange(len(kept)), len(kept)
+        inputs = torch.cat([embed(head), kept, embed(tail)])
+        positions = positions_of(len(head), places, whole, len(tail))
+        return greedy(self.model, inputs, positions, tokens)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
@@ -73,7 +75,11 @@ def test_llava_answers_as_transformers_does(
             record = engine.kept()[-1]
             kept = torch.tensor(record["kept"])
             prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
-            assert ids == reference.generate(prompt, projected[kept], len(ids)), budget
+            rows = projected[kept]
+            assert ids == reference.generate(prompt, rows, len(ids), kept, 576), budget
+            closed = token_ids(engine.ask(QUESTION, budget, [image], positions="closed"))
+            assert closed == reference.generate(prompt, rows, len(closed)), budget
+            assert closed != ids, "positions would not matter"
 
             # The important half follows from Transformers' own attention and embeddings. The
             # diverse half does so too, but a difference in the seventh digit re-pairs its loop.
@@ -95,8 +101,10 @@ def test_llava_next_answers_as_transformers_does(
             order = torch.tensor(engine.kept()[-1]["kept"])
             assert len(order) == 60
             picture = torch.cat([projected[0], picture_patches(reference, projected, image)])
+            places, whole = places_in(reference, projected, image)
             prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
-            assert ids == reference.generate(prompt, picture[order], len(ids)), name
+            rows = picture[order]
+            assert ids == reference.generate(prompt, rows, len(ids), places[order], whole), name
 
 
 @torch.inference_mode()
@@ -109,6 +117,13 @@ def packed(reference: Reference, projected: Tensor, image: Any, newline: Tensor)
         image_newline=newline,
     )
     return features[0] if isinstance(features, list | tuple) else features
+
+
+def places_in(reference: Reference, projected: Tensor, image: Any) -> tuple[Tensor, int]:
+    """Where base and tiles stand in that layout, (n,), and how long it is."""
+    marker = torch.full_like(reference.model.model.image_newline, 1e9)
+    whole = packed(reference, projected, image, marker)
+    return (whole != marker).any(dim=-1).nonzero().flatten(), len(whole)
 
 
 def picture_patches(reference: Reference, projected: Tensor, image: Any) -> Tensor:
@@ -138,11 +153,14 @@ def test_llava_next_images_that_the_budget_does_not_bind_are_laid_out_as_stock(
     with torch.inference_mode():
         _, _, crops = reference.encode(large)
         pruned = torch.cat([crops[0], picture_patches(reference, crops, large)])[order]
+        places, gone = places_in(reference, crops, large)
         _, _, crops = reference.encode(small)
         stock = packed(reference, crops, small, reference.model.model.image_newline)
     ids = token_ids(both)
     prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
-    assert ids == reference.generate(prompt, torch.cat([pruned, stock]), len(ids))
+    rows = torch.cat([pruned, stock])
+    places = torch.cat([places[order], gone + torch.arange(len(stock))])
+    assert ids == reference.generate(prompt, rows, len(ids), places, gone + len(stock))
 
 
 def test_blockwise_received_attention_equals_the_whole_map() -> None:

@@ -240,8 +240,7 @@ def test_what_cannot_be_is_refused_and_the_engine_goes_on(served: Served) -> Non
 
     bare = request(QUESTIONS[0], 8, videos=[CLIP])
     bare["prompt"] = f"what? {VIDEO}"
-    with pytest.raises(VLLMValidationError, match="needs a token of text behind it"):
-        served.run(bare)
+    assert token_ids(served.run(bare)[0])
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 4"):
         served.run(request(QUESTIONS[0], 3, videos=[CLIP]))
     # Frames that the Hugging Face processor samples: of the eight four are left.

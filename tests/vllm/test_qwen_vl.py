@@ -15,9 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from demo.photo import photo
-from flashvlm_vllm.cost import TokenCosts
 from flashvlm_vllm.selection import fused_scores
-from flashvlm_vllm.visual_report import REPORT
 from tests.tiny.qwen_vl import END, IMAGE, START, TURN, VIDEO, build_qwen_vl
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
 from tests.vllm.reference import TransformersModel
@@ -281,23 +279,70 @@ def test_prefix_cache_and_a_budget_that_does_not_bind(served: Served) -> None:
     assert other.num_cached_tokens < 40
 
 
-def test_what_has_no_positions_is_refused_and_the_engine_goes_on(served: Served) -> None:
-    from vllm.exceptions import VLLMValidationError
-
+@pytest.mark.parametrize(
+    "prompt", [f"what? {START}{VIDEO}", f"{VIDEO}{IMAGE} what?", f"{IMAGE}"], ids=repr
+)
+def test_items_side_by_side_first_and_last(served: Served, prompt: str) -> None:
+    if served.version == "2.5" and ROUNDS and VIDEO in prompt:
+        pytest.skip(NO_REFERENCE)
     item = with_metadata(CLIP) if served.version == "2.5" else CLIP
-    for prompt in (f"what? {START}{VIDEO}", f"{VIDEO}{IMAGE} what?"):
-        data = {"video": [item]} | ({"image": [PICTURE]} if IMAGE in prompt else {})
-        bad = {
+    images, videos = [PICTURE] * prompt.count(IMAGE), [CLIP] * prompt.count(VIDEO)
+    data = {"image": images} if images else {}
+    data |= {"video": [item]} if videos else {}
+    served.engine.forget()
+    (output,) = served.run(
+        {
             "prompt": prompt,
             "multi_modal_data": data,
             "mm_processor_kwargs": {"visual_budget": 8},
         }
-        with pytest.raises(VLLMValidationError, match="needs a token of text behind it"):
-            served.run(bad)
-    merging = served.request(QUESTIONS[0], 8, [PICTURE])
-    merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
-    with pytest.raises(VLLMValidationError, match="merges tokens"):
-        served.run(merging)
+    )
+    kept = served.kept(len(images) + len(videos))
+    ids = token_ids(output)
+    assert ids == served.reference.answer(prompt, kept, images, videos, len(ids))
+
+
+def test_closed_up_positions_beside_kept_ones(served: Served) -> None:
+    requests = []
+    for question in QUESTIONS:
+        for positions in ("kept", "closed"):
+            for item in ({"images": [PICTURE]}, {"videos": [CLIP]}):
+                each = served.request(question, 12, **item)
+                each["mm_processor_kwargs"]["visual_positions"] = positions
+                requests.append(each)
+    alone = []
+    for each in requests:
+        served.engine.forget()
+        alone.append(token_ids(served.run(each)[0]))
+    served.engine.forget()
+    for _ in range(2):  # the second time from the caches
+        assert [token_ids(each) for each in served.run(*requests)] == alone
+    assert alone[0] != alone[2]
+
+
+@pytest.mark.parametrize("selector", ["visionzip", "prumerge+"])
+def test_merged_tokens_have_places(served: Served, selector: str) -> None:
+    requests = [
+        served.request(QUESTIONS[0], budget, images, videos)
+        for budget in (5, 12)
+        for images, videos in (([PICTURE], []), ([], [CLIP]))
+    ]
+    for each in requests:
+        each["mm_processor_kwargs"]["visual_selector"] = selector
+    (stock,) = served.run(served.request(QUESTIONS[0], None, [PICTURE]))
+    alone = []
+    for each in requests:
+        served.engine.forget()
+        alone.append(served.run(each)[0])
+    assert len(stock.prompt_token_ids) - len(alone[0].prompt_token_ids) == 49 - 5
+    served.engine.forget()
+    together = served.run(*requests)
+    assert [token_ids(each) for each in together] == [token_ids(each) for each in alone]
+
+
+def test_fewer_tokens_than_time_steps_are_refused_and_the_engine_goes_on(served: Served) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 4"):
         served.run(served.request(QUESTIONS[0], 3, videos=[CLIP]))
     assert token_ids(served.run(served.request(QUESTIONS[0], 4, videos=[CLIP]))[0])
@@ -335,22 +380,3 @@ def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartE
             prompt = text(QUESTIONS[0], 1, 1)
             kept = [list(range(49)), by_vllm]
             assert token_ids(mixed) == reference.answer(prompt, kept, [PICTURE], [CLIP], 8), budget
-
-
-def test_a_default_budget_leaves_whole_what_has_no_text_behind_it() -> None:
-    """Nobody asked for the budget here, so it must not refuse the prompt."""
-    from vllm.multimodal.processing import ProcessorInputs, TimingContext
-
-    path = build_qwen_vl(REPOSITORY / ".models" / "qwen2.5-vl", "2.5")
-    processor: Any = TokenCosts(str(path))._processor
-    processor.info.ctx.model_config.multimodal_config.visual_budget = 4
-    tokenizer = processor.info.get_tokenizer()
-    costs = {}
-    for prompt in (f"what? {START}{IMAGE}", f"what? {START}{IMAGE}{END}"):
-        inputs = ProcessorInputs(
-            prompt=tokenizer.encode(prompt),
-            mm_data_items=processor.info.parse_mm_data({"image": [PICTURE]}),
-            hf_processor_mm_kwargs={},
-        )
-        (costs[prompt],) = processor.apply(inputs, TimingContext(enabled=False))[REPORT].counts
-    assert [each.kept for each in costs.values()] == [49, 4]

@@ -105,7 +105,8 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
     if name in MERGING:
         assert record["kept"] is None
         assert chosen.merged is not None
-        visual = seen.project(chosen.merged)
+        order = chosen.spots.sort().indices
+        visual, places = seen.project(chosen.merged)[order], chosen.spots[order]
     else:
         assert chosen.indices is not None
         kept = set(record["kept"])
@@ -116,9 +117,15 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
         else:
             # Algorithm 1 and greedy searches turn a different last digit into other choices.
             assert agreed >= (BUDGET if name == "uniform" else 0.7 * BUDGET), agreed
-        visual = seen.projected[0, torch.tensor(record["kept"])]
+        places = torch.tensor(record["kept"])
+        visual = seen.projected[0, places]
     prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
-    assert ids == seen.reference.generate(prompt, visual, len(ids))
+    assert ids == seen.reference.generate(prompt, visual, len(ids), places, 576)
+    if name in MERGING:
+        # Closed up, merged tokens come in the order of the merging.
+        closed = token_ids(engine.ask(QUESTION, BUDGET, selector=name, positions="closed"))
+        visual = seen.project(chosen.merged)
+        assert closed == seen.reference.generate(prompt, visual, len(closed))
 
 
 def test_flashvlm_2_knows_where_tokens_lie_in_each_crop_of_llava_next(
@@ -163,14 +170,36 @@ def test_merging_selectors_work_crop_by_crop_on_llava_next(
         for name in MERGING:
             ids = token_ids(engine.ask(QUESTION, BUDGET, [image], selector=name))
             query = engine.kept()[-1]["query"]
-            merged = []
-            for crop, share in enumerate(shares):
-                tokens = seen.tokens(query, share, crop)
-                merged.append(run_selector(name, BUILT_IN[name], tokens, trusted=True).merged)
+            chosen = [
+                run_selector(name, BUILT_IN[name], seen.tokens(query, share, crop), trusted=True)
+                for crop, share in enumerate(shares)
+            ]
             prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
-            visual = seen.project(torch.cat(merged))
+            visual = seen.project(torch.cat([each.merged for each in chosen]))
             assert len(visual) == BUDGET
-            assert ids == seen.reference.generate(prompt, visual, len(ids)), name
+            # Base, then two by two tiles of 24 by 24 with a newline behind each row.
+            spots = torch.stack([torch.cat([each.spots for each in chosen]), crops_of(shares)])
+            places = torch.tensor([place_in_next(*each) for each in spots.T.tolist()])
+            order = places.argsort()
+            whole = 576 + 48 * 49
+            told = seen.reference.generate(prompt, visual[order], len(ids), places[order], whole)
+            assert ids == told, name
+            output = engine.ask(QUESTION, BUDGET, [image], selector=name, positions="closed")
+            closed = token_ids(output)
+            assert closed == seen.reference.generate(prompt, visual, len(closed)), name
+
+
+def crops_of(shares: list[int]) -> Tensor:
+    """Which crop each token is of."""
+    return torch.arange(len(shares)).repeat_interleave(torch.tensor(shares))
+
+
+def place_in_next(patch: int, crop: int) -> int:
+    """Where a patch of a crop stands in the prompt of a square of four tiles."""
+    if crop == 0:
+        return patch
+    row, column = patch // 24 + (crop - 1) // 2 * 24, patch % 24 + (crop - 1) % 2 * 24
+    return 576 + row * 49 + column
 
 
 def test_a_second_question_hits_the_prefix_cache_where_the_selector_does_not_read_it(

@@ -13,6 +13,7 @@ from PIL import Image
 from demo.photo import photo
 from tests.tiny.video_llava import FRAME_TOKENS, FRAMES, PATCHES, build_video_llava
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.vllm.reference import greedy, positions_of
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 NAMES = ["astronaut", "astronaut", "cat", "coffee", "cat", "rocket", "astronaut", "coffee"]
@@ -142,14 +143,11 @@ def test_answers_as_transformers_fed_with_the_kept_tokens(
     assert len(output.prompt_token_ids) == sum(map(len, ids)) + budget
     with torch.inference_mode():
         before, after = (embed(torch.tensor(each)) for each in ids)
-        inputs = torch.cat([before, rows[kept], after])[None]
-        out = reference.generate(
-            inputs_embeds=inputs,
-            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=STEPS,
-        )
-    assert token_ids(output) == out[0].tolist()[-STEPS:]
+        inputs = torch.cat([before, rows[kept], after])
+    # Before every frame's patches stands its class token.
+    places = kept + kept // PATCHES + 1
+    positions = positions_of(len(ids[0]), places, FRAMES * (PATCHES + 1), len(ids[1]))
+    assert token_ids(output) == greedy(reference, inputs, positions, STEPS)
 
 
 def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:

@@ -8,17 +8,19 @@ tokens and so return features. Each is written from the published description of
 
 from flashvlm_vllm.selection.baselines.cdpruner import cdpruner
 from flashvlm_vllm.selection.baselines.divprune import divprune
-from flashvlm_vllm.selection.baselines.prumerge import prumerge_plus
+from flashvlm_vllm.selection.baselines.prumerge import prumerge_anchors, prumerge_plus
 from flashvlm_vllm.selection.baselines.sampling import random_tokens, uniform
-from flashvlm_vllm.selection.baselines.visionzip import visionzip
+from flashvlm_vllm.selection.baselines.visionzip import visionzip, visionzip_anchors
 from flashvlm_vllm.selection.baselines.vispruner import vispruner
 
 __all__ = [
     "cdpruner",
     "divprune",
+    "prumerge_anchors",
     "prumerge_plus",
     "random_tokens",
     "uniform",
     "visionzip",
+    "visionzip_anchors",
     "vispruner",
 ]

@@ -79,6 +79,26 @@ def prumerge_plus(tower_features: Tensor, attention: Tensor, keys: Tensor, budge
         return merged.to(tower_features.dtype)
 
 
+def prumerge_anchors(attention: Tensor, budget: int) -> Tensor:
+    """Return which patch each of `prumerge_plus`'s tokens is gathered around.
+
+    The token of the dropped ones stands at the last of them.
+
+    Args:
+        attention: (N,) as of `prumerge_plus`.
+        budget: 1 to N - 1.
+
+    Returns:
+        (budget,) int64, distinct, in the order of `prumerge_plus`'s tokens.
+    """
+    kept = salient_and_spaced(attention.float(), budget // 2)
+    if budget % 2 == 0:
+        return kept
+    numbers = torch.arange(len(attention), device=attention.device)
+    last = numbers.index_fill(0, kept, -1).argmax()
+    return torch.cat([kept, last[None]])
+
+
 def salient_and_spaced(attention: Tensor, each: int) -> Tensor:
     """Step 1.
 

@@ -102,6 +102,29 @@ def visionzip(
         return torch.cat(parts)
 
 
+def visionzip_anchors(attention: Tensor, budget: int) -> Tensor:
+    """Return which patch each of `visionzip`'s tokens is, or is merged into.
+
+    Args:
+        attention: (N,) as of `visionzip`.
+        budget: 1 to N - 1.
+
+    Returns:
+        (budget,) int64, distinct, in the order of `visionzip`'s tokens without CLS.
+    """
+    contextual = contextual_count(budget)
+    dominant = budget - contextual
+    ranking = rank_by_attention(attention)
+    kept, rest = torch.sort(ranking[:dominant]).values, torch.sort(ranking[dominant:]).values
+    return torch.cat([kept, rest[context_targets(len(rest), contextual, rest.device)]])
+
+
+def context_targets(count: int, contextual: int, device: torch.device) -> Tensor:
+    """Return which of the `count` patches that are not dominant others are merged into."""
+    stride = count // max(1, contextual)
+    return stride * torch.arange(contextual, device=device)
+
+
 def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:
     """Steps 2 to 4: evenly spaced targets take in all others.
 
@@ -113,9 +136,8 @@ def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tenso
     Returns:
         (contextual, C) float32.
     """
-    stride = features.shape[0] // contextual
     numbers = torch.arange(contextual, device=features.device)
-    targets = stride * numbers
+    targets = context_targets(features.shape[0], contextual, features.device)
     features, intact = summable(features)
     most_similar = cosines(keys, keys.index_select(0, targets)).argmax(dim=1, keepdim=True)
     # A product with a 0/1 matrix instead of a scattered sum, whose order varies on a GPU.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flashvlm_vllm.selection import (
+    Merged,
     Selector,
     SelectorError,
     VisualTokens,
@@ -53,6 +54,9 @@ def test_every_selector_keeps_exactly_the_budget(name: str, budget: int, count: 
     else:
         assert chosen.merged is not None
         assert chosen.merged.shape == (budget, 8)
+        spots = chosen.spots.tolist()
+        assert len(set(spots)) == budget
+        assert 0 <= min(spots) <= max(spots) < count
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -93,6 +97,41 @@ def test_merged_features_keep_their_order_and_take_the_towers_dtype() -> None:
     assert chosen.merged is not None
     assert chosen.merged.dtype == torch.float32
     assert torch.equal(chosen.merged, given.features.flip(0)[:5])
+    # It does not say where they belong: at even distances.
+    assert chosen.spots.tolist() == [4, 12, 20, 28, 36]
+
+
+def test_merged_tokens_stand_where_their_selector_says() -> None:
+    given = tokens(3)
+    anchors = torch.tensor([30, 2, 7])
+    selector = Selector(lambda each: Merged(each.features[anchors], anchors), merges=True)
+    chosen = run_selector("merging", selector, given, trusted=False)
+    assert torch.equal(chosen.spots, anchors)
+    for wrong in (torch.tensor([1, 1, 2]), torch.tensor([0, 1, 40]), torch.arange(4), "012"):
+
+        def choose(each: VisualTokens, wrong: Any = wrong) -> Any:
+            return each.features[:3], wrong
+
+        with pytest.raises(SelectorError, match="merging returned"):
+            run_selector("merging", Selector(choose, merges=True), given, trusted=False)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 12, 39])
+def test_what_merging_selectors_leave_unmerged_stands_at_its_own_place(budget: int) -> None:
+    given = replace(tokens(budget), keys=torch.zeros(40, 2, 4))
+    chosen = run_selector("visionzip", BUILT_IN["visionzip"], given, trusted=True)
+    assert chosen.merged is not None
+    dominant = given.saliency.argsort(descending=True)[: budget - (10 * budget + 32) // 64]
+    rows = chosen.merged[: len(dominant)]
+    assert torch.equal(rows, given.features[chosen.spots[: len(dominant)]])
+    assert set(chosen.spots[: len(dominant)].tolist()) == set(dominant.tolist())
+    # Without attention beside them, PruMerge+'s tokens are those that it gathers around.
+    quiet = replace(given, saliency=given.saliency * 1e-9)
+    gathered = run_selector("prumerge+", BUILT_IN["prumerge+"], quiet, trusted=True)
+    assert gathered.merged is not None
+    near = budget - budget % 2
+    assert torch.allclose(gathered.merged[:near], given.features[gathered.spots[:near]], atol=1e-5)
+
 
 
 WRONG: dict[str, Callable[[VisualTokens], Any]] = {
