@@ -47,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="as in a request (default: no pruning)",
     )
     tokens.add_argument("--fps", type=float, default=2.0, help="sampled frames a second (2)")
+    tokens.add_argument(
+        "--text", type=_count, default=0, metavar="TOKENS", help="the prompt's other tokens (0)"
+    )
+    tokens.add_argument(
+        "--max-tokens",
+        type=_count,
+        metavar="TOKENS",
+        help="of the answer, as in a request (default: what is left)",
+    )
+    tokens.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="as of vllm serve")
     tokens.add_argument("--trust-remote-code", action="store_true")
     tokens.add_argument("--json", action="store_true", help="machine-readable")
     tokens.set_defaults(run=_tokens, error=tokens.error)
@@ -65,7 +75,11 @@ def _tokens(asked: Any) -> int:
     from flashvlm_vllm.cost import TokenCosts
 
     try:
-        costs = TokenCosts(asked.model, trust_remote_code=asked.trust_remote_code)
+        costs = TokenCosts(
+            asked.model,
+            trust_remote_code=asked.trust_remote_code,
+            max_model_len=asked.max_model_len,
+        )
         counted = [
             (f"image {width}x{height}", costs.of_image(width, height, asked.budget))
             for width, height in asked.image
@@ -77,14 +91,18 @@ def _tokens(asked: Any) -> int:
             )
             for frames, width, height in asked.video
         ]
+        prompt = None
+        if asked.budget is not None:
+            items = [count for _, count in counted]
+            prompt = costs.of_prompt(items, asked.text, asked.max_tokens)
     except (ValueError, NotImplementedError, VLLMValidationError) as error:
         print(f"flashvlm: {error}", file=sys.stderr)
         return 2
-    _print(counted, as_json=asked.json)
+    _print(counted, prompt, as_json=asked.json)
     return 0
 
 
-def _print(counted: Sequence[tuple[str, ItemCount]], *, as_json: bool) -> None:
+def _print(counted: Sequence[tuple[str, ItemCount]], prompt: Any, *, as_json: bool) -> None:
     if as_json:
         items = [
             {"item": name, "total": count.total, "kept": count.kept} for name, count in counted
@@ -93,6 +111,12 @@ def _print(counted: Sequence[tuple[str, ItemCount]], *, as_json: bool) -> None:
         return
     for name, count in counted:
         print(f"{name}: {count.kept} of {count.total} visual tokens")
+    if prompt is not None and prompt.free:
+        shortened = "" if prompt.free == prompt.dropped else f", shortened from {prompt.dropped}"
+        print(
+            f"places kept: {prompt.free} positions stay free{shortened}; the longest answer has "
+            f"{prompt.answer} tokens"
+        )
 
 
 def _size(form: str, numbers: int) -> Callable[[str], tuple[int, ...]]:
@@ -107,6 +131,12 @@ def _size(form: str, numbers: int) -> Callable[[str], tuple[int, ...]]:
         return tuple(int(part) for part in parts)
 
     return parse
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"a whole number, 0 or more; got {text!r}")
+    return int(text)
 
 
 def _budget(text: str) -> Budget | None:

@@ -1,10 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an image or a video will cost, from its size alone: no weights, no pixels, no server."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from flashvlm_vllm.budget import ItemCount, parse_budget
+from flashvlm_vllm.gaps import allowed_gap
 from flashvlm_vllm.plugin import MODELS, activate, covers
+
+
+class PromptCost(NamedTuple):
+    """What a prompt takes of a context, and of the model's positions."""
+
+    tokens: int
+    """KV cache is held for."""
+    dropped: int
+    """Visual tokens that are not kept."""
+    free: int
+    """Positions that stay free for them; fewer where the prompt is long (`gaps`), none where places
+    close up. With M-RoPE positions do not count tokens, and this is 0."""
+    answer: int
+    """The longest answer."""
 
 
 class TokenCosts:
@@ -35,6 +51,7 @@ class TokenCosts:
             raise ValueError(
                 f"{model} is {config.architecture}; covered are {', '.join(sorted(MODELS))}"
             )
+        self._config = config
         self._processor: Any = MULTIMODAL_REGISTRY.create_processor(config)
 
     def of_image(self, width: int, height: int, budget: object = None) -> ItemCount:
@@ -78,6 +95,33 @@ class TokenCosts:
         }
         count = self._processor.count_video_tokens(frames, width, height, metadata)
         return _cost(count, budget, "video")
+
+    def of_prompt(
+        self, items: Sequence[ItemCount], text: int = 0, answer: int | None = None
+    ) -> PromptCost:
+        """Lay out a prompt whose kept tokens keep their places.
+
+        Args:
+            items: its images and videos.
+            text: its other tokens.
+            answer: tokens that the request allows to be generated; ``None``: what is left.
+
+        Raises:
+            ValueError: the prompt is longer than the context.
+
+        """
+        from flashvlm_vllm.fitting import table_length
+        from flashvlm_vllm.schemes import axes_of
+
+        tokens = text + sum(item.kept for item in items)
+        dropped = sum(item.total - item.kept for item in items)
+        context = self._config.max_model_len
+        if tokens >= context:
+            raise ValueError(f"{tokens} tokens do not fit into a context of {context}")
+        longest = context - tokens if answer is None else min(answer, context - tokens)
+        gap = dropped if axes_of(self._config) == 1 else 0
+        fit = allowed_gap(tokens, gap, longest, context, table_length(self._config))
+        return PromptCost(tokens, dropped, fit.gap, fit.answer)
 
 
 def _cost(count: Any, budget: object, modality: str) -> ItemCount:

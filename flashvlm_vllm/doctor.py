@@ -206,6 +206,9 @@ def _attached() -> Finding:
 def _model(name: str, trust_remote_code: bool) -> Finding:
     from vllm.engine.arg_utils import EngineArgs
 
+    from flashvlm_vllm.fitting import table_length
+    from flashvlm_vllm.schemes import axes_of
+
     try:
         arguments = EngineArgs(model=name, trust_remote_code=trust_remote_code)
         config = arguments.create_model_config()
@@ -222,7 +225,19 @@ def _model(name: str, trust_remote_code: bool) -> Finding:
             f"model: {name} is {config.architecture}, which is served without pruning; covered are "
             f"{', '.join(sorted(MODELS))}",
         )
-    return Finding(Level.OK, f"model: {name} is {config.architecture}, which is covered")
+    axes = axes_of(config)
+    if not axes:
+        return Finding(
+            Level.NOTE,
+            f"model: {name} is {config.architecture}, which is covered; its position scheme is not "
+            "known, so the places of kept tokens close up",
+        )
+    scheme = "ordinary rotary embeddings" if axes == 1 else "M-RoPE"
+    return Finding(
+        Level.OK,
+        f"model: {name} is {config.architecture}, which is covered; kept tokens keep their places "
+        f"({scheme}, {table_length(config)} positions)",
+    )
 
 
 def _start(arguments: Sequence[str]) -> Iterator[Finding]:

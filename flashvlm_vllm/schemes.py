@@ -9,8 +9,8 @@ LINE_CHANNELS: Final = 2
 """Channels of the positions of a model with one axis, which reads the first: what stands in an open
 placeholder (`models.positions`) is two numbers."""
 
-_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rope_ratio", "rotary_dim")
-"""What configurations of language models with rotary embeddings have."""
+_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rope_ratio", "original_rope")
+"""What configurations of language models with rotary embeddings have; the last is ChatGLM's."""
 
 
 def axes_of(model_config: Any) -> int:
@@ -23,5 +23,5 @@ def axes_of(model_config: Any) -> int:
     if model_config.uses_mrope:
         return AXES
     config = model_config.hf_text_config
-    is_rotary = any(getattr(config, name, None) for name in _ROTARY)
+    is_rotary = any(getattr(config, name, None) not in (None, {}) for name in _ROTARY)
     return 1 if is_rotary and not model_config.uses_alibi else 0

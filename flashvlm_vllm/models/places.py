@@ -21,6 +21,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from flashvlm_vllm.gaps import gap_of, is_closed_name
 from flashvlm_vllm.models.positions import (
     Span,
+    ahead_of,
     channels,
     prompt_positions,
     with_places,
@@ -137,6 +138,9 @@ class PlacedTokens:
             embeddings ``(n_i, D)``, positions, and by how much they run ahead.
 
         """
+        if not multimodal_embeddings and (ahead := ahead_of(mrope_positions)) is not None:
+            # The first runner asks for every request in every step.
+            return (), mrope_positions, ahead
         placed = [each for each in multimodal_embeddings if self.has_places(each)]
         with gpu_sync_allowed():
             ahead = write(placed, mrope_positions, num_computed_tokens, self.axes)

@@ -124,6 +124,12 @@ def prompt_positions(tokens: int, spans: Iterable[Span], axes: int = AXES) -> tu
     return result, position - tokens
 
 
+def ahead_of(positions: Tensor) -> int | None:
+    """Return by how much a prompt's positions run ahead of its tokens; ``None`` of a copy."""
+    start = getattr(positions, _START, None)
+    return None if start is None else start[2]
+
+
 def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
     """Append to a pruned item's embeddings where they belong.
 
@@ -166,8 +172,8 @@ def write(
 
     """
     start, order, ahead = getattr(positions, _START, (positions, None, None))
-    if ahead is not None and (start is None or not embeddings):
-        return int(ahead)
+    if start is None or (ahead is not None and not embeddings):
+        return int(ahead or 0)
     is_open = start[0] < 0
     end = int(start[1, -1] if is_open[-1] else start[:, -1].max() + 1)
     numbers = [_numbers(each, positions.device, axes) for each in embeddings if len(each)]

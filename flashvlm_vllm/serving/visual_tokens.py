@@ -127,6 +127,7 @@ async def _explain(
         "model": handler.models.model_name(_adapter(request, handler)),
         BUDGET: watched.budget,
         "visual_selector": watched.selector,
+        "visual_positions": _layout(collected),
         "prompt_tokens": len(engine_input["prompt_token_ids"]),
         "total": sum(item.count.total for item in watched.items),
         "kept": sum(item.count.kept(watched.budget) for item in watched.items),
@@ -137,6 +138,11 @@ async def _explain(
 
 def _watched(collected: report.Collected) -> WatchedRequest | None:
     return None if collected.latest is None else collected.latest.watched
+
+
+def _layout(collected: report.Collected) -> str | None:
+    """Return what became of the places of the kept tokens; ``None`` where nothing is pruned."""
+    return str(collected.layouts[-1].result) if collected.layouts else None
 
 
 def _adapter(request: VisualTokensRequest, handler: Any) -> Any:

@@ -4,12 +4,17 @@
 import inspect
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from demo.tiny_llava import build_text_llama
-from flashvlm_vllm import schemes
+from flashvlm_vllm import compat, schemes
+from flashvlm_vllm.visual_positions import set_position_axes
 from tests.tiny.internvl import build_internvl_hf
 from tests.tiny.qwen_vl import build_qwen_vl
 
@@ -41,7 +46,7 @@ def test_runners_ask_for_positions_where_a_covered_model_has_rotary_ones(
     assert config.uses_mrope is bool(channels)
     assert config.mrope_num_dims == channels
     told = [each.message for each in caplog.records]
-    said = [each for each in told if "places of kept tokens close up" in each]
+    said = {each for each in told if "places of kept tokens close up" in each}
     assert len(said) == (family == "not known")
     multimodal = config.multimodal_config
     if family == "not covered":
@@ -60,6 +65,55 @@ def test_stock_vllm_still_asks_only_models_with_three_axes_for_positions() -> No
         stock = getattr(ModelConfig, name).fget
         source = inspect.getsource(getattr(stock, "__wrapped__", stock))
         assert f"return {name}(self.hf_config)" in source
+
+
+@pytest.mark.parametrize("form", ["decoding", "one prefills", "two tokens", "embeddings", "M-RoPE"])
+def test_positions_of_a_step_are_those_of_vllms_own_loop(form: str) -> None:
+    """Where all requests decode they are computed together."""
+    draw = np.random.default_rng(0)
+    names = [str(number) for number in range(9)]
+    prompts = {name: int(draw.integers(3, 50)) for name in names}
+    requests = {
+        name: SimpleNamespace(
+            prompt_token_ids=[1] * prompts[name],
+            prompt_embeds=None,
+            mrope_positions=torch.arange(prompts[name]).expand(2, -1) + 7,
+            mrope_position_delta=int(draw.integers(0, 900)),
+        )
+        for name in names
+    }
+    computed = np.array([prompts[name] + int(draw.integers(0, 5)) for name in names])
+    scheduled = dict.fromkeys(names, 1)
+    if form == "one prefills":
+        computed[4] = 2
+    elif form == "two tokens":
+        scheduled["3"] = 2
+    elif form == "embeddings":
+        requests["2"].prompt_embeds = torch.zeros(prompts["2"], 4)
+        requests["2"].prompt_token_ids = None
+    config = SimpleNamespace(multimodal_config=SimpleNamespace())
+    set_position_axes(config, 3 if form == "M-RoPE" else 1)
+
+    def run(calculate: Any) -> torch.Tensor:
+        buffer = torch.full((2, 20), -1)
+        runner = SimpleNamespace(
+            model_config=config,
+            requests=requests,
+            input_batch=SimpleNamespace(req_ids=names, num_computed_tokens_cpu=computed),
+            mrope_positions=SimpleNamespace(cpu=buffer, np=buffer.numpy()),
+        )
+        output = SimpleNamespace(
+            num_scheduled_tokens=scheduled,
+            total_num_scheduled_tokens=sum(scheduled.values()),
+        )
+        calculate(runner, output)
+        return buffer
+
+    wrapped = GPUModelRunner._calc_mrope_positions
+    original = getattr(wrapped, "__wrapped__", wrapped)
+    ours = run(lambda *given: compat._calc_mrope_positions(original, *given))
+    assert ours.equal(run(original))
+    assert (ours[0] >= 0).sum() == sum(scheduled.values())
 
 
 def test_prompt_and_sampling_parameters_still_meet_where_requests_are_made() -> None:

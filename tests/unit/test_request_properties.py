@@ -16,6 +16,7 @@ from flashvlm_vllm.budget import parse_budget, parse_budget_text
 from flashvlm_vllm.selector import parse_selector
 from flashvlm_vllm.serving.protocol import REQUEST_MODELS, VisualBudget, VisualFields
 from flashvlm_vllm.serving.settings import SettingsError, read_settings
+from flashvlm_vllm.visual_positions import parse_positions
 
 NUMBERS = st.one_of(
     st.integers(),
@@ -29,6 +30,7 @@ JSON = st.recursive(
     lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
     max_leaves=5,
 )
+POSITIONS = st.sampled_from(["kept", "closed", "KEPT", " kept", "", None])
 TEXTS = st.one_of(
     st.text(),
     NUMBERS.map(str),
@@ -49,6 +51,14 @@ TEXTS = st.one_of(
         ]
     ),
 )
+
+
+FIELDS: dict[str, Any] = {
+    "visual_budget": JSON,
+    "visual_query": JSON,
+    "visual_selector": JSON,
+    "visual_positions": POSITIONS | JSON,
+}
 
 
 def is_budget(value: object) -> bool:
@@ -105,6 +115,18 @@ def test_a_selector_is_a_name_or_nothing(value: Any) -> None:
     assert accepts(parse_selector, value) == is_name
 
 
+def is_positions(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value in ("kept", "closed"))
+
+
+@given(POSITIONS | JSON)
+def test_positions_are_one_of_two_or_nothing(value: Any) -> None:
+    assert accepts(parse_positions, value) == is_positions(value)
+    if not is_positions(value):
+        with pytest.raises(ValueError, match="'kept' or 'closed'"):
+            parse_positions(value)
+
+
 @settings(max_examples=400)
 @given(NUMBERS | st.none() | st.booleans() | st.text())
 def test_openapi_and_the_request_model_agree_as_far_as_json_schema_can_say(value: Any) -> None:
@@ -119,11 +141,7 @@ def test_openapi_and_the_request_model_agree_as_far_as_json_schema_can_say(value
 
 @pytest.mark.parametrize("path", REQUEST_MODELS)
 @settings(max_examples=150, deadline=None)
-@given(
-    fields=st.fixed_dictionaries(
-        {}, optional={"visual_budget": JSON, "visual_query": JSON, "visual_selector": JSON}
-    )
-)
+@given(fields=st.fixed_dictionaries({}, optional=FIELDS))
 def test_request_models_accept_what_is_documented(path: str, fields: dict[str, Any]) -> None:
     message = {"role": "user", "content": "hello"}
     needed: dict[str, Any] = {
@@ -134,6 +152,7 @@ def test_request_models_accept_what_is_documented(path: str, fields: dict[str, A
     is_documented = is_budget(fields.get("visual_budget")) and all(
         isinstance(fields.get(name), str | None) for name in ("visual_query", "visual_selector")
     )
+    is_documented = is_documented and is_positions(fields.get("visual_positions"))
     try:
         request = REQUEST_MODELS[path].model_validate({**needed, **fields})
     except ValidationError as error:
@@ -148,9 +167,7 @@ def test_request_models_accept_what_is_documented(path: str, fields: dict[str, A
 
 @settings(max_examples=400)
 @given(
-    fields=st.fixed_dictionaries(
-        {}, optional={"visual_budget": JSON, "visual_query": JSON, "visual_selector": JSON}
-    ),
+    fields=st.fixed_dictionaries({}, optional=FIELDS),
     metadata=st.one_of(
         JSON,
         st.fixed_dictionaries(
@@ -159,6 +176,7 @@ def test_request_models_accept_what_is_documented(path: str, fields: dict[str, A
                 "visual_budget": TEXTS | JSON,
                 "visual_query": TEXTS | JSON,
                 "visual_selector": TEXTS | JSON,
+                "visual_positions": POSITIONS | JSON,
                 "other": JSON,
             },
         ),
@@ -179,6 +197,7 @@ def test_fields_win_over_metadata_and_nothing_but_a_named_refusal_comes_out(
     query, selector = said.get("visual_query"), said.get("visual_selector")
     selector_is_good = selector is None or (isinstance(selector, str) and bool(selector.strip()))
     is_good = budget_is_good and isinstance(query, str | None) and selector_is_good
+    is_good = is_good and is_positions(said.get("visual_positions"))
     try:
         read = read_settings(request)
     except SettingsError as error:
@@ -187,6 +206,7 @@ def test_fields_win_over_metadata_and_nothing_but_a_named_refusal_comes_out(
         return
     assert is_good
     assert read.query == query
+    assert read.positions == said.get("visual_positions")
     assert read.has_budget == ("visual_budget" in said)
     if "visual_budget" in fields:
         assert read.budget == fields["visual_budget"]

@@ -160,7 +160,15 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [item["item"] for item in items] == ["image 20x30", "image 900x7"]
     assert [(item["total"], item["kept"]) for item in items] == [(576, 64)] * 2
     assert main(asked) == 0
-    assert "image 900x7: 64 of 576 visual tokens" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "image 900x7: 64 of 576 visual tokens" in said
+    assert "places kept: 1024 positions stay free; the longest answer has 2944 tokens" in said
+    nine = ["tokens", "--model", model, *["--image", "20x30"] * 9, "--budget", "16"]
+    assert main([*nine, "--text", "20", "--max-tokens", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "3924 positions stay free, shortened from 5040; the longest answer has 8 tok" in said
+    # More than the context, without pruning: counted all the same.
+    assert main(nine[:-2]) == 0
 
 
 def test_what_cannot_be_told_is_said(text_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,9 @@ def test_answers_as_the_language_model_fed_with_the_kept_tokens(
         rows, seen = reference.encode(photo(name))
         for budget in (None, 1, 6):
             engine.forget()
-            (output,) = ask(engine, prompt_of(QUESTIONS[0], budget, name))
+            # Embeddings that a request brings stand one after another.
+            own = {} if budget is None else {"visual_positions": "closed"}
+            (output,) = ask(engine, prompt_of(QUESTIONS[0], budget, name, **own))
             kept = list(range(TOKENS)) if budget is None else engine.kept()[-1]["kept"]
             assert len(kept) == (budget or TOKENS)
             stay = torch.cat([rows[:1], rows[1:-1][torch.tensor(kept)], rows[-1:]])
@@ -85,6 +87,39 @@ def test_answers_as_the_language_model_fed_with_the_kept_tokens(
         ask(engine, prompt_of(QUESTIONS[0], 6, name, visual_selector="vispruner"))
         assert set(seen.topk(3).indices.tolist()) < set(engine.kept()[-1]["kept"])
     assert len(answers) > 2
+
+
+@pytest.mark.parametrize("chunk", [4096, 8], ids=["at once", "in chunks"])
+def test_begin_kept_tokens_and_end_stand_where_they_stand_without_pruning(
+    chunk: int, start_engine: StartEngine, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with start_engine(model, max_num_batched_tokens=chunk) as engine:
+        seen: list[int] = []
+
+        def watch(whole: Any) -> None:
+            inner = whole.transformer
+            forward = inner.forward
+
+            def noted(input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
+                seen.extend(positions.tolist())
+                return forward(input_ids, positions, *args, **kwargs)
+
+            inner.forward = noted
+
+        engine.llm.apply_model(watch)
+        (output,) = ask(engine, prompt_of(QUESTIONS[0], 6))
+        (record,) = engine.kept()
+        before = len(engine.llm.get_tokenizer().encode("USER: "))
+        behind = before + TOKENS + 2
+        after = len(output.prompt_token_ids) - before - 8
+        assert seen == [
+            *range(before),
+            before,
+            *(before + 1 + place for place in record["kept"]),
+            before + TOKENS + 1,
+            *range(behind, behind + after + STEPS - 1),
+        ]
 
 
 def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:

@@ -187,7 +187,9 @@ def test_kept_and_closed_in_one_batch_and_in_the_caches(
         # Again, from the caches; a kept prompt's blocks are no closed one's.
         again = ask(engine, asked)
         assert [token_ids(each) for each in again] == alone
-        assert all(each.num_cached_tokens > 0 for each in again)
+        # A block holds 128 tokens, more than a prompt of 64 visual tokens.
+        long = [each for each, (_, budget, _) in zip(again, asked, strict=True) if budget != 64]
+        assert all(each.num_cached_tokens > 0 for each in long)
         for kept, closed in ((2, 3), (4, 5)):
             assert alone[kept] != alone[closed]
             engine.forget()

@@ -280,7 +280,7 @@ def test_prefix_cache_and_a_budget_that_does_not_bind(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [f"what? {START}{VIDEO}", f"{VIDEO}{IMAGE} what?", f"{IMAGE}"], ids=repr
+    "prompt", [f"what? {START}{VIDEO}", f"{IMAGE}{VIDEO} what?", f"{IMAGE}"], ids=repr
 )
 def test_items_side_by_side_first_and_last(served: Served, prompt: str) -> None:
     if served.version == "2.5" and ROUNDS and VIDEO in prompt:

@@ -89,6 +89,7 @@ def test_the_prompt_shrinks_with_the_budget_and_the_answer_says_so(client: Clien
             "total": 576,
             "kept": kept,
             "images": [{"total": 576, "kept": kept}],
+            **({} if budget is None else {"positions": "kept"}),
         }
     assert len({text_of(answer) for answer in answers.values()}) == len(answers)
 
@@ -208,6 +209,60 @@ def test_streaming_reports_in_its_last_event(client: Client) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == text_of(client.ask(visual_budget=64))
     assert chunks[-1].usage.visual_tokens["kept"] == 64
+
+
+def test_a_request_chooses_positions(client: Client) -> None:
+    kept, closed = (
+        client.ask(visual_budget=64, visual_positions=each) for each in ("kept", "closed")
+    )
+    assert text_of(kept) != text_of(closed)
+    assert kept.usage.prompt_tokens == closed.usage.prompt_tokens
+    assert kept.usage.visual_tokens["positions"] == "kept"
+    assert closed.usage.visual_tokens["positions"] == "closed"
+    by_metadata = client.ask(metadata={"visual_budget": "64", "visual_positions": "closed"})
+    assert text_of(by_metadata) == text_of(closed)
+    assert text_of(client.ask(visual_budget=64, visual_positions=None)) == text_of(kept)
+    # Without a budget there is nothing to place.
+    whole = client.ask(visual_positions="closed")
+    assert text_of(whole) == text_of(client.ask())
+    assert "positions" not in whole.usage.visual_tokens
+
+
+@pytest.mark.parametrize("value", ["both", "KEPT", "", 1, True, ["kept"]])
+@pytest.mark.parametrize("budget", [64, None])
+def test_unknown_positions_are_refused_with_the_two_there_are(
+    client: Client, value: Any, budget: int | None
+) -> None:
+    with pytest.raises(BadRequestError, match="'kept' or 'closed'") as error:
+        client.ask(visual_budget=budget, visual_positions=value)
+    assert "visual_positions" in str(error.value)
+    if isinstance(value, str):
+        with pytest.raises(BadRequestError, match="'kept' or 'closed'"):
+            client.ask(metadata={"visual_budget": "64", "visual_positions": value})
+
+
+def test_a_long_prompt_has_its_gaps_shortened_and_says_so(client: Client) -> None:
+    parts = [
+        {"type": "image_url", "image_url": {"url": data_url(photo(name))}}
+        for name in ("astronaut", "cat", "coffee") * 3
+    ]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+    stream = client.openai.chat.completions.create(
+        model=client.server.model,
+        messages=messages,  # type: ignore[arg-type]
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"visual_budget": 16},
+    )
+    (*_, last) = stream
+    assert last.usage.visual_tokens["positions"] == "shortened"
+    closed = client.ask(messages=messages, visual_budget=16, visual_positions="closed")
+    assert closed.usage.visual_tokens["positions"] == "closed"
+    assert closed.usage.visual_tokens["kept"] == 9 * 16
+    few = [{"role": "user", "content": [*parts[:3], {"type": "text", "text": QUESTION}]}]
+    assert client.ask(messages=few, visual_budget=16).usage.visual_tokens["positions"] == "kept"
 
 
 def test_responses(client: Client) -> None:
