@@ -172,33 +172,29 @@ class PlacedTokens:
             kwargs: passed on.
 
         """
-        if self.axes and positions.dim() == 2:
-            if intermediate_tensors is not None and _POSITIONS in intermediate_tensors.tensors:
-                positions, intermediate_tensors = _taken(intermediate_tensors)
-            hidden = super().forward(  # type: ignore[misc]
-                input_ids,
-                positions[0] if self.axes == 1 else positions,
-                intermediate_tensors,
-                inputs_embeds,
-                **kwargs,
-            )
-            if self._hands_positions_on:
-                hidden.tensors[_POSITIONS] = positions.T.contiguous()
-            return hidden
-        return super().forward(  # type: ignore[misc]
+        if self.axes == 1:
+            positions = positions[0]
+        if intermediate_tensors is not None and _POSITIONS in intermediate_tensors.tensors:
+            positions, intermediate_tensors = _taken(intermediate_tensors)
+        hidden = super().forward(  # type: ignore[misc]
             input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
         )
+        if self._hands_positions_on:
+            # Tokens come first in all that stages hand on.
+            sent = positions.T.clone(memory_format=torch.contiguous_format)
+            hidden.tensors[_POSITIONS] = sent
+        return hidden
 
     def _make_room_for_positions(self) -> None:
         """Have vLLM receive positions beside hidden states."""
         model: Any = self
         make = model.make_empty_intermediate_tensors
-        rows = 2 if self.axes == 1 else self.axes
+        axes = () if self.axes == 1 else (self.axes,)
 
         def with_room(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
             made = make(batch_size, dtype, device)
             made.tensors[_POSITIONS] = torch.zeros(
-                (batch_size, rows), dtype=torch.int64, device=device
+                (batch_size, *axes), dtype=torch.int64, device=device
             )
             return made
 
@@ -213,6 +209,9 @@ def closed_items(mm_features: Sequence[Any]) -> set[int]:
 
 
 def _taken(received: IntermediateTensors) -> tuple[Tensor, IntermediateTensors]:
-    """Take the positions, ``(channels, n)``, out of what the stage before handed on."""
+    """Take the positions, ``(n,)`` or ``(channels, n)``, out of what the stage before handed on.
+
+    Kernels of rotary embeddings want each channel in one piece.
+    """
     rest = {name: each for name, each in received.tensors.items() if name != _POSITIONS}
-    return received.tensors[_POSITIONS].T, IntermediateTensors(rest)
+    return received.tensors[_POSITIONS].T.contiguous(), IntermediateTensors(rest)
