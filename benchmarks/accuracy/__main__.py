@@ -42,6 +42,8 @@ SETS: Final[dict[str, Callable[[int, int], list[Item]]]] = {
 }
 COUNTS: Final = {"plain": 600, "stress": 800, "clips": 240}
 SEEDS: Final = {"plain": 1, "stress": 2, "clips": 3}
+POSITIONS: Final = ("kept", "closed")
+"""Of kept tokens, as requests ask for them."""
 PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "grounding")
 
 
@@ -72,6 +74,8 @@ def main() -> int:
     """Run the parts asked for and write the report."""
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--selectors", nargs="+", choices=BUILT_IN, default=list(BUILT_IN))
+    parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--model", type=Path, default=WEIGHTS)
     parser.add_argument("--output", type=Path, default=HERE)
@@ -117,7 +121,7 @@ def run(asked: argparse.Namespace, results: Results) -> None:
                 results.found["agreement"] = agreement(asker, trace, Reference(asked.model))
                 results.save()
             if "served" in asked.parts:
-                ask_server(asker, sets, results)
+                ask_server(asker, sets, results, asked.selectors, asked.positions)
     if {"reference", "inside", "variants", "grounding"} & set(asked.parts):
         ask_reference(asked, sets, results)
 
@@ -139,16 +143,25 @@ def serving(model: Path, scratch: Path) -> Iterator[tuple[Asker, Path]]:
         yield Asker(server.url, server.model), trace / "rank-0.jsonl"
 
 
-def ask_server(asker: Asker, sets: dict[str, list[Item]], results: Results) -> None:
-    """Fill the rows of the server's own selectors, and the unpruned one."""
+def ask_server(
+    asker: Asker,
+    sets: dict[str, list[Item]],
+    results: Results,
+    selectors: list[str],
+    positions: list[str],
+) -> None:
+    """Fill the rows of the server's own selectors, positions kept and closed, and the unpruned."""
     for name, items in sets.items():
         pictures = [urls_of(item) for item in items]
         frames = len(items[0].frames)
         results.record(name, "unpruned", items, asker.answers(items, pictures, None, "flashvlm"))
         for budget in BUDGETS:
-            for selector in BUILT_IN:
-                answers = asker.answers(items, pictures, budget * frames, selector)
-                results.record(name, f"{selector}@{budget}", items, answers)
+            for selector in selectors:
+                for each in positions:
+                    row = rows.closed(selector) if each == "closed" else selector
+                    tokens = budget * frames
+                    answers = asker.answers(items, pictures, tokens, selector, each)
+                    results.record(name, f"{row}@{budget}", items, answers)
 
 
 def ask_reference(asked: argparse.Namespace, sets: dict[str, list[Item]], results: Results) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.reference import Reference, Seen
 from benchmarks.accuracy.rows import by_selector, prepare
 from benchmarks.accuracy.served import Asker
 from benchmarks.accuracy.sets import plain, urls_of
-from flashvlm_vllm.selection.registry import BUILT_IN
+from flashvlm_vllm.selection import run_selector
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 
 QUESTIONS: Final = 60
 SEED: Final = 9
@@ -26,8 +28,10 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
     Returns:
         per selector, of ``questions``: ``answers``, how many are the same; and for selectors that
         choose, ``kept``, how many kept sets are the same when Transformers' features decide, and
-        ``answers_given_kept``, how many answers are when both keep what the server kept. Rounding
-        differs between the two, and Algorithm 1 makes other choices of it.
+        ``answers_given_kept``, how many answers are when both keep what the server kept, at the
+        same positions. Rounding differs between the two, and Algorithm 1 makes other choices of
+        it. Selectors that merge are asked with positions closed: Transformers' side merges without
+        places.
 
     """
     items = plain(QUESTIONS, SEED)
@@ -41,18 +45,28 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
             items, pictures, prepared.looks, prepared.texts, strict=True
         ):
             # One at a time, so that the last line of the trace is this question's.
-            served += asker.answers([item], [urls], BUDGET, name)
-            seen = looks[0]
-            chosen = choose(reference, item, seen, text, 0, BUDGET)
-            ours += reference.answer([chosen], [item.question.text])
+            positions = "closed" if selector.merges else "kept"
+            served += asker.answers([item], [urls], BUDGET, name, positions)
+            seen, asked = looks[0], [item.question.text]
             kept = json.loads(trace.read_text().splitlines()[-1])["kept"]
-            if kept is not None:
-                indices = torch.tensor(kept)
-                given += reference.answer([seen.projected[indices]], [item.question.text])
-                same += bool(torch.equal(chosen, seen.projected[indices]))
+            if selector.merges:
+                ours += reference.answer([choose(reference, item, seen, text, 0, BUDGET)], asked)
+                continue
+            chosen = indices_of(name, seen, text, item.frames[0].seed)
+            ours += reference.answer([seen.projected[chosen]], asked, [chosen])
+            indices = torch.tensor(kept)
+            given += reference.answer([seen.projected[indices]], asked, [indices])
+            same += bool(torch.equal(chosen, indices))
         row: dict[str, int] = {"answers": sum(a == b for a, b in zip(served, ours, strict=True))}
         if not selector.merges:
             row["kept"] = same
             row["answers_given_kept"] = sum(a == b for a, b in zip(served, given, strict=True))
         found[name] = row
     return found
+
+
+def indices_of(name: str, seen: Seen, text: Tensor, seed: int) -> Tensor:
+    """Return which tokens a selector that chooses keeps of Transformers' features."""
+    chosen = run_selector(name, find_selector(name), seen.tokens(BUDGET, text, seed), trusted=True)
+    assert chosen.indices is not None
+    return chosen.indices

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.accuracy.rows import ABLATED, PARTS_OF_2, POSITIONS_KEPT, READINGS, SWEPT
+from benchmarks.accuracy.rows import (
+    ABLATED,
+    PARTS_OF_2,
+    POSITIONS_CLOSED,
+    POSITIONS_KEPT,
+    READINGS,
+    SWEPT,
+)
 from benchmarks.accuracy.statistics import Interval, Paired, paired, relative, share
 from benchmarks.measuring.report import table
 from flashvlm_vllm.selection.registry import BUILT_IN
@@ -136,7 +143,7 @@ def accuracy_table(one: Set) -> str:
     rows = [[str(one.tokens), "unpruned", *cells, shown(share(whole)), *ones, "", paper]]
     for index, budget in enumerate(one.budgets):
         rival = one.rows.get(f"{RIVAL}@{budget}")
-        for row in (*BOUNDS, *INSIDE, *BUILT_IN, *POSITIONS_KEPT):
+        for row in (*BOUNDS, *INSIDE, *BUILT_IN, *POSITIONS_CLOSED, *POSITIONS_KEPT):
             right = one.rows.get(f"{row}@{budget}")
             if right is None:
                 continue

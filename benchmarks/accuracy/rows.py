@@ -321,4 +321,12 @@ POSITIONS_KEPT: Final[dict[str, Answer]] = {
 }
 """Merged tokens have no one place that they could keep."""
 
+
+def closed(selector: str) -> str:
+    """Name the row of a served selector whose kept tokens close up."""
+    return f"{selector}, positions closed"
+
+
+POSITIONS_CLOSED: Final = tuple(closed(name) for name in BUILT_IN)
+
 ABLATED: Final[dict[str, Choose]] = {name: by_config(each) for name, each in ABLATIONS.items()}

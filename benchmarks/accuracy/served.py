@@ -32,6 +32,7 @@ class Asker:
         pictures: Sequence[Sequence[str]],
         budget: int | None,
         selector: str,
+        positions: str = "kept",
     ) -> list[str]:
         """Answer every question, greedily.
 
@@ -40,6 +41,7 @@ class Asker:
             pictures: their frames as data URLs.
             budget: per question, shared evenly by its frames; None: no pruning.
             selector: its name on the server.
+            positions: of kept tokens: ``kept`` or ``closed``.
 
         """
 
@@ -50,7 +52,11 @@ class Asker:
 
                 async def ask(item: Item, urls: Sequence[str]) -> str:
                     each = None if budget is None else budget // len(urls)
-                    wishes = {"visual_budget": each, "visual_selector": selector}
+                    wishes = {
+                        "visual_budget": each,
+                        "visual_selector": selector,
+                        "visual_positions": positions,
+                    }
                     async with limit:
                         return await self._ask(client, item.question.text, urls, wishes)
 
