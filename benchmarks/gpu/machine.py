@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
+COMMIT_VARIABLE: Final = "FLASHVLM_COMMIT"
+"""Environment variable: the commit of a copy of the checkout that has no git."""
 PACKAGES: Final = ("vllm", "torch", "triton", "transformers", "flashvlm-vllm")
 
 
@@ -96,12 +98,15 @@ def _cuda() -> str | None:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, marked where files differ from it; None: there is no git."""
+    """Return the checkout's commit, marked where files differ from it.
+
+    Without git it is what the variable ``FLASHVLM_COMMIT`` says, if anything.
+    """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + (" with changes" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get(COMMIT_VARIABLE)
 
 
 def _git(*arguments: str) -> str:

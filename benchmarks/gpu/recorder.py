@@ -66,7 +66,7 @@ class Recorder:
         try:
             yield
         except Exception:
-            self._failures[name] = traceback.format_exc()
+            self._failures[name] = shortened(traceback.format_exc())
             self._say(f"failed: {name}\n{self._failures[name]}")
             self._write()
 
@@ -90,6 +90,22 @@ class Recorder:
         beside = self._path.with_suffix(".new")
         beside.write_text(json.dumps(rows, indent=1) + "\n")
         os.replace(beside, self._path)
+
+
+def shortened(text: str, first: int = 40, last: int = 20, width: int = 300) -> str:
+    """Cut a traceback down to what a report can hold: torch's messages have screens of their own.
+
+    Args:
+        text: the traceback.
+        first: lines kept of its begin.
+        last: lines kept of its end.
+        width: characters kept of a line.
+
+    """
+    lines = [line[:width] for line in text.splitlines()]
+    if len(lines) > first + last:
+        lines = [*lines[:first], f"... {len(lines) - first - last} lines ...", *lines[-last:]]
+    return "\n".join(lines)
 
 
 def recorded(folder: Path, step: str) -> tuple[dict[str, Figure], dict[str, str]]:

@@ -116,7 +116,7 @@ def kv_cache() -> float:
 
 def flash_attention(head: int, *, causal: bool) -> float:
     """Check vLLM's FlashAttention on three sequences of unlike lengths."""
-    from vllm.vllm_flash_attn import flash_attn_varlen_func, get_flash_attn_version
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
 
     lengths, heads = [577, 64, 130], 16
     query, key, value = (draw(sum(lengths), heads, head) for _ in range(3))

@@ -16,7 +16,7 @@ from benchmarks.gpu.engines import as_flags, without_broken_parts
 from benchmarks.gpu.machine import GPU
 from benchmarks.gpu.marks import marks
 from benchmarks.gpu.plan import RUNNER, Stage, Step, stages
-from benchmarks.gpu.recorder import SCRATCH_VARIABLE, Recorder, recorded
+from benchmarks.gpu.recorder import SCRATCH_VARIABLE, Recorder, recorded, shortened
 from benchmarks.gpu.report import report
 from benchmarks.gpu.results import RESULTS, Figure, Results, StepResult, read
 from benchmarks.gpu.running import Machine, Runner, passed_failed_skipped, unfit
@@ -280,6 +280,15 @@ def test_a_part_that_fails_is_recorded_and_the_step_goes_on(
     found, failures = recorded(tmp_path, "some")
     assert recorder.finish() == 1 and "boom" in failures["first"]
     assert found["holds"] == Figure(True, conditions="bfloat16; 3 of 3", step="some")
+
+
+def test_a_long_traceback_keeps_its_begin_and_its_end() -> None:
+    text = "\n".join([*map(str, range(100)), "x" * 1000])
+    lines = shortened(text).splitlines()
+    assert lines[:40] == [str(number) for number in range(40)]
+    assert lines[40] == "... 41 lines ..."
+    assert lines[-1] == "x" * 300
+    assert shortened("one\ntwo") == "one\ntwo"
 
 
 def test_broken_parts_are_left_out_of_engines() -> None:
