@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from demo.photo import photo
-from flashvlm_vllm.fields import IDENTITY, ITEM, KEPT, QUERY_IDS, SELECTOR_NAME, field_name
+from flashvlm_vllm.fields import GAP, IDENTITY, ITEM, KEPT, QUERY_IDS, SELECTOR_NAME, field_name
 from tests.vllm.conftest import Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?", "is there a rocket?")
@@ -212,6 +212,7 @@ def test_a_tower_that_fails_leaves_nothing_behind(
                 IDENTITY: name(b"identity"),
                 ITEM: name(b"image"),
                 SELECTOR_NAME: name(b"flashvlm"),
+                GAP: torch.tensor([576 - 64]),
             }
             model.embed_multimodal(
                 pixel_values=torch.zeros(1, 3, 336, 336),
