@@ -36,12 +36,12 @@ def compare_answers(folder: Path) -> dict[str, Figure]:
     compared: dict[str, Figure] = {}
     for plugin, stock in AGAINST_STOCK.items():
         if plugin in found and stock in found:
-            name = figures.equals_stock(plugin)
+            name = figures.of(plugin, figures.EQUALS_STOCK)
             compared[name] = against_stock(found[plugin]["alone"], found[stock]["alone"])
     whole = [found[name] for name in WHOLE if found.get(name, {}).get("dtype") == FLOAT32]
     for name in CHUNKS:
         if name in found and whole:
-            compared[figures.chunked(name)] = against_whole(found[name], whole[0])
+            compared[figures.of(name, figures.CHUNKED)] = against_whole(found[name], whole[0])
     return compared
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring.commit import commit
+
 ROOT: Final = Path(__file__).parents[2]
-COMMIT_VARIABLE: Final = "FLASHVLM_COMMIT"
-"""Environment variable: the commit of a copy of the checkout that has no git."""
 PACKAGES: Final = ("vllm", "torch", "triton", "transformers", "flashvlm-vllm")
 
 
@@ -35,7 +34,7 @@ def find_gpu() -> GPU | None:
 
     try:
         pynvml.nvmlInit()
-    except Exception:  # its own error type, or the library is missing
+    except pynvml.NVMLError:  # no driver, or no library of it
         return None
     try:
         if not pynvml.nvmlDeviceGetCount():
@@ -52,7 +51,7 @@ def find_gpu() -> GPU | None:
 def _driver(pynvml: Any) -> str:
     try:
         return _text(pynvml.nvmlSystemGetDriverVersion())
-    except Exception:  # its own error type; some containers do not tell
+    except pynvml.NVMLError:  # some containers hide it
         return "unknown"
 
 
@@ -95,20 +94,3 @@ def _cuda() -> str | None:
     import torch
 
     return torch.version.cuda
-
-
-def commit() -> str | None:
-    """Return the checkout's commit, marked where files differ from it.
-
-    Without git it is what the variable ``FLASHVLM_COMMIT`` says, if anything.
-    """
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + (" with changes" if _git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get(COMMIT_VARIABLE)
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

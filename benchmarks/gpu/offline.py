@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.gpu.engines import engine_arguments
 
@@ -27,7 +28,7 @@ class First:
 
 
 def reset_peak(worker: Any) -> None:
-    """Run in the worker: begin anew to look for the peak."""
+    """Run in the worker: reset the peak of allocated memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -69,7 +70,7 @@ class OneAtATime:
             }
         )
 
-    def first(self, prompt: str, data: Mapping[str, Any], budget: object, **more: Any) -> First:
+    def first(self, prompt: str, data: Mapping[str, Any], budget: object) -> First:
         """Get one token."""
         from vllm import SamplingParams
 
@@ -77,12 +78,12 @@ class OneAtATime:
         request = {
             "prompt": prompt,
             "multi_modal_data": dict(data),
-            "mm_processor_kwargs": {**more, **own},
+            "mm_processor_kwargs": own,
         }
         self.llm.collective_rpc(reset_peak)
         settings = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         begun = time.perf_counter()
-        (output,) = self.llm.generate([request], settings, use_tqdm=False)  # type: ignore[list-item]
+        (output,) = self.llm.generate([request], settings, use_tqdm=False)
         whole = time.perf_counter() - begun
         times = output.metrics
         scheduled = times.first_token_ts - times.scheduled_ts
@@ -98,6 +99,11 @@ class OneAtATime:
         """Return the type of weights and activations, such as ``float16``."""
         return str(self.llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
 
-    def shut_down(self) -> None:
-        """End the engine's processes."""
-        self.llm.llm_engine.engine_core.shutdown()
+
+def leave(llm: Any, code: int) -> NoReturn:
+    """End an offline engine's processes and this one, with an exit status."""
+    sys.stdout.flush()
+    try:
+        llm.llm_engine.engine_core.shutdown()
+    finally:
+        os._exit(code)  # an engine that hangs at its end must not cost the step its limit

@@ -62,8 +62,8 @@ def next_table(results: Results) -> str:
     rows = []
     for tokens in (FULL_TOKENS, *NEXT_BUDGETS):
         paper = ROWS[UNPRUNED if tokens == FULL_TOKENS else "flashvlm", tokens]
-        names = (figures.next_latency, figures.next_whole, figures.next_memory)
-        found = [_shown(results, name(tokens)) for name in names]
+        names = [figures.next_time(tokens, what) for what in (figures.SCHEDULED, figures.WHOLE)]
+        found = [_shown(results, name) for name in (*names, figures.next_memory(tokens))]
         rows.append((tokens, found[0], found[1], paper.latency_ms, found[2], paper.memory_gb))
     head = (
         "tokens", "scheduled to first token", "whole request", "paper, A100 (ms)", "GPU memory",

@@ -28,7 +28,9 @@ def plot(results: Results, file: Path) -> None:
     if clients:
         left.legend(frameon=False)
     lengths = (FULL_TOKENS, *BUDGETS)
-    ours = [results.number(figures.next_latency(tokens)) or 0.0 for tokens in lengths]
+    ours = [
+        results.number(figures.next_time(tokens, figures.SCHEDULED)) or 0.0 for tokens in lengths
+    ]
     paper = [
         ROWS[UNPRUNED if tokens == FULL_TOKENS else "flashvlm", tokens].latency_ms
         for tokens in lengths

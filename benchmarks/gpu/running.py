@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import psutil
 
+from benchmarks.gpu import figures
 from benchmarks.gpu.engines import engine_arguments
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.plan import RUNNER, Stage, Step
@@ -153,7 +154,7 @@ class Running:
         seen = f"{passed} passed, {failed} failed, {skipped} skipped"
         if not passed and not failed:
             return {}
-        name = "tests/gpu pass" if self.step.name == "gpu-tests" else f"{self.step.name}: tests"
+        name = figures.of(self.step.name, figures.TESTS)
         return {name: Figure(failed == 0, conditions=seen)}
 
     def _root_cause(self) -> str:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.idle.added_work import IN_PROCESS
 from demo.tiny_llava import build_llava
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -41,19 +42,14 @@ class Timed:
 
 def main() -> None:
     """Measure, print, write."""
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_PLUGINS": "flashvlm",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
+    os.environ |= IN_PROCESS
     from vllm import LLM, SamplingParams
 
     llm = LLM(
         str(build_llava(ROOT / ".models" / "llava-clip")),
         dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=SEQUENCES,
     )  # fmt: skip
-    executor: Any = llm.llm_engine.engine_core.engine_core.model_executor  # type: ignore[union-attr]
+    executor: Any = llm.llm_engine.engine_core.engine_core.model_executor
     runner = executor.driver_worker.worker.model_runner
     assert runner.uses_mrope
     loop, step = Timed(runner, "_calc_mrope_positions"), Timed(runner, "execute_model")

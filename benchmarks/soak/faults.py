@@ -20,13 +20,14 @@ from urllib.request import urlopen
 
 import psutil
 
+from benchmarks.measuring.commit import commit
 from benchmarks.measuring.metrics import PREEMPTIONS
 from benchmarks.measuring.report import say
 from benchmarks.soak import report
 from benchmarks.soak.calls import Call, finite_calls
 from benchmarks.soak.clients import Answer
 from benchmarks.soak.load import Counts, Load, ask_in_turn
-from benchmarks.soak.run import HERE, SCRATCH, commit, start
+from benchmarks.soak.run import HERE, SCRATCH, start
 from benchmarks.soak.verdict import judge
 from demo.server import Server
 

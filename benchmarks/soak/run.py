@@ -13,12 +13,12 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring.commit import commit
 from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import server
@@ -200,18 +200,6 @@ def quantile(values: list[float], share: float) -> float | None:
     """Return the value that so many are below; None without any."""
     ordered = sorted(values)
     return round(ordered[int(len(ordered) * share)], 2) if ordered else None
-
-
-def commit() -> str:
-    """Name what was measured."""
-
-    def git(*words: str) -> str:
-        result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-        return result.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
 
 
 def main() -> int:

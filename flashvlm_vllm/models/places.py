@@ -151,7 +151,7 @@ class PlacedTokens:
         return stripped, mrope_positions, ahead
 
     def has_places(self, embeddings: Tensor) -> bool:
-        """Tell whether places stand behind some embeddings."""
+        """Return whether these embeddings carry places in their last channels."""
         return embeddings.shape[1] > self._width
 
     def forward(

@@ -299,9 +299,7 @@ def test_the_other_runner_writes_the_same() -> None:
     model = LineModel()
     model.axes, model._width = AXES, 0
     features = [
-        SimpleNamespace(
-            mm_position=PlaceholderRange(offset=span.offset, length=len(span.places))
-        )
+        SimpleNamespace(mm_position=PlaceholderRange(offset=span.offset, length=len(span.places)))
         for span in prompt.spans
     ]
     state = RopeStandIn(start)

@@ -11,10 +11,9 @@ import argparse
 import json
 import os
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from PIL import Image
 
@@ -23,10 +22,11 @@ from benchmarks.accuracy.statistics import share
 from benchmarks.gpu import figures
 from benchmarks.gpu.comparing import answers_file
 from benchmarks.gpu.engines import engine_arguments
+from benchmarks.gpu.offline import leave
 from benchmarks.gpu.recorder import Recorder, scratch
+from small_vlm import WEIGHTS
+from small_vlm.architecture import VISUAL_TOKENS
 
-ROOT: Final = Path(__file__).parents[3]
-MODEL: Final = ROOT / "small_vlm" / "weights"
 EXPECTED: Final = Path(__file__).parents[1] / "expected.json"
 SEED: Final = 77
 """Of the questions; a set of their own."""
@@ -37,7 +37,6 @@ KEPT: Final = 40
 """Images whose kept tokens the expected answers hold."""
 CHUNK: Final = 96
 """Tokens of a step with ``--chunks``; an image without a budget has 576."""
-VISUAL_TOKENS: Final = 576
 ANSWER_TOKENS: Final = 4
 BUDGETS: Final = (None, *figures.BUDGETS)
 
@@ -69,7 +68,7 @@ class SmallVLM:
         self.items = items
         self._pictures = [Image.fromarray(item.pictures()[0]) for item in items]
         self.llm = LLM(
-            **{"model": str(MODEL), "max_model_len": 1024, "max_num_seqs": 32, **arguments}
+            **{"model": str(WEIGHTS), "max_model_len": 1024, "max_num_seqs": 32, **arguments}
         )
 
     def request(self, number: int, budget: object, question: str | None = None) -> dict[str, Any]:
@@ -87,7 +86,7 @@ class SmallVLM:
         from vllm import SamplingParams
 
         settings = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, **sampling)
-        return list(self.llm.generate(list(requests), settings, use_tqdm=False))  # type: ignore[arg-type]
+        return list(self.llm.generate(list(requests), settings, use_tqdm=False))
 
     def kept(self) -> list[list[int]]:
         """Return the kept tokens of every image so far."""
@@ -103,12 +102,8 @@ class SmallVLM:
 
     def visual_tokens(self, output: Any) -> int:
         """Count an answered prompt's placeholders."""
-        image = json.loads((MODEL / "config.json").read_text())["image_token_index"]
+        image = json.loads((WEIGHTS / "config.json").read_text())["image_token_index"]
         return list(output.prompt_token_ids).count(image)
-
-    def shut_down(self) -> None:
-        """End the engine's processes."""
-        self.llm.llm_engine.engine_core.shutdown()
 
 
 def text_of(output: Any) -> str:
@@ -138,7 +133,7 @@ def describe(recorder: Recorder, engine: SmallVLM, name: str, runner: int, stock
     (found,) = engine.llm.collective_rpc(who_runs)
     is_second = ".gpu.model_runner" in found["runner"] or ".cpu.model_runner" in found["runner"]
     seen = f"{found['runner']}; attention {', '.join(found['attention']) or 'unknown'}"
-    recorder.check(figures.runner_seen(name), is_second == (runner == 2), seen)
+    recorder.check(figures.of(name, figures.RUNNER), is_second == (runner == 2), seen)
     if not stock:
         ours = found["model"].startswith("flashvlm_vllm")
         recorder.check(f"{name}: the plugin's model class runs", ours, found["model"])
@@ -227,14 +222,18 @@ def measure_accuracy(recorder: Recorder, engine: SmallVLM, name: str) -> dict[st
                 pairs = zip(kept, expected["kept"][str(budget)], strict=False)
                 alike = [len(set(a) & set(b)) / len(b) for a, b in pairs]
                 shown += f"; {sum(alike) / len(alike):.3f} of the kept tokens are the CPU's"
-        recorder.figure(figures.accuracy(name, budget), round(right.value, 4), "", shown)
-    recorder.check(figures.counts_exact(name), exact, f"{len(items)} questions at each budget")
+        recorder.figure(
+            figures.of(name, figures.accuracy(budget)), round(right.value, 4), "", shown
+        )
+    recorder.check(
+        figures.of(name, figures.COUNTS_EXACT), exact, f"{len(items)} questions at each budget"
+    )
     if expected is not None:
-        recorder.check(figures.accuracy_as_cpu(name), inside)
+        recorder.check(figures.of(name, figures.ACCURACY_AS_CPU), inside)
     return answers
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Start the engine and ask."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True)
@@ -272,16 +271,11 @@ def main() -> int:
         with recorder.part("mixed budgets"):
             exact, total = ask_mixed(engine, min(16, len(items)))
             seen = f"{exact} of {total}: none, 128, 64, 32, 16 and a quarter"
-            recorder.check(figures.mixed_exact(asked.name), exact == total, seen)
+            recorder.check(figures.of(asked.name, figures.MIXED_EXACT), exact == total, seen)
         with recorder.part("prefix cache"):
-            recorder.check(figures.prefix_cache(asked.name), *two_questions(engine))
+            recorder.check(figures.of(asked.name, figures.PREFIX_CACHE), *two_questions(engine))
     answers_file(scratch(), asked.name).write_text(json.dumps(left) + "\n")
-    code = recorder.finish()
-    sys.stdout.flush()
-    try:
-        engine.shut_down()
-    finally:
-        os._exit(code)  # an engine that hangs at its end must not cost the step its limit
+    leave(engine.llm, recorder.finish())
 
 
 if __name__ == "__main__":

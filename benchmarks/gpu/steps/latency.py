@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 
@@ -18,7 +16,7 @@ from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
 from benchmarks.efficiency.paper import BUDGETS, FULL_TOKENS, ROWS, UNPRUNED
 from benchmarks.efficiency.shapes import write_shape
 from benchmarks.gpu import figures
-from benchmarks.gpu.offline import First, OneAtATime
+from benchmarks.gpu.offline import First, OneAtATime, leave
 from benchmarks.gpu.recorder import Recorder, scratch
 from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.pictures import picture
@@ -62,9 +60,11 @@ def write(recorder: Recorder, rounds: dict[int, list[First]], engine: OneAtATime
         paper = ROWS[UNPRUNED if tokens == FULL_TOKENS else "flashvlm", tokens]
         scheduled = statistics.median(row.scheduled for row in rows)
         shown = f"{how}; the paper {paper.latency_ms:.0f} ms on an A100"
-        recorder.figure(figures.next_latency(tokens), round(1000 * scheduled, 2), "ms", shown)
+        recorder.figure(
+            figures.next_time(tokens, figures.SCHEDULED), round(1000 * scheduled, 2), "ms", shown
+        )
         whole = statistics.median(row.whole for row in rows)
-        recorder.figure(figures.next_whole(tokens), round(1000 * whole, 2), "ms", how)
+        recorder.figure(figures.next_time(tokens, figures.WHOLE), round(1000 * whole, 2), "ms", how)
         if rows[-1].peak_bytes:
             cached = rows[-1].prompt_tokens * KV_BYTES_OF_A_TOKEN
             used = max(row.peak_bytes for row in rows) - engine.kv_cache_bytes() + cached
@@ -76,15 +76,15 @@ def write(recorder: Recorder, rounds: dict[int, list[First]], engine: OneAtATime
         if tokens != FULL_TOKENS:
             ratio = compare([row.scheduled for row in whole_rows], [row.scheduled for row in rows])
             asked = ROWS[UNPRUNED, FULL_TOKENS].latency_ms / paper.latency_ms
-            name = f"LLaVA-NeXT-7B: unpruned over {tokens} tokens, scheduled to first token"
             shown = f"{ratio}; {how}; the paper {asked:.2f}"
+            name = figures.next_speedup(tokens, figures.SCHEDULED)
             recorder.figure(name, round(ratio.median, 2), "", shown)
             ratio = compare([row.whole for row in whole_rows], [row.whole for row in rows])
-            name = f"LLaVA-NeXT-7B: unpruned over {tokens} tokens, whole request"
+            name = figures.next_speedup(tokens, figures.WHOLE)
             recorder.figure(name, round(ratio.median, 2), "", f"{ratio}; {how}")
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Measure in rounds, each length with a picture of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, two rounds")
@@ -110,12 +110,7 @@ def main() -> int:
             write(recorder, rounds, engine)
             if time.monotonic() > until:
                 break
-    code = recorder.finish()
-    sys.stdout.flush()
-    try:
-        engine.shut_down()
-    finally:
-        os._exit(code)  # an engine that hangs at its end must not cost the step its limit
+    leave(engine.llm, recorder.finish())
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu.offline import First, OneAtATime
+from benchmarks.gpu import figures
+from benchmarks.gpu.offline import First, OneAtATime, leave
 from benchmarks.gpu.onevision import SIDE, VIDEO, write_onevision
 from benchmarks.gpu.recorder import Recorder, scratch
 from benchmarks.measuring.pairs import compare
@@ -41,13 +40,11 @@ def write(recorder: Recorder, rounds: dict[str, list[First]], frames: int) -> No
         how = f"rounds: {len(rows)}, {frames} frames, prompt of {rows[0].prompt_tokens} tokens"
         scheduled = statistics.median(row.scheduled for row in rows)
         recorder.figure(
-            f"OneVision-7B, video, {name}: scheduled to first token",
+            figures.video_time(name, figures.SCHEDULED),
             round(1000 * scheduled, 2), "ms", how,
         )  # fmt: skip
         whole = statistics.median(row.whole for row in rows)
-        recorder.figure(
-            f"OneVision-7B, video, {name}: whole request", round(1000 * whole, 2), "ms", how
-        )
+        recorder.figure(figures.video_time(name, figures.WHOLE), round(1000 * whole, 2), "ms", how)
     ratio = compare(
         [row.scheduled for row in rounds["whole"]], [row.scheduled for row in rounds["a fifth"]]
     )
@@ -57,7 +54,7 @@ def write(recorder: Recorder, rounds: dict[str, list[First]], frames: int) -> No
     )  # fmt: skip
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Measure in rounds, each with clips of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, four frames")
@@ -95,12 +92,7 @@ def main() -> int:
             write(recorder, rounds, frames)
             if time.monotonic() > until:
                 break
-    code = recorder.finish()
-    sys.stdout.flush()
-    try:
-        engine.shut_down()
-    finally:
-        os._exit(code)  # an engine that hangs at its end must not cost the step its limit
+    leave(engine.llm, recorder.finish())
 
 
 if __name__ == "__main__":

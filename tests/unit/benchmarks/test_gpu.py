@@ -88,12 +88,12 @@ class TestMarks:
             (figures.times_stock("64", 32), 3.0, 2.9),
             (figures.times_stock(figures.NONE, 8), 0.99, 0.97),
             (figures.times_stock("32", 1), 1.0, 0.99),
-            (figures.LATENCY_SHARE, 4.5, 4.4),
+            (figures.next_speedup(160, figures.SCHEDULED), 4.5, 4.4),
             (figures.SECOND_TTFT, 0.35, 0.36),
             (figures.SECOND_ENCODED, 0, 1),
             (figures.NO_SYNC, True, False),
-            (figures.equals_stock("v2-bf16-graphs"), True, False),
-            (figures.accuracy_as_cpu("v1-bf16-graphs"), True, False),
+            (figures.of("v2-bf16-graphs", figures.EQUALS_STOCK), True, False),
+            (figures.of("v1-bf16-graphs", figures.ACCURACY_AS_CPU), True, False),
         ],
     )
     def test_a_figure_decides_its_mark(self, name: str, met: object, missed: object) -> None:
@@ -106,7 +106,7 @@ class TestMarks:
         assert any(mark.met is False for mark in marks(results(**{name: missed})))
 
     def test_every_mark_has_a_step_that_measures_it(self) -> None:
-        """A name that no step writes would stay open for ever."""
+        """A mark whose figure no step writes could never be judged."""
         written = "\n".join(path.read_text() for path in (ROOT / "benchmarks/gpu").rglob("*.py"))
         names = {step.name for stage in stages(rehearsal=False) for step in stage.steps}
         for mark in marks(Results()):
@@ -134,7 +134,10 @@ class TestReport:
     def test_the_plot_is_drawn(self, tmp_path: Path) -> None:
         from benchmarks.gpu.plot import plot
 
-        names = {figures.throughput(figures.STOCK, 1): 2.0, figures.next_latency(160): 50.0}
+        names = {
+            figures.throughput(figures.STOCK, 1): 2.0,
+            figures.next_time(160, figures.SCHEDULED): 50.0,
+        }
         plot(results(**names), tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 5000
 
@@ -151,7 +154,7 @@ class TestPages:
         assert (RESULTS.parent / "report.md").read_text() == report(read())
 
     def test_figures_replace_what_is_open(self) -> None:
-        name = figures.next_latency(160)
+        name = figures.next_time(160, figures.SCHEDULED)
         assert "| 160 | open |" in pages.next_table(Results())
         assert "| 160 | 42.0 |" in pages.next_table(results(**{name: 42.0}))
         assert "On Card: " in pages.overview(results(**{name: 42.0}), "")
@@ -164,7 +167,7 @@ class TestComparing:
         comparing.answers_file(folder, engine).write_text(json.dumps(found))
 
     def test_ids_and_log_probabilities_must_both_be_stocks(self, tmp_path: Path) -> None:
-        name = figures.equals_stock("v1-bf16-graphs")
+        name = figures.of("v1-bf16-graphs", figures.EQUALS_STOCK)
         alone = [{"ids": [1, 2], "logprobs": [-0.5, -0.25]}]
         self.leave(tmp_path, "v1-bf16-graphs", alone=alone)
         assert name not in comparing.compare_answers(tmp_path)
@@ -177,7 +180,7 @@ class TestComparing:
             assert comparing.compare_answers(tmp_path)[name].value is equal
 
     def test_chunks_are_held_against_a_float32_engine(self, tmp_path: Path) -> None:
-        name = figures.chunked("v2-chunks")
+        name = figures.of("v2-chunks", figures.CHUNKED)
         answers = {"None": ["a", "b"], "64": ["c"]}
         self.leave(tmp_path, "v2-chunks", answers=answers, chunk=96, dtype="torch.float32")
         whole = {"None": ["a", "b", "z"], "64": ["c"]}
@@ -193,7 +196,7 @@ class TestComparing:
 
 def step(name: str, code: str, seconds: float = 20, **more: object) -> Step:
     """A step that runs a line of Python in a process of its own."""
-    made = Step(name, (), seconds, memory_gib=1, **more)  # type: ignore[arg-type]
+    made = Step(name, (), seconds, memory_gib=1, **more)
     object.__setattr__(made, "arguments", ("timeit", "-n1", "-r1", code))
     return made
 
@@ -375,18 +378,20 @@ def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_a_reason(
         assert result.status == "done" or (result.status == "skipped" and result.reason), name
     engine = "v1-bf16-graphs"
     for name in (
-        figures.runner_seen(engine),
-        figures.counts_exact(engine),
-        figures.mixed_exact(engine),
-        figures.prefix_cache(engine),
-        figures.equals_stock(engine),
-        figures.chunked("v1-chunks"),
+        figures.of(engine, figures.RUNNER),
+        figures.of(engine, figures.COUNTS_EXACT),
+        figures.of(engine, figures.MIXED_EXACT),
+        figures.of(engine, figures.PREFIX_CACHE),
+        figures.of(engine, figures.EQUALS_STOCK),
+        figures.of("v1-chunks", figures.CHUNKED),
         "qwen2.5-vl-v1-eager: tests",
     ):
         assert found.figures[name].value is True, (name, found.figures[name].conditions)
     # On a CPU these are the same questions to the same model: all answers are the expected ones.
     for budget in (None, *figures.BUDGETS):
-        assert "6 the same" in found.figures[figures.accuracy(engine, budget)].conditions
+        assert (
+            "6 the same" in found.figures[figures.of(engine, figures.accuracy(budget))].conditions
+        )
     assert (tmp_path / "report.md").read_text().count("| open |") > 0
     assert (tmp_path / "plot.png").exists()
     assert list((tmp_path / "logs").glob("*.log"))

@@ -133,7 +133,6 @@ def test_what_merging_selectors_leave_unmerged_stands_at_its_own_place(budget: i
     assert torch.allclose(gathered.merged[:near], given.features[gathered.spots[:near]], atol=1e-5)
 
 
-
 WRONG: dict[str, Callable[[VisualTokens], Any]] = {
     "few": lambda given: torch.arange(given.budget - 1),
     "many": lambda given: torch.arange(given.budget + 1),

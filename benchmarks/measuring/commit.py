@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which commit was measured."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+COMMIT_VARIABLE: Final = "FLASHVLM_COMMIT"
+"""Environment variable: the commit of a copy of the checkout that has no git."""
+
+
+def commit() -> str:
+    """Return the checkout's commit, marked where tracked files differ from it.
+
+    Without git it is what ``FLASHVLM_COMMIT`` says, else ``unknown``.
+    """
+    try:
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
