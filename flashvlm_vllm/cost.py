@@ -110,8 +110,7 @@ class TokenCosts:
             ValueError: the prompt is longer than the context.
 
         """
-        from flashvlm_vllm.fitting import table_length
-        from flashvlm_vllm.schemes import axes_of
+        from flashvlm_vllm.schemes import axes_of, table_length
 
         tokens = text + sum(item.kept for item in items)
         dropped = sum(item.total - item.kept for item in items)

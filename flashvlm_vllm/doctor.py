@@ -206,8 +206,7 @@ def _attached() -> Finding:
 def _model(name: str, trust_remote_code: bool) -> Finding:
     from vllm.engine.arg_utils import EngineArgs
 
-    from flashvlm_vllm.fitting import table_length
-    from flashvlm_vllm.schemes import axes_of
+    from flashvlm_vllm.schemes import axes_of, table_length
 
     try:
         arguments = EngineArgs(model=name, trust_remote_code=trust_remote_code)

@@ -10,22 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from flashvlm_vllm.gaps import allowed_gap, dealt_out, gap_of, shortened_name
+from flashvlm_vllm.schemes import table_length
 from flashvlm_vllm.visual_report import LAYOUT
-
-_LENGTHS = ("max_position_embeddings", "seq_length", "max_sequence_length")
-"""What language models call the number of positions in their configurations, and vLLM takes for
-their rotary tables."""
-
-
-def table_length(model_config: Any) -> int:
-    """Return how many positions a model's rotary table certainly has.
-
-    Scaled embeddings have a longer table than the configuration says, at least ``max_model_len``.
-    """
-    config = model_config.hf_text_config
-    known = (getattr(config, name, None) for name in _LENGTHS)
-    given = next((each for each in known if isinstance(each, int)), model_config.max_model_len)
-    return max(given, model_config.max_model_len) if _is_scaled(config) else given
 
 
 def fit(request: Any, model_config: Any, prompt: Any) -> None:
@@ -53,17 +39,8 @@ def fit(request: Any, model_config: Any, prompt: Any) -> None:
         return
     shares = dealt_out(full, allowed.gap)
     request.mm_features = [
-        each
-        if gap is None
-        else replace(each, identifier=shortened_name(each.identifier, share))
+        each if gap is None else replace(each, identifier=shortened_name(each.identifier, share))
         for each, gap, share in zip(features, gaps, shares, strict=True)
     ]
     if isinstance(prompt, dict) and LAYOUT in prompt:
         prompt[LAYOUT].shorten()
-
-
-def _is_scaled(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    each = rope.values() if any(isinstance(value, dict) for value in rope.values()) else [rope]
-    kinds = {own.get("rope_type", own.get("type", "default")) for own in each if own}
-    return bool(kinds) and "default" not in kinds

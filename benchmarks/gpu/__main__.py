@@ -53,22 +53,14 @@ class Report:
 
     def ended(self, step: Step, result: StepResult, figures: Mapping[str, Figure]) -> None:
         """Take in a step that has ended."""
-        self.results.take(step.name, result, figures)
+        # Two engines can be compared when the later one has ended.
+        found = {**figures, **compare_answers(self._scratch)}
+        self.results.take(step.name, result, found)
         why = f": {result.reason}" if result.reason else ""
         say(f"{step.name}: {result.status} after {result.seconds:.0f} s{why}")
-        for name, figure in compare_answers(self._scratch).items():
-            if name not in self.results.figures or self.results.figures[name].run != self.run:
-                self.results.figures[name] = Figure(
-                    figure.value, figure.unit, figure.conditions, step.name, self.run
-                )
         if step.name == "operators":
             put_in_place(self._scratch)
         self.write()
-
-    @property
-    def run(self) -> int:
-        """Number of the newest run."""
-        return len(self.results.runs)
 
     def write(self) -> None:
         """Write the results file and the report; logs go beside them."""

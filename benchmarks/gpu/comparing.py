@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +37,13 @@ def compare_answers(folder: Path) -> dict[str, Figure]:
     compared: dict[str, Figure] = {}
     for plugin, stock in AGAINST_STOCK.items():
         if plugin in found and stock in found:
-            name = figures.of(plugin, figures.EQUALS_STOCK)
-            compared[name] = against_stock(found[plugin]["alone"], found[stock]["alone"])
+            figure = against_stock(found[plugin]["alone"], found[stock]["alone"])
+            compared[figures.of(plugin, figures.EQUALS_STOCK)] = replace(figure, step=plugin)
     whole = [found[name] for name in WHOLE if found.get(name, {}).get("dtype") == FLOAT32]
     for name in CHUNKS:
         if name in found and whole:
-            compared[figures.of(name, figures.CHUNKED)] = against_whole(found[name], whole[0])
+            figure = against_whole(found[name], whole[0])
+            compared[figures.of(name, figures.CHUNKED)] = replace(figure, step=name)
     return compared
 
 

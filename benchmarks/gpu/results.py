@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -67,9 +67,9 @@ class Results:
         run = len(self.runs)
         if result.status == "skipped" and step in self.steps:
             return
-        self.steps[step] = StepResult(**{**asdict(result), "run": run})
+        self.steps[step] = replace(result, run=run)
         for name, figure in figures.items():
-            self.figures[name] = Figure(**{**asdict(figure), "step": step, "run": run})
+            self.figures[name] = replace(figure, step=figure.step or step, run=run)
 
     def number(self, name: str) -> float | None:
         """Return a figure's number; None: not measured, or not a number."""

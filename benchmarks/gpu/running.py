@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -67,6 +68,7 @@ class Running:
 
     def __init__(self, step: Step, machine: Machine, slot: int) -> None:
         self.step = step
+        self.slot = slot
         self.begun = time.monotonic()
         self._machine = machine
         self.log = machine.folder / f"{step.name}.log"
@@ -218,48 +220,53 @@ class Runner:
 
     def run(self, stage: Stage, following: Stage | None) -> None:
         """Run a stage's steps; those of the following one that start early are started too."""
-        machine = self._machine
-        waiting = list(stage.steps)
-        running: list[Running] = []
-        for step in stage.steps:
-            if step.name in self._early:
-                running.append(self._early.pop(step.name))
-                running[-1].begun = time.monotonic()
-                waiting.remove(step)
+        running = self._taken_over(stage)
+        early = {one.step.name for one in running}
+        waiting = [step for step in stage.steps if step.name not in early]
         if stage.timed:
             for step in stage.steps:
-                turn_file(machine.folder, step.name).touch()
-        if following is not None and not stage.timed:
+                turn_file(self._machine.folder, step.name).touch()
+        elif following is not None:
             self._start_early(stage, following)
-        at_once = 1 if stage.timed else machine.at_once
-        slots = list(range(at_once))
-        taken: dict[str, int] = {}
+        at_once = 1 if stage.timed else self._machine.at_once
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    step = waiting.pop(0)
-                    reason = unfit(step, machine)
-                    if reason is not None:
-                        self._ended(step, StepResult("skipped", reason=reason), {})
-                        continue
-                    taken[step.name] = slots.pop(0)
-                    running.append(Running(step, machine, taken[step.name]))
+                    running += self._begun(waiting.pop(0), {one.slot for one in running})
                 time.sleep(0.1)
-                for one in [*running]:
-                    if one.is_over:
-                        result = one.result()
-                    elif time.monotonic() - one.begun > one.step.seconds or machine.left < PATIENCE:
-                        result = one.stop()
-                    else:
-                        continue
-                    running.remove(one)
-                    if one.step.name in taken:
-                        slots.append(taken.pop(one.step.name))
-                    self._ended(one.step, *result)
+                running = [one for one in running if not self._has_ended(one)]
         except BaseException:
             for one in running:
                 one.stop()
             raise
+
+    def _taken_over(self, stage: Stage) -> list[Running]:
+        """Return the stage's steps that were started early; their limit counts from now."""
+        early = [self._early.pop(step.name) for step in stage.steps if step.name in self._early]
+        for one in early:
+            one.begun = time.monotonic()
+        return early
+
+    def _begun(self, step: Step, taken: set[int]) -> list[Running]:
+        """Start a step in the first free slot; one that cannot be started is skipped."""
+        reason = unfit(step, self._machine)
+        if reason is not None:
+            self._ended(step, StepResult("skipped", reason=reason), {})
+            return []
+        slot = next(number for number in itertools.count() if number not in taken)
+        return [Running(step, self._machine, slot)]
+
+    def _has_ended(self, one: Running) -> bool:
+        """Take in a step that has ended, or stop it at its limit."""
+        is_late = time.monotonic() - one.begun > one.step.seconds or self._machine.left < PATIENCE
+        if one.is_over:
+            result = one.result()
+        elif is_late:
+            result = one.stop()
+        else:
+            return False
+        self._ended(one.step, *result)
+        return True
 
     def _start_early(self, stage: Stage, following: Stage) -> None:
         """Start servers of the following stage where the GPU holds both stages' engines."""

@@ -15,11 +15,11 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from benchmarks.efficiency.first_token import WORD
-from benchmarks.gpu.traffic import Pictures, closed_loop
 from benchmarks.measuring.bench import PAUSE_SECONDS
 from benchmarks.measuring.pairs import TOLERANCE, Compared, compare
 from benchmarks.measuring.report import Mark, machine, marks_table, missed, say, write
 from benchmarks.measuring.servers import confirm, server
+from benchmarks.measuring.traffic import Pictures, closed_loop
 from benchmarks.serving.plan import FULL, OUTPUT_TOKENS, QUICK
 from demo.tiny_llava import build_llava
 

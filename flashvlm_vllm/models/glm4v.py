@@ -100,9 +100,7 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
         """Select of a few images together; spots count tokens between begin and end."""
         return self.embed_clips(images, wanted, text)
 
-    def finished(
-        self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str
-    ) -> Tensor:
+    def finished(self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str) -> Tensor:
         """Put begin and end around the kept tokens."""
         vision = self.transformer.vision
         begin, end = (each[0] / vision.scaling_factor for each in (vision.boi, vision.eoi))

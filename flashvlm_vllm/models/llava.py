@@ -116,9 +116,7 @@ class LlavaSelection(VisualTokenSelection):
             for each, gap, size in zip(kept, wanted.gaps, every, strict=True)
         ]
 
-    def finished(
-        self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str
-    ) -> Tensor:
+    def finished(self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str) -> Tensor:
         """Return what an item's placeholder stands for.
 
         Args:

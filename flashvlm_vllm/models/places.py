@@ -27,6 +27,7 @@ from flashvlm_vllm.models.positions import (
     with_places,
     write,
 )
+from flashvlm_vllm.schemes import table_length
 from flashvlm_vllm.visual_positions import position_axes
 
 _POSITIONS = "flashvlm_positions"
@@ -48,6 +49,7 @@ class PlacedTokens:
         self.axes = position_axes(config)
         if self.axes == 1:
             self._width = config.get_inputs_embeds_size()
+            check_rotary_tables(self, table_length(config))
         pipeline = get_pp_group()
         if self.axes and pipeline.world_size > 1:
             self._hands_positions_on = not pipeline.is_last_rank
@@ -201,11 +203,33 @@ class PlacedTokens:
         model.make_empty_intermediate_tensors = with_room
 
 
+def check_rotary_tables(model: Any, positions: int) -> None:
+    """Stop at start where a rotary table is shorter than the API process takes it to be.
+
+    An index past a table's end would end the engine while it serves.
+
+    Args:
+        model: vLLM's, with its language model built.
+        positions: as of `schemes.table_length`, which long prompts are fitted into.
+
+    Raises:
+        ValueError: the language model has a shorter table.
+
+    """
+    layers = model.get_language_model().modules()
+    tables = (getattr(each, "cos_sin_cache", None) for each in layers)
+    shortest = min((len(each) for each in tables if isinstance(each, Tensor)), default=positions)
+    if shortest < positions:
+        raise ValueError(
+            f"flashvlm: the model's rotary table has {shortest} positions, its configuration says "
+            f"{positions}; kept tokens cannot keep their places safely. Serve it without "
+            "--plugins flashvlm, and report it with the model's name"
+        )
+
+
 def closed_items(mm_features: Sequence[Any]) -> set[int]:
     """Return the offsets of pruned items whose places close up."""
-    return {
-        each.mm_position.offset for each in mm_features if is_closed_name(each.identifier)
-    }
+    return {each.mm_position.offset for each in mm_features if is_closed_name(each.identifier)}
 
 
 def _taken(received: IntermediateTensors) -> tuple[Tensor, IntermediateTensors]:

@@ -155,9 +155,7 @@ def without_places(embeddings: Tensor, axes: int = AXES) -> Tensor:
     return torch.nn.functional.pad(embeddings, (0, channels(axes)))
 
 
-def write(
-    embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: int = AXES
-) -> int:
+def write(embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: int = AXES) -> int:
     """Write the positions of some kept tokens. Writing again changes nothing.
 
     Args:

@@ -100,6 +100,7 @@ class QwenSelection(VisualTokenSelection):
     config: Any
     visual: Any
     iter_mm_grid_thw: Any
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         # vLLM's own channels hold rounded positions; all of that happens here.

@@ -127,9 +127,7 @@ class TextBetweenSelection(VisualTokenSelection):
         ids = torch.tensor([token for text in texts for token in text.ids])
         # One look-up: with a sharded vocabulary it is a collective.
         with without_adapters(adapted_embeddings(self.language_model)):
-            words = self.language_model.embed_input_ids(
-                async_tensor_h2d(ids, kept[0].rows.device)
-            )
+            words = self.language_model.embed_input_ids(async_tensor_h2d(ids, kept[0].rows.device))
         sizes = [sizes] * len(kept) if isinstance(sizes, int) else sizes
         return [
             each.rows if len(each.rows) == total else self._between(text, own, each, gap, size)
@@ -144,9 +142,7 @@ class TextBetweenSelection(VisualTokenSelection):
             )
         ]
 
-    def _between(
-        self, text: TextBetween, words: Tensor, kept: Kept, gap: int, size: int
-    ) -> Tensor:
+    def _between(self, text: TextBetween, words: Tensor, kept: Kept, gap: int, size: int) -> Tensor:
         groups = kept.spots // size
         if kept.is_merged and gap > 0:
             kept = kept.ascending()

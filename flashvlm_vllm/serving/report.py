@@ -148,9 +148,7 @@ def annotated(answer: Any, collected: Collected) -> Any:
     return answer
 
 
-async def _annotated_stream(
-    stream: AsyncIterator[Any], collected: Collected
-) -> AsyncIterator[Any]:
+async def _annotated_stream(stream: AsyncIterator[Any], collected: Collected) -> AsyncIterator[Any]:
     async for event in stream:
         if isinstance(event, str):
             yield _annotated_event(event, collected)

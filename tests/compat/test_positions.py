@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from demo.tiny_llava import build_text_llama
 from flashvlm_vllm import compat, schemes
+from flashvlm_vllm.models.places import check_rotary_tables
 from flashvlm_vllm.visual_positions import set_position_axes
 from tests.tiny.internvl import build_internvl_hf
 from tests.tiny.qwen_vl import build_qwen_vl
@@ -146,3 +147,18 @@ def test_the_cpu_runner_still_does_not_ask_whether_a_model_prunes() -> None:
     assert asks in inspect.getsource(GPUModelRunner.load_model)
     stock = getattr(CPUModelRunner.load_model, "__wrapped__", CPUModelRunner.load_model)
     assert asks not in inspect.getsource(stock)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [([64, 64], True), ([64, 63], False), ([], True)])
+def test_a_rotary_table_that_is_too_short_stops_the_start(rows: list[int], fits: bool) -> None:
+    language_model = torch.nn.Module()
+    for number, length in enumerate(rows):
+        layer = torch.nn.Module()
+        layer.register_buffer("cos_sin_cache", torch.zeros(length, 8))
+        language_model.add_module(str(number), layer)
+    model = SimpleNamespace(get_language_model=lambda: language_model)
+    if fits:
+        check_rotary_tables(model, 64)
+        return
+    with pytest.raises(ValueError, match="has 63 positions, its configuration says 64"):
+        check_rotary_tables(model, 64)

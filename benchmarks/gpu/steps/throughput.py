@@ -26,10 +26,10 @@ from benchmarks.gpu import figures
 from benchmarks.gpu.engines import as_flags, engine_arguments
 from benchmarks.gpu.recorder import Recorder, scratch
 from benchmarks.gpu.running import turn_file
-from benchmarks.gpu.traffic import Pictures, asked_one_by_one, closed_loop
 from benchmarks.measuring.metrics import Peak, blocks_per_request, kv_blocks, page, value
 from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.servers import confirm, server
+from benchmarks.measuring.traffic import Pictures, asked_one_by_one, closed_loop
 from benchmarks.measuring.turn import Turn, percentiles
 from demo.server import Server
 from demo.tiny_llava import build_llava

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed-loop clients: each sends its next request when its last one was answered."""
+"""Closed-loop clients: each sends its next request when its last one was answered.
+
+`bench` has the same loop from vLLM; its data sets need packages that a serving environment may
+lack, and its requests cannot differ in fields.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -18,7 +22,7 @@ from benchmarks.measuring.servers import MODEL_NAME
 from benchmarks.measuring.turn import Turn
 from demo.photo import data_url
 
-QUESTION = "What is in this picture?"
+QUESTION: Final = "What is in this picture?"
 
 
 @dataclass(frozen=True)
