@@ -95,7 +95,7 @@ def attach_to_engine() -> None:
 
     ``InputProcessor.process_inputs``. Why: it is where a processed prompt and the longest answer
     allowed first meet, on every endpoint and offline; both together must fit into the rotary
-    table. Seen: 0.32. End: when a processor is told the sampling parameters.
+    table. Seen: 0.32. End: when a processor gets the sampling parameters.
 
     ``CPUModelRunner.load_model``. Why: it is written anew for the CPU and leaves out the question
     whether the model prunes, so that positions stay in the embeddings' last channels (with

@@ -98,12 +98,12 @@ def shortened_name(name: str, allowed: int) -> str:
 
 
 def is_pruned_name(name: str) -> bool:
-    """Tell from an item's name in vLLM's caches whether it is pruned."""
+    """Return whether an item is pruned, by its name in vLLM's caches."""
     return name.startswith(_PREFIX)
 
 
 def is_closed_name(name: str) -> bool:
-    """Tell from an item's name whether it is pruned and its places close up."""
+    """Return whether an item is pruned and its places close up, by its name."""
     # With an adapter vLLM puts its name in front.
     return f"{_PREFIX}{_CLOSED}-" in name
 

@@ -19,9 +19,10 @@ from vllm.multimodal.processing.processor import PromptUpdateInfo
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Kept, Wanted
+from flashvlm_vllm.models.pruning import Wanted
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.vision.intern import InternTower
 from flashvlm_vllm.vision.tap import inputs_of

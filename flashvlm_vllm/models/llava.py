@@ -20,10 +20,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import KEPT, field_name
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.pruning import (
     Candidates,
-    Kept,
     VisualTokenSelection,
     Wanted,
     clip_candidates,
@@ -126,11 +126,7 @@ class LlavaSelection(VisualTokenSelection):
             modality: likewise.
 
         """
-        if gap <= 0:
-            return kept.rows
-        kept = kept.ascending()
-        places = self.places_in_prompt(kept.spots, size, modality)
-        return self.placed(kept.rows, places, gap)
+        return self.in_prompt(kept, gap, lambda spots: self.places_in_prompt(spots, size, modality))
 
     def read_pixels(
         self, modality: str, kwargs: dict[str, Any]

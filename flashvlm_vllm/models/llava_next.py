@@ -25,9 +25,10 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.models.anyres import spread_budget, tile_picture
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.models.regions import anyres_tiles
 from flashvlm_vllm.processing import VisualTokenProcessor
 from flashvlm_vllm.selection import Selection

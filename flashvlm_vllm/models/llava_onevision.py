@@ -29,10 +29,11 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.explained import WHOLE, Placed
 from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.llava_next import AnyresCounts
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.processing import VisualTokenProcessor
 
 _REMEMBERED_SIZES = 128

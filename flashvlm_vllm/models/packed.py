@@ -16,8 +16,9 @@ from torch.nn.functional import avg_pool2d
 from vllm.config import VllmConfig
 
 from flashvlm_vllm.budget import TokenCount
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.models.text_between import (
     TextBetweenProcessor,
     TextBetweenSelection,

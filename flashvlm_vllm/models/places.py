@@ -6,7 +6,7 @@ it pruned. Nothing in them says that there must be three axes: a model with an o
 embedding is one of M-RoPE with a single axis, whose language model is given the first channel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from vllm.sequence import IntermediateTensors
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from flashvlm_vllm.gaps import gap_of, is_closed_name
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.positions import (
     Span,
     ahead_of,
@@ -107,6 +108,24 @@ class PlacedTokens:
 
         """
         return np.where(np.cumsum(is_embed) > 0, dropped, 0)
+
+    def in_prompt(
+        self, kept: Kept, gap: int, places_of: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return what a pruned item's placeholder stands for, one embedding a placeholder.
+
+        Args:
+            kept: what stays of it.
+            gap: positions that dropped tokens keep free; 0 or less where places close up.
+            places_of: from the item's visual tokens, ``(T,)``, to where they stand in its unpruned
+                placeholder; left out where nothing else stands in it.
+
+        """
+        if gap <= 0:
+            return kept.rows
+        kept = kept.ascending()
+        places = kept.spots if places_of is None else places_of(kept.spots)
+        return self.placed(kept.rows, places, gap)
 
     def placed(self, rows: Tensor, places: Tensor, gap: int) -> Tensor:
         """Return what a pruned item's placeholder stands for, with its places along one axis.

@@ -117,7 +117,7 @@ def prompt_positions(tokens: int, spans: Iterable[Span], axes: int = AXES) -> tu
     positions[:, index:] = np.arange(position, position + tokens - index)
     position += tokens - index
     result = torch.from_numpy(positions)
-    # The first model runner keeps this very tensor and writes into it. It comes by again, for its
+    # The first model runner keeps this very tensor and writes into it. It asks again, for its
     # drafter and after a preemption: what was open at the start must be known then.
     start = result.clone() if is_pruned else None
     setattr(result, _START, (start, torch.from_numpy(numbers), position - tokens))

@@ -32,6 +32,7 @@ from flashvlm_vllm.fields import (
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.clip import choose_of_clip
 from flashvlm_vllm.models.explaining import explained
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.memory import FeatureCache, ImageFeatures, selection_memory
 from flashvlm_vllm.models.places import PlacedTokens
 from flashvlm_vllm.selection import (
@@ -102,35 +103,6 @@ class Wanted:
     def use_keys(self) -> bool:
         """Whether any item's selector looks at the keys of the tower's attention."""
         return any(find_selector(name).uses_keys for name in self.selectors)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What stays of one image or video."""
-
-    rows: Tensor
-    """``(T, D)`` embeddings."""
-    spots: Tensor
-    """``(T,)`` int64: which of the item's visual tokens each is, or is merged into. Ascending,
-    unless tokens were merged."""
-    is_merged: bool = False
-
-    @classmethod
-    def of(cls, selection: Selection, rows: Tensor) -> "Kept":
-        """Return what was selected of an item of one part."""
-        return cls(rows, selection.spots, selection.indices is None)
-
-    @property
-    def order(self) -> Tensor | None:
-        """The kept positions, ascending; ``None`` where tokens were merged."""
-        return None if self.is_merged else self.spots
-
-    def ascending(self) -> "Kept":
-        """Return it in the order of the picture, as it stands where places are kept."""
-        if not self.is_merged:
-            return self
-        spots, order = self.spots.sort()
-        return Kept(self.rows[order], spots, is_merged=True)
 
 
 @dataclass(frozen=True)

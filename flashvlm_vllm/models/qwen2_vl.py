@@ -29,6 +29,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import KEPT, MODALITIES, field_name
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.memory import ImageFeatures
 from flashvlm_vllm.models.places import closed_items
 from flashvlm_vllm.models.positions import (
@@ -40,7 +41,6 @@ from flashvlm_vllm.models.positions import (
 )
 from flashvlm_vllm.models.pruning import (
     Candidates,
-    Kept,
     VisualTokenSelection,
     Wanted,
     clip_candidates,

@@ -20,7 +20,8 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.fields import MODALITIES, field_name
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
-from flashvlm_vllm.models.pruning import Kept, VisualTokenSelection
+from flashvlm_vllm.models.kept import Kept
+from flashvlm_vllm.models.pruning import VisualTokenSelection
 from flashvlm_vllm.processing import VisualTokenProcessor
 
 _FIELDS = {modality: field_name("text_between", modality) for modality in MODALITIES}

@@ -14,8 +14,9 @@ from torch import Tensor
 from vllm.config import VllmConfig
 
 from flashvlm_vllm.models.anyres import spread_budget
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Kept, Wanted
+from flashvlm_vllm.models.pruning import Candidates, Wanted
 from flashvlm_vllm.models.text_between import TextBetweenSelection, take_text_between
 from flashvlm_vllm.selection import Selection
 
@@ -73,14 +74,7 @@ class TileSelection(TextBetweenSelection):
         self.trace(totals, [each.order for each in kept], wanted.queries)
         if texts is not None:
             return self.with_text(texts, totals, kept, wanted.gaps, self.tile_tokens)
-        return [
-            self._placed(each, gap) if gap > 0 else each.rows
-            for each, gap in zip(kept, wanted.gaps, strict=True)
-        ]
-
-    def _placed(self, kept: Kept, gap: int) -> Tensor:
-        kept = kept.ascending()
-        return self.placed(kept.rows, kept.spots, gap)
+        return [self.in_prompt(each, gap) for each, gap in zip(kept, wanted.gaps, strict=True)]
 
     def features_of(self, pixels: Sequence[Tensor], wanted: Wanted) -> list[ImageFeatures]:
         """Run tower and projector on those items whose features are not in the cache.

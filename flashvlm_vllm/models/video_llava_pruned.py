@@ -14,9 +14,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from flashvlm_vllm.budget import TokenCount
 from flashvlm_vllm.explained import Placed
 from flashvlm_vllm.fields import MODALITIES
+from flashvlm_vllm.models.kept import Kept
 from flashvlm_vllm.models.llava import LlavaSelection
 from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Kept, Wanted
+from flashvlm_vllm.models.pruning import Wanted
 from flashvlm_vllm.models.regions import cropped
 from flashvlm_vllm.models.video_llava import (
     VideoLlavaDummyInputsBuilder,

@@ -165,16 +165,18 @@ def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
 
     Its request ends in an error; the engine needs some tokens all the same.
     """
-    count = len(tokens.projected)
-    numbers = torch.arange(tokens.budget, device=tokens.projected.device)
-    indices = (2 * numbers + 1) * count // (2 * tokens.budget)
+    indices = _evenly_spaced(tokens)
     if selector.merges:
         return Selection(merged=tokens.features[indices], anchors=indices)
     return Selection(indices=indices)
 
 
-_CHOOSING: Final = Selector(lambda tokens: tokens.places)
-"""Any that does not merge."""
+def _evenly_spaced(tokens: VisualTokens) -> Tensor:
+    """Return as many indices as the budget, (T,) int64. Made on the device, so nothing waits."""
+    count = len(tokens.projected)
+    numbers = torch.arange(tokens.budget, device=tokens.projected.device)
+    return (2 * numbers + 1) * count // (2 * tokens.budget)
+
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -214,7 +216,7 @@ def _checked(
 def _anchors(name: str, given: Tensor | None, tokens: VisualTokens, trusted: bool) -> Tensor:
     """Return where merged tokens belong: as the selector says, or at even distances."""
     if given is None:
-        return stand_in(_CHOOSING, tokens).spots
+        return _evenly_spaced(tokens)
     if not isinstance(given, Tensor):
         raise SelectorError(f"{name} returned {type(given).__name__} as anchors; allowed: a tensor")
     given = given.to(tokens.projected.device)

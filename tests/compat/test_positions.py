@@ -46,8 +46,8 @@ def test_runners_ask_for_positions_where_a_covered_model_has_rotary_ones(
     channels = {"with M-RoPE": 3, "with RoPE": schemes.LINE_CHANNELS}.get(family, 0)
     assert config.uses_mrope is bool(channels)
     assert config.mrope_num_dims == channels
-    told = [each.message for each in caplog.records]
-    said = {each for each in told if "places of kept tokens close up" in each}
+    messages = [each.message for each in caplog.records]
+    said = {each for each in messages if "places of kept tokens close up" in each}
     assert len(said) == (family == "not known")
     multimodal = config.multimodal_config
     if family == "not covered":

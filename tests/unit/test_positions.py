@@ -119,9 +119,9 @@ class Prompt:
             end = min(len(self.ids), computed + size())
             gathered = self.gathered(computed, end)
             for _ in range(2 if is_first else 1):
-                told = write(gathered, positions, computed)
+                ahead_by = write(gathered, positions, computed)
             computed = end
-        assert told == ahead
+        assert ahead_by == ahead
         return positions
 
 
@@ -285,9 +285,9 @@ def test_text_between_the_parts_of_an_item_stands_where_it_stood() -> None:
     model = LineModel()
     positions, ahead = model.get_mrope_input_positions([1] * 6, [feature])
     rows = model.placed(torch.zeros(2, WIDTH), torch.tensor([10, 40]), 62)
-    (stripped,), told, again = model.recompute_mrope_positions([1] * 6, [rows], positions, 0)
+    (stripped,), recomputed, again = model.recompute_mrope_positions([1] * 6, [rows], positions, 0)
     assert stripped.shape == (2, WIDTH)
-    assert told[0].tolist() == [0, 1, 12, 42, 66, 67]
+    assert recomputed[0].tolist() == [0, 1, 12, 42, 66, 67]
     assert ahead == again == 62
 
 

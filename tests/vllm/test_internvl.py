@@ -233,15 +233,15 @@ def test_an_image_answers_as_transformers_does(served: Format) -> None:
         ids, answer = list(output.prompt_token_ids), token_ids(output)
         if budget is None:
             every = torch.arange(5 * TOKENS)
-            told = reference.generate(ids, CONTEXT, projected, len(answer), every, 5 * TOKENS)
-            assert answer == told
+            expected = reference.generate(ids, CONTEXT, projected, len(answer), every, 5 * TOKENS)
+            assert answer == expected
             continue
         record = served.engine.kept()[-1]
         kept = torch.tensor(record["kept"])
         assert len(kept) == budget
         rows = projected[kept]
-        told = reference.generate(ids, CONTEXT, rows, len(answer), kept, 5 * TOKENS)
-        assert answer == told, budget
+        expected = reference.generate(ids, CONTEXT, rows, len(answer), kept, 5 * TOKENS)
+        assert answer == expected, budget
         assert reference.tokenizer.decode(record["query"]).split() == QUESTIONS[0].split()
         words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
         for tile in range(5):

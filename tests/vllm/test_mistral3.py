@@ -160,8 +160,8 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
             ids = reference.tokenizer(prompt).input_ids
             assert sorted(output.prompt_token_ids) == sorted(ids), (size, budget)
             answer = token_ids(output)
-            told = reference.generate(ids, projected[kept], kept, columns, len(answer))
-            assert answer == told, (size, budget)
+            expected = reference.generate(ids, projected[kept], kept, columns, len(answer))
+            assert answer == expected, (size, budget)
 
 
 def test_several_images_get_the_budget_each(engine: Engine, reference: Reference) -> None:

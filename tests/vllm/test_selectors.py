@@ -182,8 +182,10 @@ def test_merging_selectors_work_crop_by_crop_on_llava_next(
             places = torch.tensor([place_in_next(*each) for each in spots.T.tolist()])
             order = places.argsort()
             whole = 576 + 48 * 49
-            told = seen.reference.generate(prompt, visual[order], len(ids), places[order], whole)
-            assert ids == told, name
+            expected = seen.reference.generate(
+                prompt, visual[order], len(ids), places[order], whole
+            )
+            assert ids == expected, name
             output = engine.ask(QUESTION, BUDGET, [image], selector=name, positions="closed")
             closed = token_ids(output)
             assert closed == seen.reference.generate(prompt, visual, len(closed)), name
