@@ -28,7 +28,7 @@ from flashvlm_vllm.models.positions import (
     with_places,
     write,
 )
-from flashvlm_vllm.schemes import table_length
+from flashvlm_vllm.schemes import AXES, table_length
 from flashvlm_vllm.visual_positions import position_axes
 
 _POSITIONS = "flashvlm_positions"
@@ -51,6 +51,10 @@ class PlacedTokens:
         if self.axes == 1:
             self._width = config.get_inputs_embeds_size()
             check_rotary_tables(self, table_length(config))
+        if self.axes == AXES:
+            shortest = shortest_table(self)
+            # Behind the last item, text and answer may fill the context.
+            self._furthest = shortest and max(0, shortest - config.max_model_len)
         pipeline = get_pp_group()
         if self.axes and pipeline.world_size > 1:
             self._hands_positions_on = not pipeline.is_last_rank
@@ -59,6 +63,8 @@ class PlacedTokens:
     _hands_positions_on = False
     _width = 0
     """Values of an embedding; 0 where places, or blanks, stand behind every one."""
+    _furthest: int | None = None
+    """How far positions with three axes may run ahead of tokens."""
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -68,7 +74,7 @@ class PlacedTokens:
         All but those of pruned items' tokens are final, and the same as without pruning.
         """
         spans = self.spans(input_tokens, mm_features)
-        return prompt_positions(len(input_tokens), spans, self.axes)
+        return prompt_positions(len(input_tokens), spans, self.axes, self._furthest)
 
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
         """List a prompt's items that are not laid out as text, in its order.
@@ -235,15 +241,20 @@ def check_rotary_tables(model: Any, positions: int) -> None:
         ValueError: the language model has a shorter table.
 
     """
-    layers = model.get_language_model().modules()
-    tables = (getattr(each, "cos_sin_cache", None) for each in layers)
-    shortest = min((len(each) for each in tables if isinstance(each, Tensor)), default=positions)
-    if shortest < positions:
+    shortest = shortest_table(model)
+    if shortest is not None and shortest < positions:
         raise ValueError(
             f"flashvlm: the model's rotary table has {shortest} positions, its configuration says "
             f"{positions}; kept tokens cannot keep their places safely. Serve it without "
             "--plugins flashvlm, and report it with the model's name"
         )
+
+
+def shortest_table(model: Any) -> int | None:
+    """Return how many positions all rotary tables of a model have; ``None`` without any."""
+    layers = model.get_language_model().modules()
+    tables = (getattr(each, "cos_sin_cache", None) for each in layers)
+    return min((len(each) for each in tables if isinstance(each, Tensor)), default=None)
 
 
 def closed_items(mm_features: Sequence[Any]) -> set[int]:

@@ -8,7 +8,8 @@ must wait, and they travel with their embeddings, through vLLM's protocol for mo
 (`SupportsMultiModalPruning`), which both of its model runners speak.
 
 Until then the placeholders of kept tokens are open: their first channel holds ``-1 - base``, the
-second the base and the positions that stay free in the item. So nothing is read off neighbours,
+second the base and the positions that stay free in the item (with three axes: all that the item
+has). So nothing is read off neighbours,
 and an item may be the first or the last in its prompt, or stand beside another.
 
 Kept tokens' places travel as digits to the base 256 in channels of their own. vLLM's models write
@@ -52,7 +53,7 @@ class Span:
     extent: int
     """By how much text behind the item is ahead of its base."""
     free: int = 0
-    """Positions of a pruned item that stay free; with three axes, its extent."""
+    """Positions of a pruned item that stay free; with three axes it is not needed."""
     is_open: NDArray[np.bool_] | None = None
     """``(n,)`` which placeholders wait for the worker; ``None``: no one does."""
 
@@ -63,7 +64,7 @@ class Span:
         if length == len(grid):
             return cls(offset, grid, extent)
         places = np.zeros((length, grid.shape[1]), dtype=np.int64)
-        return cls(offset, places, extent, extent, np.ones(length, dtype=np.bool_))
+        return cls(offset, places, extent, is_open=np.ones(length, dtype=np.bool_))
 
 
 def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> NDArray[np.int64]:
@@ -82,15 +83,21 @@ def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> 
     return positions
 
 
-def prompt_positions(tokens: int, spans: Iterable[Span], axes: int = AXES) -> tuple[Tensor, int]:
+def prompt_positions(
+    tokens: int, spans: Iterable[Span], axes: int = AXES, furthest: int | None = None
+) -> tuple[Tensor, int]:
     """Return the positions of a prompt and by how much they run ahead of its tokens.
 
-    Text is where it is without pruning; open placeholders wait for `write`.
+    Text is where it is without pruning; open placeholders wait for `write`. With three axes, an
+    item that would bring the positions further ahead than ``furthest`` is scaled down to what is
+    left, from the first pruned item on. That depends on nothing behind the item, so prompts that
+    begin alike share their KV blocks.
 
     Args:
         tokens: of the prompt.
         spans: its items, in order; those that are laid out as text may be left out.
         axes: 1 or 3.
+        furthest: with three axes, how far positions may run ahead; ``None``: however far.
 
     Returns:
         ``(LINE_CHANNELS, tokens)`` or ``(3, tokens)`` int64, and the difference.
@@ -105,15 +112,19 @@ def prompt_positions(tokens: int, spans: Iterable[Span], axes: int = AXES) -> tu
         positions[:, index : span.offset] = np.arange(position, position + text)
         position += text
         index = span.offset + len(span.places)
+        is_pruned = is_pruned or span.is_open is not None
+        extent, places = span.extent, span.places
+        if axes == AXES and is_pruned and furthest is not None:
+            extent = max(1, min(extent, index + furthest - position))
+            places = places * extent // span.extent
         own = positions[:, span.offset : index]
-        own[:] = position + span.places.T
+        own[:] = position + places.T
         if span.is_open is not None:
             bases = own[0, span.is_open]
             own[0, span.is_open] = -1 - bases
-            own[1, span.is_open] = bases + span.free
+            own[1, span.is_open] = bases + (extent if axes == AXES else span.free)
             numbers[span.offset : index][span.is_open] = np.arange(1, len(bases) + 1)
-            is_pruned = True
-        position += span.extent
+        position += extent
     positions[:, index:] = np.arange(position, position + tokens - index)
     position += tokens - index
     result = torch.from_numpy(positions)
@@ -137,7 +148,8 @@ def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
         embeddings: ``(T, D)``, any float dtype.
         places: ``(T, axes)`` int64 without pruning. With one axis, ascending, and text tokens
             that have no embedding of the item are not counted.
-        gap: positions that dropped tokens keep free, where that may be shortened.
+        gap: what may be shortened: with one axis the positions that dropped tokens keep free, with
+            three the item's extent.
 
     Returns:
         ``(T, D + channels(axes))``.
@@ -194,7 +206,9 @@ def write(embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: 
 
 
 def _shortened(numbers: Tensor, free: Tensor) -> Tensor:
-    """Return places, ``(axes, n)``, where fewer positions stay free than tokens were dropped.
+    """Return places, ``(axes, n)``, where an item has fewer positions than without pruning.
+
+    With three axes all of its places are scaled, with one axis the gaps between them.
 
     Args:
         numbers: ``(n, _OWN + axes)`` as of `_numbers`.
@@ -202,7 +216,7 @@ def _shortened(numbers: Tensor, free: Tensor) -> Tensor:
 
     """
     gap, places = numbers[:, 1], numbers[:, _OWN:].T
-    before = numbers[:, 0] - 1
+    before = numbers[:, 0] - 1 if len(places) == 1 else 0
     shorter = before + (places - before) * free // gap.clamp(min=1)
     return torch.where(gap > 0, shorter, places)
 

@@ -223,7 +223,7 @@ class QwenSelection(VisualTokenSelection):
         side = self.visual.spatial_merge_size
         positions = grid_positions(steps, high // side, wide // side, time)
         on_device = async_tensor_h2d(torch.from_numpy(positions), rows.device)
-        return with_places(rows, on_device[kept])
+        return with_places(rows, on_device[kept], int(positions.max()) + 1)
 
     def _read(self, modality: str, kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Grid]]:
         """Return each item's patches and grid of patches."""

@@ -79,7 +79,9 @@ class Prompt:
             embeddings.append(
                 without_places(rows)
                 if each.kept is None
-                else with_places(rows, torch.from_numpy(each.positions)[each.kept])
+                else with_places(
+                    rows, torch.from_numpy(each.positions)[each.kept], int(each.positions.max()) + 1
+                )
             )
         return cls(ids, spans, embeddings, items)
 
@@ -105,13 +107,18 @@ class Prompt:
                 parts.append(rows[first:last])
         return parts
 
-    def in_chunks(self, size: Callable[[], int], dtype: torch.dtype = torch.int64) -> Tensor:
+    def in_chunks(
+        self,
+        size: Callable[[], int],
+        dtype: torch.dtype = torch.int64,
+        furthest: int | None = None,
+    ) -> Tensor:
         """Compute the prompt chunk by chunk as a model runner does; return its positions.
 
         The first runner keeps the tensor that it was given, and comes by again after a
         preemption; the second keeps numbers of 32 bits.
         """
-        positions, ahead = prompt_positions(len(self.ids), self.spans)
+        positions, ahead = prompt_positions(len(self.ids), self.spans, AXES, furthest)
         is_first = dtype == torch.int64
         positions = positions if is_first else positions.to(dtype)
         computed = 0
@@ -175,6 +182,49 @@ def test_items_side_by_side_first_and_last(dtype: torch.dtype) -> None:
         assert positions.equal(expected[:, prompt.indices_in_the_whole()].to(dtype)), size
     _, own = prompt_positions(len(prompt.ids), prompt.spans)
     assert own + len(prompt.ids) == ahead + len(whole.ids)
+
+
+def test_three_axes_end_before_their_table() -> None:
+    """Random prompts whose items would run past it: scaled down, in order, from some item on."""
+    draw = np.random.default_rng(5)
+    shortened = 0
+    for _ in range(1000):
+        items = []
+        for _ in range(int(draw.integers(1, 9))):
+            steps = int(draw.choice([1, 1, 6]))
+            rows, columns = (int(side) for side in draw.integers(1, 40, size=2))
+            total = steps * rows * columns
+            is_whole = total == 1 or (total < 100 and draw.random() < 0.3)
+            keep = None if is_whole else int(draw.integers(1, min(total, 12)))
+            items.append(item(IMAGE, steps, rows, columns, float(draw.choice([1, 9])), keep=keep))
+        prompt = Prompt.of(items, text=int(draw.integers(0, 4)), dtype=torch.float32)
+        full = prompt.in_chunks(lambda: 10**6)
+        tokens = len(prompt.ids)
+        furthest = int(draw.integers(0, 200))
+        _, ahead = prompt_positions(tokens, prompt.spans, AXES, furthest)
+        own = prompt.in_chunks(lambda: int(draw.integers(1, 50)), furthest=furthest)
+        assert ahead <= furthest
+        assert int(own.max()) < tokens + furthest
+        assert int(own.min()) >= 0
+        is_same = own.eq(full).all(dim=0)
+        # As far as the first item that does not fit, nothing changes.
+        first = tokens if is_same.all() else int(is_same.int().argmin())
+        shortened += first < tokens
+        if first < tokens:
+            so_far = [span for span in prompt.spans if span.offset <= first]
+            assert sum(span.extent - len(span.places) for span in so_far) > furthest
+        for span, rows in zip(prompt.spans, prompt.embeddings, strict=True):
+            end = span.offset + len(rows)
+            was, now = full[:, span.offset : end], own[:, span.offset : end]
+            for axis in range(AXES):
+                order = was[axis].argsort(stable=True)
+                assert (now[axis][order].diff() >= 0).all()
+            if span.offset:
+                before = int(own[:, : span.offset].max())
+                assert int(now.min()) > before
+            if end < tokens and prompt.ids[end] != IMAGE:
+                assert int(own[0, end]) > int(now.max())
+    assert shortened > 300
 
 
 def test_one_token_at_a_time() -> None:

@@ -15,6 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from demo.photo import photo
+from flashvlm_vllm.models.places import PlacedTokens
 from flashvlm_vllm.selection import fused_scores
 from tests.tiny.qwen_vl import END, IMAGE, START, TURN, VIDEO, build_qwen_vl
 from tests.vllm.conftest import REPOSITORY, Engine, StartEngine, token_ids
@@ -380,3 +381,34 @@ def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartE
             prompt = text(QUESTIONS[0], 1, 1)
             kept = [list(range(49)), by_vllm]
             assert token_ids(mixed) == reference.answer(prompt, kept, [PICTURE], [CLIP], 8), budget
+
+
+def test_many_images_at_a_token_each_end_before_the_rotary_table(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is at 512. Without pruning these would need 550 positions, 20 an image."""
+    # In this process, so that its positions can be seen: past the end a CPU reads what lies there.
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    seen: list[int] = []
+    forward = PlacedTokens.forward
+
+    def watched(model: Any, **given: Any) -> Any:
+        seen.append(int(given["positions"].max()))
+        return forward(model, **given)
+
+    monkeypatch.setattr(PlacedTokens, "forward", watched)
+    path = build_qwen_vl(REPOSITORY / ".models" / "qwen2.5-vl", "2.5")
+    image = photo("astronaut").resize((20 * 28, 2 * 28))
+    with start_engine(
+        path,
+        max_model_len=128,
+        hf_overrides={"text_config": {"max_position_embeddings": 128}},
+        limit_mm_per_prompt={"image": 24},
+    ) as engine:
+        served = Served(engine, None, "2.5")  # type: ignore[arg-type]
+        seen.clear()
+        served.run(served.request(QUESTIONS[0], 1, [image] * 12))
+        assert 12 * 20 < max(seen) < 400
+        (answer,) = served.run(served.request(QUESTIONS[0], 1, [image] * 24))
+        assert len(token_ids(answer)) == 8
+        assert 400 < max(seen) < 512
