@@ -197,9 +197,7 @@ class Qwen3Selection(QwenSelection):
         )
         order = places.argsort()
         together = torch.cat([words, rows])[order]
-        return with_places(
-            together, on_device(positions)[places[order]], int(positions.max()) + 1
-        )
+        return with_places(together, on_device(positions)[places[order]], int(positions.max()) + 1)
 
     def _text_of(self, seconds: tuple[float, ...]) -> tuple[int, ...]:
         """Return the timestamps and marks of a video's frames, without visual tokens."""
