@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
-from flashvlm_vllm.selection.determinant import largest_determinant
-from flashvlm_vllm.selection.partition import cosine_gram
+from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.relevance import text_similarity
 from flashvlm_vllm.selection.scaling import unit_rows
 
@@ -82,7 +81,7 @@ def select_coherent(
     with torch.no_grad():
         scores = coherent_scores(image_features, saliency, text_embeds, places)
         weight = standardised(scores).clamp(-HIGHEST, HIGHEST).exp()
-        kept = largest_determinant(cosine_gram(diversity_features), weight, budget)
+        kept = largest_determinant_of_any(diversity_features, weight, budget)
         return torch.sort(kept).values
 
 
@@ -126,13 +125,25 @@ def standardised(values: Tensor) -> Tensor:
 def mean_of_near(values: Tensor, places: Tensor) -> Tensor:
     """Average each value with those at most `REACH` rows and columns away.
 
-    By comparing all places with one another: no grid has to be known, places may be missing
-    (padding), and nothing is read back from the device. N x N bytes.
+    Neighbours are looked up in the sorted places: no grid has to be known, places may be missing
+    (padding), and nothing is read back from the device. O(N log N) time, O(N) memory.
 
     Args:
         values: (N,) float32.
-        places: (N, 2) int64.
+        places: (N, 2) int64, distinct, 0 or more.
 
     """
-    near = ((places[:, None] - places[None]).abs() <= REACH).all(dim=-1).to(values.dtype)
-    return near @ values / near.sum(dim=1)
+    rows, columns = places.unbind(dim=1)
+    # Far enough apart that the end of a row is not near the start of the next.
+    stride = columns.max() + 1 + REACH
+    numbers = rows * stride + columns
+    ascending, order = torch.sort(numbers)
+    total, count = torch.zeros_like(values), torch.zeros_like(values)
+    for down in range(-REACH, REACH + 1):
+        for across in range(-REACH, REACH + 1):
+            wanted = numbers + down * stride + across
+            found = torch.searchsorted(ascending, wanted).clamp_max(len(order) - 1)
+            is_there = ascending[found] == wanted
+            total += torch.where(is_there, values[order[found]], 0.0)
+            count += is_there
+    return total / count

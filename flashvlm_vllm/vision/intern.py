@@ -49,13 +49,16 @@ class InternTower:
             what ``encode`` made; saliency and keys are per patch in raster order, without CLS.
 
         """
-        with self._tap.listen() as heard:
+
+        def read(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
+            own = key.contiguous() if with_keys else None
+            return cls_attention(query, key, self._tap.scale), own
+
+        with self._tap.listen(read) as heard:
             features: Tensor = encode(pixel_values)
-        attended = [cls_attention(each.query, each.key, self._tap.scale) for each in heard]
-        saliency = self._tap.mean_over_heads(torch.cat(attended))
-        keys = torch.cat([each.key for each in heard]) if with_keys else None
-        if keys is not None:
-            keys = self._tap.of_all_heads(keys, dim=2)
+        saliency = self._tap.mean_over_heads(torch.cat([attended for attended, _ in heard]))
+        every = [own for _, own in heard if own is not None]
+        keys = self._tap.of_all_heads(torch.cat(every), dim=2) if every else None
         if self._is_data_parallel:
             # vLLM fills the last ranks' shares up with tiles that do not exist.
             tiles = len(pixel_values)

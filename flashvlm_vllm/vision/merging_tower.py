@@ -70,25 +70,30 @@ class MergingTower:
             with_keys: whether to return the keys of the attention.
 
         """
-        with self._tap.listen() as heard, inputs_of(self._merging) as merging:
-            projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
-        (attended,), (features,) = heard, merging
-        patches = [self.tokens(grid) * self.merged for grid in grids]
         tokens = [self.tokens(grid) for grid in grids]
-        queries, keys = attended.query[0].split(patches), attended.key[0].split(patches)
-        parts = zip(grids, queries, keys, strict=True)
-        saliency = torch.cat([self._received(*part) for part in parts])
+        patches = [count * self.merged for count in tokens]
+
+        def read(query: Tensor, key: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+            items = list(zip(grids, query[0].split(patches), key[0].split(patches), strict=True))
+            saliency = torch.cat([self._received(*item) for item in items])
+            if not with_keys:
+                return saliency, None
+            return saliency, [own.unflatten(0, (-1, self.merged)).mean(dim=1) for *_, own in items]
+
+        with (
+            self._tap.listen(read) as heard,
+            inputs_of(self._merging) as merging,
+        ):
+            projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
+        ((saliency, keys),), (features,) = heard, merging
         saliency = self._tap.mean_over_heads(saliency).view(-1, self.merged).mean(dim=1)
         features = self.mean_of_patches(features)
-        means = [None] * len(grids)
-        if with_keys:
-            means = [each.unflatten(0, (-1, self.merged)).mean(dim=1) for each in keys]
         items = zip(
             grids,
             features.split(tokens),
             projected.split(tokens),
             saliency.split(tokens),
-            means,
+            [None] * len(grids) if keys is None else keys,
             strict=True,
         )
         return [self._in_order(*item) for item in items]

@@ -50,18 +50,17 @@ class PixtralTower:
             with_keys: whether to return the keys as well.
 
         """
-        with self._tap.listen() as heard:
-            result = encode()
-        (attention,) = heard
         sizes = list(patches)
-        queries, keys = attention.query.split(sizes, dim=1), attention.key.split(sizes, dim=1)
-        saliency = torch.cat(
-            [
-                received_attention(query, key, self._tap.scale)[0]
-                for query, key in zip(queries, keys, strict=True)
-            ]
-        )
-        keys = self._tap.of_all_heads(attention.key[0], dim=1) if with_keys else None
+
+        def read(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
+            images = zip(query.split(sizes, dim=1), key.split(sizes, dim=1), strict=True)
+            attended = [received_attention(*image, self._tap.scale)[0] for image in images]
+            return torch.cat(attended), key[0].contiguous() if with_keys else None
+
+        with self._tap.listen(read) as heard:
+            result = encode()
+        ((saliency, own),) = heard
+        keys = None if own is None else self._tap.of_all_heads(own, dim=1)
         return PackedEncoded(
             result,
             self._tap.mean_over_heads(saliency).split(sizes),

@@ -17,11 +17,21 @@ from torch import Tensor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _logits(  # type: ignore[no-untyped-def]
-    query, key, queries, keys, query_stride, key_stride, scale, tokens, width, WIDTH: tl.constexpr
+    query,
+    key,
+    queries,
+    keys,
+    query_stride,
+    key_stride,
+    scale,
+    asking,
+    tokens,
+    width,
+    WIDTH: tl.constexpr,
 ):
     # Head sizes such as 72 and 80 are no powers of two: zeros fill them up.
     dims = tl.arange(0, WIDTH)
-    is_query = (queries < tokens)[:, None] & (dims < width)[None, :]
+    is_query = (queries < asking)[:, None] & (dims < width)[None, :]
     is_key = (keys < tokens)[None, :] & (dims < width)[:, None]
     left = tl.load(query + queries[:, None] * query_stride + dims[None, :], mask=is_query, other=0)
     right = tl.load(key + keys[None, :] * key_stride + dims[:, None], mask=is_key, other=0)
@@ -31,11 +41,12 @@ def _logits(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _log_sum_exp(  # type: ignore[no-untyped-def]
-    query,  # (B, T, H, d), last dimension dense
+    query,  # (B, Q, H, d), last dimension dense
     key,  # (B, T, H, d), last dimension dense
-    totals,  # (B, H, T) float32, output
+    totals,  # (B, H, Q) float32, output
     scale,
-    tokens,
+    asking,  # Q
+    tokens,  # T
     heads,
     width,
     query_strides_0,
@@ -58,23 +69,34 @@ def _log_sum_exp(  # type: ignore[no-untyped-def]
     for start in range(0, tokens, KEYS):
         keys = start + tl.arange(0, KEYS)
         logits = _logits(
-            query, key, queries, keys, query_strides_1, key_strides_1, scale, tokens, width, WIDTH
+            query,
+            key,
+            queries,
+            keys,
+            query_strides_1,
+            key_strides_1,
+            scale,
+            asking,
+            tokens,
+            width,
+            WIDTH,
         )
         logits = tl.where((keys < tokens)[None, :], logits, -float("inf"))
         higher = tl.maximum(highest, tl.max(logits, axis=1))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
         highest = higher
-    place = (item * heads + head) * tokens + queries
-    tl.store(totals + place, highest + tl.log(total), mask=queries < tokens)
+    place = (item * heads + head) * asking + queries
+    tl.store(totals + place, highest + tl.log(total), mask=queries < asking)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _column_sums(  # type: ignore[no-untyped-def]
     query,
     key,
-    totals,  # (B, H, T) float32 from `_log_sum_exp`
+    totals,  # (B, H, Q) float32 from `_log_sum_exp`
     received,  # (B, H, T) float32, output
     scale,
+    asking,
     tokens,
     heads,
     width,
@@ -92,25 +114,36 @@ def _column_sums(  # type: ignore[no-untyped-def]
     head = tl.program_id(1) % heads
     query += item * query_strides_0 + head * query_strides_2
     key += item * key_strides_0 + head * key_strides_2
-    row = (item * heads + head) * tokens
+    row = item * heads + head
     keys = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     total = tl.zeros((KEYS,), tl.float32)
-    for start in range(0, tokens, QUERIES):
+    for start in range(0, asking, QUERIES):
         queries = start + tl.arange(0, QUERIES)
         logits = _logits(
-            query, key, queries, keys, query_strides_1, key_strides_1, scale, tokens, width, WIDTH
+            query,
+            key,
+            queries,
+            keys,
+            query_strides_1,
+            key_strides_1,
+            scale,
+            asking,
+            tokens,
+            width,
+            WIDTH,
         )
         # Queries beyond the end: exp(-inf) is nothing.
-        sums = tl.load(totals + row + queries, mask=queries < tokens, other=float("inf"))
+        sums = tl.load(totals + row * asking + queries, mask=queries < asking, other=float("inf"))
         total += tl.sum(tl.exp(logits - sums[:, None]), axis=0)
-    tl.store(received + row + keys, total, mask=keys < tokens)
+    tl.store(received + row * tokens + keys, total, mask=keys < tokens)
 
 
 def received_attention_fused(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """`received_attention` on a GPU: O(B H T) memory, deterministic.
+    """Attention that each key receives from all queries, on a GPU. O(B H T) memory, deterministic.
 
     Args:
-        query, key: ``(B, T, H, d)``, of one float dtype; products are summed in float32.
+        query: ``(B, Q, H, d)``, any float dtype; products are summed in float32.
+        key: ``(B, T, H, d)`` of the same dtype.
         scale: factor on the logits.
 
     Returns:
@@ -118,15 +151,18 @@ def received_attention_fused(query: Tensor, key: Tensor, scale: float) -> Tensor
 
     """
     query, key = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key))
-    batch, tokens, heads, width = query.shape
-    totals = torch.empty(batch, heads, tokens, device=query.device)
-    received = torch.empty_like(totals)
-    sizes = (scale, tokens, heads, width, *query.stride()[:3], *key.stride()[:3])
+    batch, asking, heads, width = query.shape
+    tokens = key.shape[1]
+    totals = torch.empty(batch, heads, asking, device=query.device)
+    received = torch.empty(batch, heads, tokens, device=query.device)
+    sizes = (scale, asking, tokens, heads, width, *query.stride()[:3], *key.stride()[:3])
     block = 64
-    grid = (triton.cdiv(tokens, block), batch * heads)
     # tl.dot wants at least 16.
     blocks = {"QUERIES": block, "KEYS": block, "WIDTH": max(16, triton.next_power_of_2(width))}
-    _log_sum_exp[grid](query, key, totals, *sizes, **blocks)
-    _column_sums[grid](query, key, totals, received, *sizes, **blocks)
+    items = batch * heads
+    _log_sum_exp[(triton.cdiv(asking, block), items)](query, key, totals, *sizes, **blocks)
+    _column_sums[(triton.cdiv(tokens, block), items)](
+        query, key, totals, received, *sizes, **blocks
+    )
     # By head first: sums of atomics would differ from run to run.
     return received.sum(dim=1)

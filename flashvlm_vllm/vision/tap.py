@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads q and k where they enter an encoder attention module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import MMEncoderAttention
 
-
-@dataclass
-class TappedAttention:
-    """What entered the attention: query and key ``(B, T, H, d)`` of this rank's heads."""
-
-    query: Tensor
-    key: Tensor
+Read = TypeVar("Read")
 
 
 class AttentionTap:
@@ -51,13 +45,19 @@ class AttentionTap:
         return tensor_model_parallel_all_gather(keys.contiguous(), dim) if self.is_sharded else keys
 
     @contextmanager
-    def listen(self) -> Iterator[list[TappedAttention]]:
-        """Collect one entry per call of the attention module inside the block."""
-        heard: list[TappedAttention] = []
+    def listen(self, read: Callable[[Tensor, Tensor], Read]) -> Iterator[list[Read]]:
+        """Collect one entry per call of the attention module inside the block.
+
+        Args:
+            read: makes an entry of query and key ``(B, T, H, d)``, of this rank's heads. It is
+                called at once, so that neither stays alive while the rest of the tower runs.
+
+        """
+        heard: list[Read] = []
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             query, key = inputs[:2] if inputs else (named["query"], named["key"])
-            heard.append(TappedAttention(self._split_heads(query), self._split_heads(key)))
+            heard.append(read(self._split_heads(query), self._split_heads(key)))
 
         handle = self._attention.register_forward_pre_hook(hook, with_kwargs=True)
         try:

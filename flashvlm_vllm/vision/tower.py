@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features and saliency of CLIP and SigLIP towers in one pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from vllm.model_executor.models.vision import (
 )
 
 from flashvlm_vllm.vision.attention import cls_attention, received_attention
-from flashvlm_vllm.vision.tap import AttentionTap, TappedAttention
+from flashvlm_vllm.vision.tap import AttentionTap
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,18 @@ class SalientTower:
             attention received from all tokens (SigLIP).
 
         """
-        with self._tap.listen() as heard:
-            features: Tensor = encode(pixel_values)
         attend = cls_attention if self._has_cls else received_attention
-        saliency = torch.cat([attend(each.query, each.key, self._tap.scale) for each in heard])
+
+        def read(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
+            own = key[:, self._first :].contiguous() if with_keys else None
+            return attend(query, key, self._tap.scale), own
+
+        with self._tap.listen(read) as heard:
+            features: Tensor = encode(pixel_values)
+        saliency = torch.cat([attended for attended, _ in heard])
+        keys = [own for _, own in heard if own is not None]
         return Encoded(
             features,
             self._tap.mean_over_heads(saliency)[:, self._first :],
-            self._keys(heard) if with_keys else None,
+            self._tap.of_all_heads(torch.cat(keys), dim=2) if keys else None,
         )
-
-    def _keys(self, heard: Sequence[TappedAttention]) -> Tensor:
-        keys = torch.cat([each.key for each in heard])[:, self._first :].contiguous()
-        return self._tap.of_all_heads(keys, dim=2)

@@ -26,6 +26,8 @@ Written from the description of the method. What is decided here:
 * A token whose vector is zero or not finite adds no direction and counts as the least relevant. A
   broken word is left out.
 * The result is in raster order; equal gains keep the lower index.
+* **Long lists**, of more than 4,096 tokens, are chosen from in blocks and then once more
+  (`long_lists`).
 """
 
 from __future__ import annotations
@@ -36,8 +38,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
-from flashvlm_vllm.selection.determinant import largest_determinant
-from flashvlm_vllm.selection.partition import cosine_gram
+from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.scaling import min_max, unit_rows
 
 # Added to the least relevance, so that no token is impossible. Published value.
@@ -52,7 +53,9 @@ def cdpruner(
     relevance_features: Tensor | None = None,
     negated: bool = False,
 ) -> Tensor:
-    """Indices of diverse and relevant tokens, O(N^2 D) for the cosines and O(N T^2) for the rest.
+    """Indices of diverse and relevant tokens.
+
+    Up to 4,096 tokens O(N^2 D) for the cosines and O(N T^2) for the rest, then linear in N.
 
     Args:
         image_features: (N, D) projected into the language model's space, any float dtype.
@@ -84,12 +87,11 @@ def cdpruner(
     if budget >= count:
         return torch.arange(count, device=image_features.device)
     with torch.no_grad():
-        similarity = cosine_gram(image_features)
         if text_embeds is None or text_embeds.shape[0] == 0:
-            weight = torch.ones_like(similarity[0])
+            weight = torch.ones(count, device=image_features.device)
         else:
             weight = question_relevance(compared, text_embeds, negated)
-        return torch.sort(largest_determinant(similarity, weight, budget)).values
+        return torch.sort(largest_determinant_of_any(image_features, weight, budget)).values
 
 
 def question_relevance(features: Tensor, text_embeds: Tensor, negated: bool) -> Tensor:

@@ -13,6 +13,7 @@ Written from the description of the method. Deviations and choices of our own:
   kept only after all others; taken literally, it would be at distance 1 from everything and
   among the first.
 * The result is in raster order, not in order of selection.
+* Lists of more than 4,096 tokens are chosen from in blocks and then once more (`long_lists`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.long_lists import choose_of_any
 from flashvlm_vllm.selection.partition import cosine_gram
 
 # Rounding in a float32 product of two unit vectors stays below this.
@@ -33,7 +35,9 @@ BROKEN: Final = -1.0
 
 
 def divprune(image_features: Tensor, budget: int) -> Tensor:
-    """Indices of tokens that are far apart, O(N^2 C) for the distances and O(N T) for the rest.
+    """Indices of tokens that are far apart.
+
+    Up to 4,096 tokens O(N^2 C) for the distances and O(N T) for the rest, then linear in N.
 
     1. Keep the token whose nearest neighbour is farthest.
     2. Again and again keep the token whose nearest kept token is farthest.
@@ -54,22 +58,26 @@ def divprune(image_features: Tensor, budget: int) -> Tensor:
     if budget >= image_features.shape[0]:
         return torch.arange(image_features.shape[0], device=image_features.device)
     with torch.no_grad():
-        return _farthest_first(cosine_gram(image_features), budget)
+        # Nothing is worth more than anything else: blocks are dealt out in raster order.
+        alike = torch.zeros(len(image_features), device=image_features.device)
+        kept = choose_of_any(image_features, alike, budget, _farthest_first)
+        return torch.sort(kept).values
 
 
-def _farthest_first(similarity: Tensor, budget: int) -> Tensor:
+def _farthest_first(features: Tensor, _: Tensor, budget: int) -> Tensor:
+    similarity = cosine_gram(features)
     # A unit vector has a product of 1 with itself, a broken one of 0.
     broken = similarity.diagonal() < 0.5
-    distance = 1.0 - similarity
-    distance = torch.where(distance < NO_DISTANCE, 0.0, distance)
+    distance = similarity.neg_().add_(1.0)
+    distance.masked_fill_(distance < NO_DISTANCE, 0.0)
     distance.masked_fill_(broken, math.inf)  # whole columns: it is nobody's neighbour
     distance.fill_diagonal_(math.inf)
 
     nearest = distance.amin(dim=1).masked_fill(broken, BROKEN)
     chosen = [nearest.argmax().view(1)]
     nearest = torch.full_like(nearest, math.inf).masked_fill(broken, BROKEN)
-    for _ in range(budget - 1):
+    for _step in range(budget - 1):
         to_newest = distance.index_select(0, chosen[-1])[0]
         nearest = torch.minimum(nearest, to_newest).index_fill(0, chosen[-1], -math.inf)
         chosen.append(nearest.argmax().view(1))
-    return torch.sort(torch.cat(chosen)).values
+    return torch.cat(chosen)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,14 @@ from flashvlm_vllm.selection.config import SelectionConfig
 from flashvlm_vllm.selection.partition import rank
 from flashvlm_vllm.selection.saliency import intrinsic_saliency
 from flashvlm_vllm.selection.scaling import unit_rows
+
+PAIRS_AT_ONCE: Final = 2**23
+"""Cosines held at a time: 32 MiB of float32, and about as much again per step on them."""
+
+
+def rows_at_once(columns: int) -> int:
+    """Count the rows of cosines with so many columns that are held at a time."""
+    return max(1, PAIRS_AT_ONCE // max(1, columns))
 
 
 def rank_by_attention(attention: Tensor) -> Tensor:

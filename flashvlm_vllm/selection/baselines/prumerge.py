@@ -15,6 +15,8 @@ Written from the description of the method. Deviations and choices of our own:
 * A budget for everything returns everything, in order and unmerged.
 * Patches with a non-finite feature or attention add nothing to a sum, so the result is finite.
 * Equal attention and equal similarity resolve to the lower index.
+* **Long lists**, of more than 4,096 tokens, are dealt out to blocks, and each kept token looks for
+  its neighbours in one of them.
 
 The published attention and keys are those of the last layer, not split into heads, while the
 features come from the last layer but one. Its models were tuned for it; without that, as here, it
@@ -29,8 +31,14 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
-from flashvlm_vllm.selection.baselines.merging import cosines, rank_by_attention, summable
+from flashvlm_vllm.selection.baselines.merging import (
+    cosines,
+    rank_by_attention,
+    rows_at_once,
+    summable,
+)
 from flashvlm_vllm.selection.baselines.sampling import uniform
+from flashvlm_vllm.selection.long_lists import MOST_PAIRED
 
 # How many others each kept token takes in. Published value.
 NEIGHBOURS: Final = 32
@@ -71,8 +79,18 @@ def prumerge_plus(tower_features: Tensor, attention: Tensor, keys: Tensor, budge
         kept = salient_and_spaced(attention, budget // 2)
 
         attention = torch.where(torch.isfinite(attention), attention, 0.0)
-        weights = neighbour_weights(keys, kept, attention)
-        merged = features.index_select(0, kept) + weights @ features
+        merged = features.index_select(0, kept)
+        blocks = -(-count // MOST_PAIRED)
+        for block in range(blocks):
+            # Of a list that is too long to compare all pairs, each kept token sees a block.
+            mine = torch.arange(len(kept), device=kept.device)[block::blocks]
+            seen = torch.arange(count, device=kept.device)[block::blocks]
+            own_keys, own_attention, own_features = keys[seen], attention[seen], features[seen]
+            for rows in mine.split(rows_at_once(len(seen))):
+                weights = neighbour_weights(
+                    keys[kept[rows]], kept[rows], own_keys, seen, own_attention
+                )
+                merged[rows] += weights @ own_features
         if budget % 2 == 1:
             dropped = attention.index_fill(0, kept, 0.0)
             merged = torch.cat([merged, dropped[None] @ features])
@@ -117,19 +135,28 @@ def salient_and_spaced(attention: Tensor, each: int) -> Tensor:
     return torch.cat([ranking[:each], others.index_select(0, spaced)])
 
 
-def neighbour_weights(keys: Tensor, kept: Tensor, attention: Tensor) -> Tensor:
+def neighbour_weights(
+    kept_keys: Tensor, kept: Tensor, keys: Tensor, tokens: Tensor, attention: Tensor
+) -> Tensor:
     """Step 2 as a matrix: what each kept token takes of every token.
 
     Args:
-        keys: (N, K), any float dtype.
-        kept: (T,) indices.
+        kept_keys: (T, K), any float dtype.
+        kept: (T,) which tokens they are of.
+        keys: (N, K).
+        tokens: (N,) which tokens those are of.
         attention: (N,) float32, finite.
 
     Returns:
         (T, N) float32: the attention at the `NEIGHBOURS` most similar other tokens, else 0.
     """
-    similarity = cosines(keys.index_select(0, kept), keys)
-    similarity.scatter_(1, kept[:, None], -torch.inf)  # no token is its own neighbour
-    closest_first = torch.argsort(similarity, dim=1, descending=True, stable=True)
-    nearest = closest_first[:, : min(NEIGHBOURS, keys.shape[0] - 1)]
-    return torch.zeros_like(similarity).scatter_(1, nearest, attention[nearest])
+    similarity = cosines(kept_keys, keys)
+    # No token is its own neighbour.
+    similarity.masked_fill_(kept[:, None] == tokens, -torch.inf)
+    count = min(NEIGHBOURS, keys.shape[0] - 1)
+    # Which of several equals `topk` returns is not defined; the last value is.
+    last = torch.topk(similarity, count, dim=1).values[:, -1:]
+    is_nearer, is_last = similarity > last, similarity == last
+    room = count - is_nearer.sum(dim=1, keepdim=True, dtype=torch.int32)
+    is_last &= is_last.cumsum(dim=1, dtype=torch.int32) <= room
+    return torch.where(is_nearer | is_last, attention, 0.0)

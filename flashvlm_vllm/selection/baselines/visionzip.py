@@ -23,7 +23,12 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
-from flashvlm_vllm.selection.baselines.merging import cosines, rank_by_attention, summable
+from flashvlm_vllm.selection.baselines.merging import (
+    cosines,
+    rank_by_attention,
+    rows_at_once,
+    summable,
+)
 
 # 54 dominant and 10 contextual tokens of 64, reduced.
 CONTEXTUAL_PARTS: Final = 5
@@ -139,8 +144,14 @@ def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tenso
     numbers = torch.arange(contextual, device=features.device)
     targets = context_targets(features.shape[0], contextual, features.device)
     features, intact = summable(features)
-    most_similar = cosines(keys, keys.index_select(0, targets)).argmax(dim=1, keepdim=True)
-    # A product with a 0/1 matrix instead of a scattered sum, whose order varies on a GPU.
-    joins = ((most_similar == numbers) & intact).float().index_fill_(0, targets, 0.0)
-    members = joins.sum(dim=0).clamp_min(1.0)
-    return features.index_select(0, targets) + joins.T @ features / members[:, None]
+    target_keys = keys.index_select(0, targets)
+    is_target = torch.zeros_like(intact).index_fill(0, targets, value=True)
+    total = features.new_zeros(contextual, features.shape[1])
+    members = features.new_zeros(contextual)
+    for rows in torch.arange(len(features), device=features.device).split(rows_at_once(contextual)):
+        most_similar = cosines(keys[rows], target_keys).argmax(dim=1, keepdim=True)
+        # A product with a 0/1 matrix instead of a scattered sum, whose order varies on a GPU.
+        joins = ((most_similar == numbers) & intact[rows] & ~is_target[rows]).float()
+        total += joins.T @ features[rows]
+        members += joins.sum(dim=0)
+    return features.index_select(0, targets) + total / members.clamp_min(1.0)[:, None]

@@ -6,7 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashvlm_vllm.vision.attention import Attention, cls_attention, received_attention
+from flashvlm_vllm.vision.attention import (
+    MOST_QUERIES,
+    SAMPLED,
+    Attention,
+    cls_attention,
+    received_attention,
+    spread_queries,
+)
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 300])
@@ -34,3 +41,53 @@ def test_an_image_is_computed_alike_in_any_batch(
     for count in range(1, 6):
         together = attend(*states[:, :count].clone(), 0.25)
         assert torch.equal(together, torch.stack(alone[:count]))
+
+
+def structured(tokens: int, heads: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries that vary slowly over an image and look for a few kinds of keys."""
+    random = torch.Generator().manual_seed(tokens)
+    side = int(tokens**0.5)
+    rows, columns = torch.arange(tokens) // side / side, torch.arange(tokens) % side / side
+    waves = torch.stack([(a * rows + b * columns).sin() for a in range(1, 7) for b in range(1, 7)])
+    mix = torch.randn(2, 36, heads * width, generator=random)
+    query, key = (waves.T @ each / 3 for each in mix)
+    key = key + torch.randn(tokens, 1, generator=random)
+    return query.view(1, tokens, heads, width), key.view(1, tokens, heads, width)
+
+
+def test_queries_spread_evenly_over_rows_columns_and_merged_squares() -> None:
+    for tokens in (16_384, 20_000, 65_536):
+        chosen = spread_queries(tokens, SAMPLED, torch.device("cpu"))
+        assert len(chosen.unique()) == SAMPLED
+        assert 0 <= int(chosen[0]) <= int(chosen[-1]) < tokens
+        # Each patch of a merged square, and each stretch of columns, is asked about as often.
+        for period in (4, 16, 64, 128):
+            shares = torch.bincount(chosen % period, minlength=period).float()
+            assert shares.std() < 0.9 * (SAMPLED / period) ** 0.5, (tokens, period)
+
+
+@pytest.mark.parametrize("tokens", [4225, 9216])
+def test_of_many_tokens_a_sample_of_queries_tells_the_same(tokens: int) -> None:
+    assert tokens > MOST_QUERIES
+    query, key = structured(tokens, 2, 16)
+    weights = sum(
+        (query[0, block].transpose(0, 1) @ key[0].permute(1, 2, 0) * 0.25)
+        .softmax(dim=-1)
+        .sum(dim=(0, 1))
+        for block in torch.arange(tokens).split(512)
+    )
+    received = received_attention(query, key, 0.25)[0]
+    torch.testing.assert_close(received.sum(), torch.tensor(2.0 * tokens), rtol=1e-4, atol=0)
+    assert torch.corrcoef(torch.stack([received, weights]))[0, 1] > 0.99
+    best = set(weights.topk(tokens // 16).indices.tolist())
+    assert len(best & set(received.topk(tokens // 16).indices.tolist())) > 0.9 * len(best)
+
+
+def test_a_large_image_is_computed_alike_in_any_batch() -> None:
+    random = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 4100, 2, 8, generator=random)
+    together = received_attention(query, key, 0.25)
+    alone = [
+        received_attention(query[row : row + 1], key[row : row + 1], 0.25)[0] for row in range(3)
+    ]
+    assert torch.equal(together, torch.stack(alone))

@@ -50,3 +50,13 @@ def test_any_memory_layout() -> None:
         received_attention_fused(query, key, 0.2),
         received_attention_fused(query.contiguous(), key.contiguous(), 0.2),
     )
+
+
+def test_fewer_queries_than_keys() -> None:
+    random = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 70, 2, 24, generator=random)
+    key = torch.randn(2, 150, 2, 24, generator=random)
+    weights = (torch.einsum("bqhd,bkhd->bhqk", query, key) * 0.2).softmax(dim=-1)
+    torch.testing.assert_close(
+        received_attention_fused(query, key, 0.2), weights.sum(dim=(1, 2)), rtol=1e-4, atol=1e-5
+    )

@@ -41,7 +41,7 @@ assert "ld.local" not in made.asm["ptx"], "registers are spilled"
 RECEIVED = """
 from flashvlm_vllm.vision import received_kernel
 
-sizes = ["fp32", *9 * ["i32"]]
+sizes = ["fp32", *10 * ["i32"]]
 for dtype, width in (("bf16", 128), ("fp32", 64)):
     blocks = {"QUERIES": 64, "KEYS": 64, "WIDTH": width}
     for kernel, outputs in ((received_kernel._log_sum_exp, 1), (received_kernel._column_sums, 2)):
