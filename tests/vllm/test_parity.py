@@ -89,6 +89,52 @@ def test_llava_answers_as_transformers_does(
             assert set(important) <= set(record["kept"]), budget
 
 
+def test_another_question_about_cached_images_side_by_side(
+    clip_llava: Path, start_engine: StartEngine
+) -> None:
+    """Chunks and cached blocks end in the middle of an image; text and answer stand behind both."""
+    from vllm import SamplingParams
+
+    images, budget = [photo("astronaut"), photo("cat")], 50
+    questions = (QUESTION, "where is the flag and what is behind it?")
+    reference = Reference(clip_llava)
+    crops = [reference.encode(image)[2][0] for image in images]
+
+    def request(question: str) -> Any:
+        return {
+            "prompt": f"USER: <image><image>\n{question} ASSISTANT:",
+            "multi_modal_data": {"image": images},
+            # Words of its own, so that another question keeps the same tokens.
+            "mm_processor_kwargs": {"visual_budget": budget, "visual_query": "flag"},
+        }
+
+    with start_engine(clip_llava, max_num_batched_tokens=40, block_size=32) as engine:
+
+        def ask(*asked: str) -> list[Any]:
+            settings = SamplingParams(temperature=0, max_tokens=8)
+            prompts = [request(question) for question in asked]
+            return list(engine.llm.generate(prompts, settings, use_tqdm=False))
+
+        first, second = (ask(question)[0] for question in questions)
+        kept = [torch.tensor(record["kept"]) for record in engine.kept()]
+        together = ask(*questions)
+        engine.forget()
+        cold = ask(*questions)
+    assert len(kept) == 2, "the second question encodes nothing"
+    head = len(reference.processor.tokenizer("USER: ").input_ids)
+    assert not first.num_cached_tokens
+    assert head + budget < second.num_cached_tokens < head + 2 * budget
+    rows = torch.cat([crop[order] for crop, order in zip(crops, kept, strict=True)])
+    places = torch.cat([kept[0], 576 + kept[1]])
+    for number, output in enumerate((first, second)):
+        prompt = f"USER: <image>\n{questions[number]} ASSISTANT:"
+        ids = token_ids(output)
+        assert ids == reference.generate(prompt, rows, 8, places, 1152), number
+        assert ids != reference.generate(prompt, rows, 8), "positions would not matter"
+        assert token_ids(together[number]) == token_ids(cold[number]) == ids, number
+    assert token_ids(first) != token_ids(second)
+
+
 def test_llava_next_answers_as_transformers_does(
     llava_next: Path, start_engine: StartEngine
 ) -> None:
