@@ -74,6 +74,18 @@ class Server:
         self.stop()
 
     @property
+    def process_id(self) -> int:
+        """Of the server's first process, and of the session that all of its processes share.
+
+        Raises:
+            ServerError: it does not run.
+
+        """
+        if self._process is None:
+            raise ServerError("the server does not run")
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What the server printed so far."""
         return self._log.read_text(errors="replace")

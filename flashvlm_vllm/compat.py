@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
+from flashvlm_vllm.encoder_load import schedule_whole_items
 from flashvlm_vllm.feature_cache import (
     DEFAULT_GB,
     FEATURE_CACHE_GB,
@@ -97,12 +98,17 @@ def attach_to_engine() -> None:
     allowed first meet, on every endpoint and offline; both together must fit into the rotary
     table. Seen: 0.32. End: when a processor gets the sampling parameters.
 
+    ``Scheduler._try_schedule_encoder_inputs``. Why: it bounds the encoder's work in a step by the
+    embeddings that stay, so that a step could encode hundreds of pruned images. Seen: 0.32. End:
+    when an item says what its encoding costs.
+
     ``CPUModelRunner.load_model``. Why: it is written anew for the CPU and leaves out the question
     whether the model prunes, so that positions stay in the embeddings' last channels (with
     ``--video-pruning-rate`` as well). Seen: 0.32. End: when it asks as its base class does.
     """
     from vllm.config import ModelConfig, MultiModalConfig
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -117,6 +123,7 @@ def attach_to_engine() -> None:
     _wrap(InputProcessor, "process_inputs", _process_inputs)
     _wrap(GPUModelRunner, "_calc_mrope_positions", _calc_mrope_positions)
     _wrap(CPUModelRunner, "load_model", _load_model_on_cpu)
+    _wrap(Scheduler, "_try_schedule_encoder_inputs", schedule_whole_items)
     WorkerBase.flashvlm_statistics = _statistics  # type: ignore[attr-defined]
     WorkerBase.flashvlm_selection_failures = _selection_failures  # type: ignore[attr-defined]
     WorkerBase.flashvlm_forget_images = _forget_images  # type: ignore[attr-defined]
@@ -615,7 +622,7 @@ def _forget_images(worker: Any) -> None:
         forget()
 
 
-def _statistics(worker: Any) -> dict[str, dict[str, float]]:
+def _statistics(worker: Any) -> dict[str, dict[str, Any]]:
     from flashvlm_vllm.timing import SELECTION_CLOCK
 
     cache = getattr(worker.get_model(), "feature_cache", None)

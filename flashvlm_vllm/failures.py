@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from flashvlm_vllm.bounded import remember
 
 _LIMIT = 100_000
+_LONGEST = 2_000
+"""Characters of a message: it is a stranger's."""
 
 
 class SelectionFailures:
@@ -19,7 +21,7 @@ class SelectionFailures:
 
         It stays failed: what stood in for it is in the prefix cache by now.
         """
-        remember(self._messages, identity, message, _LIMIT)
+        remember(self._messages, identity, message[:_LONGEST], _LIMIT)
 
     def among(self, identities: Iterable[str]) -> dict[str, str]:
         """Return the messages of those images that failed."""

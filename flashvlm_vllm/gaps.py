@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 _PREFIX = "flashvlm-"
 _CLOSED = "closed"
-_NAME = re.compile(rf"{_PREFIX}(\d+)-[0-9a-f]{{64}}[^~]*(?:~(\d+))?$")
+_NAME = re.compile(rf"{_PREFIX}(\d+)-\d+-[0-9a-f]{{64}}[^~]*(?:~(\d+))?$")
+_DROPPED = re.compile(rf"{_PREFIX}(?:\d+|{_CLOSED})-(\d+)-")
 
 RESERVE = 4
 """An answer without a limit of its own has at least a context's share of this many positions."""
@@ -81,15 +82,22 @@ def dealt_out(gaps: Sequence[int], allowed: int) -> list[int]:
     return shares
 
 
-def item_name(identity: bytes, gap: int | None) -> str:
+def item_name(identity: bytes, gap: int | None, dropped: int) -> str:
     """Return what vLLM's caches know a pruned item by.
 
     Args:
         identity: 32 bytes, of the item and what is asked of it.
-        gap: how many tokens it drops; ``None`` where places close up.
+        gap: positions that its dropped tokens keep free; ``None`` where places close up.
+        dropped: tokens that it loses. With one axis as many as ``gap``, where that is a number.
 
     """
-    return f"{_PREFIX}{_CLOSED if gap is None else gap}-{identity.hex()}"
+    return f"{_PREFIX}{_CLOSED if gap is None else gap}-{dropped}-{identity.hex()}"
+
+
+def dropped_tokens(name: str) -> int:
+    """Read off an item's name how many of its tokens the encoder makes and no one keeps."""
+    found = _DROPPED.search(name)
+    return 0 if found is None else int(found[1])
 
 
 def shortened_name(name: str, allowed: int) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
@@ -18,7 +18,7 @@ PLAN = "flashvlm_plan"
 
 CLOSED = -1
 """The gap of a pruned item whose places close up."""
-_SELECTION_VERSION = 2
+_SELECTION_VERSION = 3
 """Part of every pruned item's identity. Raise it whenever the same request would keep other
 tokens than before: external KV stores outlive a process."""
 
@@ -47,13 +47,25 @@ class VisualPlan:
         return hashlib.sha256(factors.encode()).digest()
 
 
+class Pruned(NamedTuple):
+    """What pruning takes from one item."""
+
+    gap: int
+    """Positions that the dropped tokens keep free, `CLOSED` where places close up."""
+    dropped: int
+    """Tokens; 0 where they could not be counted."""
+
+    def name(self, identity: bytes) -> str:
+        """Return what vLLM's caches know the item by."""
+        return item_name(identity, None if self.gap == CLOSED else self.gap, self.dropped)
+
+
 @dataclass
 class PlannedInputs(ProcessorInputs):
     """Processor inputs of a request that is pruned; knows which of its items are."""
 
-    gaps: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
-    """By modality, one entry per item: the positions that its dropped tokens keep free, `CLOSED`
-    where places close up, ``None`` of an item that stays whole."""
+    pruned: Mapping[str, tuple[Pruned | None, ...]] = field(default_factory=dict)
+    """By modality, one entry per item; ``None`` of one that stays whole."""
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return stock identities for what is kept whole, derived ones for what is pruned."""
@@ -65,13 +77,11 @@ class PlannedInputs(ProcessorInputs):
         hashes = dict(stock_view.get_mm_hashes(*args, **kwargs))
         if plan is None:
             return hashes
-        for modality, gaps in self.gaps.items():
+        for modality, pruned in self.pruned.items():
             if modality in hashes:
                 hashes[modality] = [
-                    stock
-                    if gap is None
-                    else item_name(plan.identity(stock), None if gap == CLOSED else gap)
-                    for stock, gap in zip(hashes[modality], gaps, strict=True)
+                    stock if each is None else each.name(plan.identity(stock))
+                    for stock, each in zip(hashes[modality], pruned, strict=True)
                 ]
                 if plan.witness is not None:
                     hashes[modality] = [

@@ -45,7 +45,15 @@ from flashvlm_vllm.fields import (
     SELECTOR_NAME,
     field_name,
 )
-from flashvlm_vllm.plan import CLOSED, PLAN, PlannedInputs, VisualPlan, plan_of, without_plan
+from flashvlm_vllm.plan import (
+    CLOSED,
+    PLAN,
+    PlannedInputs,
+    Pruned,
+    VisualPlan,
+    plan_of,
+    without_plan,
+)
 from flashvlm_vllm.preprocessed import PreprocessedItems
 from flashvlm_vllm.query import QUERY
 from flashvlm_vllm.query_tokens import QueryTokens
@@ -188,16 +196,18 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             modality: [count and count.kept(budget) for count in known]
             for modality, known in counts.items()
         }
-        gaps: dict[str, tuple[int | None, ...]] = {
+        pruned: dict[str, tuple[Pruned | None, ...]] = {
             modality: tuple(
                 None
                 if budget is None or (count is not None and stay == count.total)
-                else self._gap(count, stay, positions)
+                else self._pruned(count, stay, positions)
                 for count, stay in zip(known, kept[modality], strict=True)
             )
             for modality, known in counts.items()
         }
-        is_pruned = any(gap is not None for known in gaps.values() for gap in known)
+        is_pruned = any(each is not None for known in pruned.values() for each in known)
+        if is_pruned:
+            _refuse_too_large(selector, counts)
         question: tuple[int, ...] | None = None
         if budget is not None and (witness is not None or is_pruned):
             uses_question = find_selector(selector).uses_question
@@ -205,7 +215,7 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             plan = VisualPlan(budget, selector, words, witness, positions)
             if witness is not None:
                 question = words if uses_question else self._query_tokens.ids(query, inputs.prompt)
-            inputs = PlannedInputs(**{**vars(inputs), "gaps": gaps})
+            inputs = PlannedInputs(**{**vars(inputs), "pruned": pruned})
             inputs.hf_processor_mm_kwargs = {**kwargs, PLAN: plan}
 
         self._at_hand.identities = {}
@@ -248,14 +258,19 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
             return VisualPositions.CLOSED
         return default_positions(config) if asked is None else asked
 
-    def _gap(self, count: TokenCount | None, stay: int | None, positions: VisualPositions) -> int:
-        """Return how many positions a pruned item's dropped tokens keep free.
+    def _pruned(
+        self, count: TokenCount | None, stay: int | None, positions: VisualPositions
+    ) -> Pruned:
+        """Return what a pruned item loses.
 
-        With M-RoPE none: a whole item has fewer positions than tokens there.
+        With M-RoPE no positions stay free: a whole item has fewer of them than tokens there.
         """
-        if positions is VisualPositions.CLOSED or count is None or stay is None:
-            return CLOSED
-        return count.total - stay if position_axes(self.info.ctx.model_config) == 1 else 0
+        if count is None or stay is None:
+            return Pruned(CLOSED, 0)
+        dropped = count.total - stay
+        if positions is VisualPositions.CLOSED:
+            return Pruned(CLOSED, dropped)
+        return Pruned(dropped if position_axes(self.info.ctx.model_config) == 1 else 0, dropped)
 
     def _watched(
         self, given: MultiModalDataItems, counts: Mapping[str, Sequence[TokenCount | None]]
@@ -449,7 +464,8 @@ class VisualTokenProcessor(BaseMultiModalProcessor[Any]):
         """Process one modality's items each on its own, and add the fields for the worker."""
         kept = [count.kept(plan.budget) for count in counts]
         gaps = [
-            self._gap(count, stay, plan.positions) for count, stay in zip(counts, kept, strict=True)
+            self._pruned(count, stay, plan.positions).gap
+            for count, stay in zip(counts, kept, strict=True)
         ]
         names = self._pixel_hashes(items, modality, stock)
 
@@ -604,6 +620,23 @@ def _refuse_below_floor(
                     f"token per time step is kept; the smallest budget for it is {count.floor}, "
                     "or a fraction",
                     parameter=BUDGET,
+                )
+
+
+def _refuse_too_large(selector: str, counts: Mapping[str, Sequence[TokenCount | None]]) -> None:
+    """Refuse a selector that does not take as many tokens as an item has."""
+    most = find_selector(selector).most_tokens
+    if most is None:
+        return
+    for modality, known in counts.items():
+        for number, count in enumerate(known):
+            if count is not None and count.total > most:
+                raise Refusal(
+                    Reason.TOO_LARGE,
+                    f"{SELECTOR}: {selector} takes at most {most} visual tokens of one item, "
+                    f"{modality} {number} has {count.total}; send a smaller one, or name another "
+                    f"selector ({', '.join(BUILT_IN)})",
+                    parameter=SELECTOR,
                 )
 
 

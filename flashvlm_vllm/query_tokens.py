@@ -3,10 +3,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from flashvlm_vllm.query import QUERY, UserTurn, user_turn_of
 from flashvlm_vllm.refusal import Reason, Refusal
+
+MOST_WORDS: Final = 512
+"""Tokens that steer. Each costs a score for every visual token, and a question stands at the end of
+what is pasted before it."""
 
 
 class QueryTokens:
@@ -28,7 +32,7 @@ class QueryTokens:
         self._texts = placeholder_texts
 
     def ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Tokenise the words that steer, without special tokens and layout.
+        """Tokenise the words that steer, without special tokens and layout; of many, the last.
 
         The same words give the same ids however the request came: a rendered prompt has the
         image's placeholder and a line break between the template and the question.
@@ -51,7 +55,8 @@ class QueryTokens:
         ids = tokenizer.encode(query, add_special_tokens=False)
         if len(ids) > longest:
             raise _too_long(f"{len(ids)} tokens", longest)
-        return tuple(token for token in ids if token not in self._special_tokens)
+        steering = tuple(token for token in ids if token not in self._special_tokens)
+        return steering[-MOST_WORDS:]
 
     @cached_property
     def _special_tokens(self) -> dict[int, str]:

@@ -29,7 +29,7 @@ class Reason(StrEnum):
     SELECTOR_FAILED = "selector_failed"
     """A selector of another package raised, or returned what it must not."""
     TOO_LARGE = "too_large"
-    """More than a route of this plugin takes."""
+    """More than a route of this plugin, or a selector, takes."""
     TOO_MANY = "too_many"
     """More requests a minute than a route of this plugin takes."""
 

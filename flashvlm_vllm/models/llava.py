@@ -100,7 +100,7 @@ class LlavaSelection(VisualTokenSelection):
         """Encode images or videos; those with a budget come back as their kept tokens only."""
         wanted = Wanted.take_from(kwargs)
         if wanted is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return super().embed_multimodal(**kwargs)
         pixels, sizes = self.read_pixels(wanted.modality, kwargs)
         text = self.embed_queries(wanted.queries)
         totals: list[int] = []

@@ -106,7 +106,7 @@ class PackedSelection(TextBetweenSelection):
         texts = take_text_between(kwargs)
         wanted = Wanted.take_from(kwargs)
         if wanted is None or texts is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return super().embed_multimodal(**kwargs)
         parsed: Any = self._parse_and_validate_image_input(**kwargs)
         pixels = list(parsed["pixel_values"])
         text = self.embed_queries(wanted.queries)

@@ -45,7 +45,8 @@ from flashvlm_vllm.selection import (
     stand_in,
 )
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
-from flashvlm_vllm.timing import SELECTION_CLOCK
+from flashvlm_vllm.selection.workspace import workspace_bytes
+from flashvlm_vllm.timing import SELECTION_CLOCK, Work
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
@@ -214,6 +215,10 @@ class VisualTokenSelection(PlacedTokens):
         self._selections = selection_memory()
         self.set_up_places(vllm_config)
         config = vllm_config.model_config.hf_config
+        self._widest = max(
+            vllm_config.model_config.get_inputs_embeds_size(),
+            getattr(getattr(config, "vision_config", None), "hidden_size", 0),
+        )
         if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
             # vLLM's drafters ask for this name, save of classes that they know by theirs.
             config.image_token_index = config.image_token_id
@@ -224,6 +229,21 @@ class VisualTokenSelection(PlacedTokens):
             # The loader builds the model in the context of its device.
             torch.get_default_device(),
         )
+
+    _is_profiled = False
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode whole images or videos, as vLLM does.
+
+        The first ones are those that memory is profiled with. A selection's temporary tensors are
+        made room for beside them, so that the KV cache does not take it.
+        """
+        embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if not self._is_profiled and len(embeddings):
+            self._is_profiled = True
+            size = workspace_bytes(self._encoder_tokens, self._widest)
+            torch.empty(size, dtype=torch.uint8, device=embeddings[0].device)
+        return embeddings
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights; what was computed with earlier ones is forgotten."""
@@ -326,8 +346,7 @@ class VisualTokenSelection(PlacedTokens):
             else:
                 selections[each.key] = remembered
         if new:
-            with SELECTION_CLOCK.measure(candidates[0].projected.device, items=len(new)):
-                selections |= dict(zip(new, _choose(list(new.values())), strict=True))
+            selections |= dict(zip(new, _choose(list(new.values())), strict=True))
             for key in new:
                 self._selections.put(key, selections[key].detached())
         return [selections[each.key] for each in candidates]
@@ -385,7 +404,10 @@ def _choose(candidates: Sequence[Candidates]) -> list[Selection]:
         else:
             asked.setdefault(each.selector, []).append(row)
     for name, rows in asked.items():
-        selections = _choose_with(name, [candidates[row] for row in rows])
+        own = [candidates[row] for row in rows]
+        work = Work(name, len(own), max(len(each.projected) for each in own))
+        with SELECTION_CLOCK.measure(own[0].projected.device, work):
+            selections = _choose_with(name, own)
         chosen |= dict(zip(rows, selections, strict=True))
     return [chosen[row] for row in range(len(candidates))]
 

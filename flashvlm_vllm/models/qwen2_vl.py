@@ -91,6 +91,11 @@ class QwenCounts(VisualTokenProcessor):
         return whole if kept == count.total else whole[:1] * kept
 
 
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Join items' patches, ``(sum of n_i, ...)``; one item's, hundreds of MiB, are not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 class QwenSelection(VisualTokenSelection):
     """What Qwen2-VL and Qwen2.5-VL share.
 
@@ -180,9 +185,9 @@ class QwenSelection(VisualTokenSelection):
         """Encode as vLLM does; without a budget its own pruning of videos still applies."""
         modality = next((each for each in MODALITIES if f"{each}_grid_thw" in kwargs), None)
         if modality is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return super().embed_multimodal(**kwargs)
         grids, times = self._grids(modality, kwargs), self.times(modality, kwargs)
-        embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        embeddings = super().embed_multimodal(**kwargs)
         return [
             self._left_to_vllm(rows, grid, time, modality)
             for rows, grid, time in zip(embeddings, grids, times, strict=True)
@@ -230,7 +235,7 @@ class QwenSelection(VisualTokenSelection):
         grids = self._grids(modality, kwargs)
         patches = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
         if isinstance(patches, list | tuple):
-            patches = torch.cat(list(patches))
+            patches = together(patches)
         counts = [steps * high * wide for steps, high, wide in grids]
         return list(patches.split(counts)), grids
 
@@ -265,7 +270,8 @@ class QwenSelection(VisualTokenSelection):
 
         def encode(missing: list[int]) -> list[ImageFeatures]:
             encoded = self.tower.run(
-                torch.cat([pixels[number] for number in missing]).type(self.visual.dtype),
+                # As they came, bytes as a rule: the tower makes numbers of them, and frees those.
+                together([pixels[number] for number in missing]),
                 [grids[number] for number in missing],
                 with_keys=with_keys,
             )

@@ -61,7 +61,7 @@ class TileSelection(TextBetweenSelection):
         texts = take_text_between(kwargs)
         wanted = Wanted.take_from(kwargs)
         if wanted is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return super().embed_multimodal(**kwargs)
         is_video = texts is not None
         flat, tiles = self.read_tiles(kwargs, is_video=is_video)
         pixels = flat.split(tiles)

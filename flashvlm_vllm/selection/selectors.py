@@ -80,6 +80,10 @@ class Selector:
     choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
     """`choose` for several images at once, one answer per image, where that is faster. The
     answer for an image must not depend on the others."""
+    most_tokens: int | None = None
+    """Most tokens of an image or video that it takes; a budget for a larger one is refused when it
+    arrives. None: any number. Where time or memory grow with the square of N, say where they get
+    out of hand: one item of a client may have 16,384 tokens, a long video 32,768."""
 
 
 @dataclass(frozen=True, slots=True)

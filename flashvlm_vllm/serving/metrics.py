@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from flashvlm_vllm import compat
 from flashvlm_vllm.feature_cache import feature_cache_bytes
 from flashvlm_vllm.refusal import Reason
+from flashvlm_vllm.selector import DEFAULT_SELECTOR
 from flashvlm_vllm.visual_report import VisualReport
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
@@ -73,18 +74,22 @@ _FAILED_SCRAPES = Counter(
 )
 
 
-def _of_engine(name: str, documentation: str) -> Gauge:
-    return Gauge(name, documentation, ["model_name", "engine"], multiprocess_mode="mostrecent")
+def _of_engine(name: str, documentation: str, *labels: str) -> Gauge:
+    return Gauge(
+        name, documentation, ["model_name", "engine", *labels], multiprocess_mode="mostrecent"
+    )
 
 
 # Totals since the worker started, mirrored from it at each scrape; hence gauges.
 _SECONDS = _of_engine(
     "flashvlm_selection_seconds_sum",
-    "Seconds spent on selecting visual tokens since the worker started.",
+    "Seconds spent on selecting visual tokens since the worker started, by selector.",
+    "selector",
 )
 _ITEMS = _of_engine(
     "flashvlm_selection_seconds_count",
-    "Images and videos whose visual tokens were selected since the worker started.",
+    "Images and videos whose visual tokens were selected since the worker started, by selector.",
+    "selector",
 )
 _CACHE = {
     "hits": _of_engine(
@@ -104,6 +109,9 @@ _CACHE_LIMIT = _of_engine(
     "flashvlm_feature_cache_limit_bytes",
     "Bytes that it may hold (--visual-feature-cache-gb).",
 )
+
+
+_NOTHING = {"seconds": 0.0, "items": 0}
 
 
 def count_items(model_name: str, report: VisualReport) -> None:
@@ -154,8 +162,12 @@ class StatisticsOnScrape:
         for number, ranks in engines.items():
             labels = (config.served_model_name, str(number))
             _CACHE_LIMIT.labels(*labels).set(feature_cache_bytes(config))
-            _SECONDS.labels(*labels).set(sum(rank["selection"]["seconds"] for rank in ranks))
-            _ITEMS.labels(*labels).set(sum(rank["selection"]["items"] for rank in ranks))
+            # The default from the start, so that its first image shows as an increase.
+            used = {name for rank in ranks for name in rank["selection"]}
+            for selector in {DEFAULT_SELECTOR, *used}:
+                own = [rank["selection"].get(selector, _NOTHING) for rank in ranks]
+                _SECONDS.labels(*labels, selector).set(sum(each["seconds"] for each in own))
+                _ITEMS.labels(*labels, selector).set(sum(each["items"] for each in own))
             # Every rank holds the same.
             for name, value in ranks[0]["feature_cache"].items():
                 _CACHE[name].labels(*labels).set(value)

@@ -12,6 +12,7 @@ from flashvlm_vllm.gaps import (
     Gap,
     allowed_gap,
     dealt_out,
+    dropped_tokens,
     gap_of,
     is_closed_name,
     is_pruned_name,
@@ -24,7 +25,7 @@ IDENTITY = bytes(range(32))
 
 
 def test_names_say_what_is_kept_free() -> None:
-    kept, closed = item_name(IDENTITY, 512), item_name(IDENTITY, None)
+    kept, closed = item_name(IDENTITY, 512, 512), item_name(IDENTITY, None, 512)
     assert gap_of(kept) == Gap(512, 512)
     assert gap_of(shortened_name(kept, 77)) == Gap(512, 77)
     assert gap_of(f"adapter:{shortened_name(kept, 77)}") == Gap(512, 77)
@@ -32,9 +33,13 @@ def test_names_say_what_is_kept_free() -> None:
     assert gap_of(closed) is gap_of("ab" * 32) is None
     assert is_closed_name(closed) and is_closed_name(f"adapter:{closed}")
     assert is_pruned_name(kept) and is_pruned_name(closed)
+    for name, dropped in ((kept, 512), (closed, 512), (shortened_name(kept, 77), 512)):
+        assert dropped_tokens(name) == dropped_tokens(f"adapter:{name}") == dropped
+    assert dropped_tokens(item_name(IDENTITY, 0, 33)) == 33
+    assert dropped_tokens("ab" * 32) == 0
     assert not is_closed_name(kept) and not is_pruned_name("ab" * 32)
-    assert len({kept, closed, shortened_name(kept, 77), item_name(IDENTITY, 511)}) == 4
-    assert re.fullmatch(r"flashvlm-512-[0-9a-f]{64}", kept)
+    assert len({kept, closed, shortened_name(kept, 77), item_name(IDENTITY, 511, 511)}) == 4
+    assert re.fullmatch(r"flashvlm-512-512-[0-9a-f]{64}", kept)
 
 
 def test_what_fits_is_left_alone() -> None:

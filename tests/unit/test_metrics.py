@@ -38,7 +38,10 @@ class Core:
 
 def statistics(items: int) -> dict[str, Any]:
     cache = {"hits": items, "misses": 2 * items, "bytes": 100 * items}
-    return {"selection": {"seconds": items / 100, "items": items}, "feature_cache": cache}
+    selection = {"flashvlm": {"seconds": items / 100, "items": items}}
+    if items == 5:
+        selection["uniform"] = {"seconds": 0.5, "items": 1}
+    return {"selection": selection, "feature_cache": cache}
 
 
 async def scrape(monkeypatch: pytest.MonkeyPatch, *engines: Any) -> None:
@@ -60,8 +63,9 @@ async def test_every_engine_has_its_own_figures(monkeypatch: pytest.MonkeyPatch)
     await scrape(monkeypatch, statistics(3), statistics(5))
     for engine, items in (("0", 3), ("1", 5)):
         labels = {"model_name": "m", "engine": engine}
-        assert value("flashvlm_selection_seconds_count", **labels) == items
-        assert value("flashvlm_selection_seconds_sum", **labels) == items / 100
+        own = {**labels, "selector": "flashvlm"}
+        assert value("flashvlm_selection_seconds_count", **own) == items
+        assert value("flashvlm_selection_seconds_sum", **own) == items / 100
         assert value("flashvlm_feature_cache_hits", **labels) == items
         assert value("flashvlm_feature_cache_misses", **labels) == 2 * items
         assert value("flashvlm_feature_cache_bytes", **labels) == 100 * items
@@ -76,7 +80,9 @@ async def test_an_engine_that_does_not_answer_is_counted_and_the_page_comes(
     before = value("flashvlm_statistics_failures_total")
     await scrape(monkeypatch, statistics(4), second)
     assert value("flashvlm_statistics_failures_total") - before == 1
-    assert value("flashvlm_selection_seconds_count", model_name="m", engine="1") == 5
+    own = {"model_name": "m", "engine": "1"}
+    assert value("flashvlm_selection_seconds_count", **own, selector="flashvlm") == 5
+    assert value("flashvlm_selection_seconds_count", **own, selector="uniform") == 1
 
 
 def test_items_are_counted_by_where_their_budget_comes_from() -> None:

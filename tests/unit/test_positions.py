@@ -291,7 +291,7 @@ def test_one_axis_on_the_other_runner(allowed: int | None) -> None:
     """Two images side by side and one at the end, with and without all of their gaps."""
     kept = [torch.tensor([3, 8, 9]), torch.tensor([0, 63]), torch.tensor([20, 50])]
     gaps = [64 - len(each) for each in kept]
-    names = [item_name(bytes(32), gap) for gap in gaps]
+    names = [item_name(bytes(32), gap, gap) for gap in gaps]
     if allowed is not None:
         names = [f"{name}~{allowed}" for name in names]
     offsets = [2, 5, 10]
@@ -329,7 +329,7 @@ def test_text_between_the_parts_of_an_item_stands_where_it_stood() -> None:
     """An image within begin and end, which have no embeddings of it."""
     mask = torch.tensor([False, True, True, False])
     feature = SimpleNamespace(
-        identifier=item_name(bytes(32), 62),
+        identifier=item_name(bytes(32), 62, 62),
         mm_position=PlaceholderRange(offset=1, length=4, is_embed=mask),
     )
     model = LineModel()

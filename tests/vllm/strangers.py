@@ -21,6 +21,7 @@ def unprintable(tokens):
     raise Unprintable
 
 FIRST = Selector(first)
+SMALL = Selector(first, most_tokens=575)
 RAISES = Selector(raises)
 UNPRINTABLE = Selector(unprintable)
 SHORT = Selector(lambda tokens: first(tokens)[1:])
@@ -49,7 +50,7 @@ def install(folder: Path) -> Path:
     info = folder / "strangers-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
-    names = [*FAILURES, "first", "double"]
+    names = [*FAILURES, "first", "small", "double"]
     entries = "\n".join(f"{name} = strangers:{name.upper()}" for name in names)
     (info / "entry_points.txt").write_text(f"[flashvlm.selectors]\n{entries}\n")
     return folder

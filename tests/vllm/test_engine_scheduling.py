@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,20 @@ def test_preemption_by_a_tiny_cache(start_engine: StartEngine, clip_llava: Path)
         assert preemptions() > 0
 
 
-def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
+def test_of_thirty_images_no_more_are_encoded_in_a_step_or_a_batch_than_without_pruning(
     start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    steps: list[int] = []
+    schedule = Scheduler.schedule
+
+    def counted(scheduler: Scheduler, *args: Any, **kwargs: Any) -> Any:
+        output = schedule(scheduler, *args, **kwargs)
+        steps.append(sum(map(len, output.scheduled_encoder_inputs.values())))
+        return output
+
+    monkeypatch.setattr(Scheduler, "schedule", counted)
     # In this process, so that the tower can be watched.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     with start_engine(
@@ -89,11 +101,12 @@ def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
         engine.llm.apply_model(watch)
         images = [photo("astronaut").resize((336, 300 + index)) for index in range(30)]
 
-        def largest_batch(budget: int | None) -> int:
+        def most_at_once(budget: int | None) -> tuple[int, int]:
             from vllm import SamplingParams
 
             engine.forget()
             batches.clear()
+            steps.clear()
             prompts = [
                 {
                     "prompt": "USER: <image>\nwhat is it? ASSISTANT:",
@@ -107,12 +120,16 @@ def test_thirty_images_are_encoded_in_no_larger_batch_than_without_pruning(
                 SamplingParams(temperature=0, max_tokens=1),
                 use_tqdm=False,
             )
-            assert sum(batches) == len(images)
-            return max(batches)
+            assert sum(batches) == sum(steps) == len(images)
+            return max(batches), max(steps)
 
-        whole = largest_batch(None)
-        assert whole > 1, "the unpruned run must batch for the comparison to mean anything"
-        assert largest_batch(16) <= whole
+        batch, step = most_at_once(None)
+        assert batch > 1, "the unpruned run must batch for the comparison to mean anything"
+        for budget in (16, 300):
+            own_batch, own_step = most_at_once(budget)
+            assert own_batch <= batch
+            # Of 2,048 encoder tokens three whole images are 1,728; others fit no more.
+            assert own_step <= max(step, 2048 // 576)
 
 
 def test_kv_blocks_are_allocated_for_the_kept_tokens_only(

@@ -266,6 +266,18 @@ def test_a_stranger_that_works_is_served(client: Client) -> None:
     assert text_of(client.ask(visual_budget=64, visual_selector="double"))
 
 
+def test_a_stranger_that_does_not_take_so_many_tokens_is_not_shown_them(client: Client) -> None:
+    with pytest.raises(BadRequestError) as error:
+        client.ask(visual_budget=64, visual_selector="small")
+    message = str(error.value)
+    assert "small takes at most 575 visual tokens" in message
+    assert "image 0 has 576" in message
+    assert "flashvlm-2" in message
+    # Where nothing is pruned it is not asked.
+    assert text_of(client.ask(visual_selector="small"))
+    assert text_of(client.ask(visual_budget=576, visual_selector="small"))
+
+
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_stranger_that_fails_fails_its_own_request_only(client: Client, name: str) -> None:
     expected = text_of(client.ask(visual_budget=64))

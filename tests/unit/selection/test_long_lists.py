@@ -10,14 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.selection.clock import TensorMemory
 from flashvlm_vllm.selection import VisualTokens, long_lists, run_selector
 from flashvlm_vllm.selection.baselines import cdpruner, divprune
 from flashvlm_vllm.selection.coherent import mean_of_near
 from flashvlm_vllm.selection.determinant import largest_determinant, largest_determinant_of_any
 from flashvlm_vllm.selection.partition import cosine_gram
 from flashvlm_vllm.selection.registry import BUILT_IN
+from flashvlm_vllm.selection.workspace import workspace_bytes
 
 
 def features_of(rows: int, columns: int, width: int, seed: int) -> Tensor:
@@ -49,30 +50,26 @@ def tokens_of(count: int, budget: int, columns: int = 128, width: int = 32) -> V
     )
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the elements of the largest tensor that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(each, Tensor):
-                self.largest = max(self.largest, each.numel())
-        return result
-
-
-@pytest.mark.parametrize("budget", [1, 2, 900, 5_000, 11_999])
+@pytest.mark.parametrize(
+    ("count", "budget"),
+    [(4096, 600), (12_000, 1), (12_000, 2), (12_000, 900), (12_000, 5_000), (12_000, 11_999)],
+)
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_selector_returns_exactly_as_many_and_never_holds_all_pairs(
-    name: str, budget: int
+def test_every_selector_returns_exactly_as_many_and_keeps_to_its_memory(
+    name: str, count: int, budget: int
 ) -> None:
-    count = 12_000
-    with LargestTensor() as made:
-        selection = run_selector(name, BUILT_IN[name], tokens_of(count, budget), trusted=False)
+    tokens = tokens_of(count, budget, width=256)
+    with TensorMemory() as memory:
+        selection = run_selector(name, BUILT_IN[name], tokens, trusted=False)
     assert len(selection.spots.unique()) == budget
-    assert made.largest < 3 * long_lists.MOST_PAIRED**2 / 2
-    assert made.largest < count**2 / 4
+    assert memory.peak < workspace_bytes(count, 256)
+    # No list is compared with itself as a whole.
+    assert memory.largest <= 4 * max(long_lists.MOST_PAIRED**2, count * 600)
+
+
+def test_memory_grows_with_the_tokens_alone() -> None:
+    sizes = [workspace_bytes(count, 4096) for count in (8192, 16_384, 32_768)]
+    assert sizes[2] < 2.0 * sizes[1] < 4.0 * sizes[0]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
