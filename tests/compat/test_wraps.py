@@ -40,7 +40,12 @@ def test_the_wrapped_calls_take_what_is_passed_to_them() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.v1.core.sched.scheduler import Scheduler
 
+    assert parameters(Scheduler._try_schedule_encoder_inputs) == [
+        *("self", "request", "num_computed_tokens", "num_new_tokens"),
+        *("encoder_compute_budget", "shift_computed_tokens"),
+    ]
     assert parameters(OnlineRenderer.preprocess_chat)[:3] == ["self", "request", "messages"]
     assert parameters(EngineArgs.add_cli_args)[:1] == ["parser"]
     assert parameters(EngineArgs.from_cli_args)[:1] == ["args"]
@@ -184,6 +189,12 @@ def test_stock_vllm_still_runs_encoder_graphs_instead_of_the_model() -> None:
 
     source = inspect.getsource(GPUModelRunner._execute_mm_encoder)
     assert "encoder_cudagraph_manager.execute" in source
+
+
+def test_stock_vllm_still_counts_an_item_by_the_embeddings_that_stay() -> None:
+    from vllm.v1.request import Request
+
+    assert "mm_position.get_num_embeds()" in inspect.getsource(Request.get_num_encoder_embeds)
 
 
 def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None:
