@@ -20,13 +20,18 @@ from typing import TypeVar
 import torch
 
 from benchmarks.measuring.report import marks_table, missed
-from benchmarks.selection import tables
+from benchmarks.selection import large_tables, tables
+from benchmarks.selection.answers import measure_answers
 from benchmarks.selection.clips import clips_mark, clips_table, measure_clips
 from benchmarks.selection.clock import DEVICE
+from benchmarks.selection.in_blocks import measure_in_blocks
+from benchmarks.selection.large_tower import measure_rates
 from benchmarks.selection.marks import marks
 from benchmarks.selection.plot import draw
 from benchmarks.selection.published import measure_published
+from benchmarks.selection.sampled import measure_agreement, measure_saliency_times
 from benchmarks.selection.schedule import measure_schedules
+from benchmarks.selection.selectors import exponent_marks, measure_selectors
 from benchmarks.selection.sizes import SHARES, measure_batches, measure_sizes
 from benchmarks.selection.tower import measure_tower
 
@@ -54,7 +59,15 @@ def main() -> int:
     schedules = _step("schedules", measure_schedules)
     clips = _step("videos as served", measure_clips)
     tower = _step("vision tower", measure_tower)
-    found = _step("marks", lambda: [*marks(published, cells), clips_mark(clips)])
+    rates = _step("rates of a large tower", measure_rates)
+    saliency = _step("saliency", lambda: measure_saliency_times(rates))
+    agreements = _step("saliency from a sample of queries", measure_agreement)
+    in_blocks = _step("choices in blocks", measure_in_blocks)
+    answers = _step("answers after choices in blocks", measure_answers)
+    costs = _step("built-in selectors", measure_selectors)  # last: see `clock.memory_kept`
+    found = _step(
+        "marks", lambda: [*marks(published, cells), clips_mark(clips), *exponent_marks(costs)]
+    )
 
     machine = {
         "torch": torch.__version__,
@@ -71,6 +84,12 @@ def main() -> int:
         "schedules": schedules,
         "clips": clips,
         "tower": [tower],
+        "selectors": costs,
+        "tower_rates": [rates],
+        "saliency": saliency,
+        "agreements": agreements,
+        "in_blocks": in_blocks,
+        "answers": answers,
         "marks": found,
     }
     data = {"machine": machine} | {
@@ -95,6 +114,12 @@ def main() -> int:
             tables.schedules_table(schedules),
             clips_table(clips),
             tables.tower_line(tower),
+            large_tables.selectors_table(costs, rates),
+            large_tables.selector_exponents_table(costs),
+            large_tables.saliency_times_table(saliency, rates),
+            large_tables.agreement_table(agreements),
+            large_tables.in_blocks_table(in_blocks),
+            large_tables.answers_table(answers),
         ]
     )
     (arguments.output / "results.md").write_text(report + "\n")

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import torch
-
 from benchmarks.selection.clock import DEVICE, median_ms, peak_mib
+from benchmarks.selection.growth import growth_exponent
 from benchmarks.selection.methods import METHODS, Method, select_all
 from benchmarks.selection.synthetic import Image, synthetic_image, synthetic_video
 
@@ -77,17 +75,15 @@ def _measure(
 
 def exponent(cells: Sequence[Cell], method: str, share: float) -> float:
     """Least-squares slope of log time over log size, between the sizes of `FITTED`."""
-    points = [
-        (math.log(cell.tokens), math.log(cell.ms))
+    fitted = [
+        (cell.tokens, cell.ms)
         for cell in cells
         if cell.method == method
         and cell.share == share
         and cell.ms is not None
         and FITTED[0] <= cell.tokens <= FITTED[1]
     ]
-    design = torch.tensor([[size, 1.0] for size, _ in points], dtype=torch.float64)
-    times = torch.tensor([[time] for _, time in points], dtype=torch.float64)
-    return float(torch.linalg.lstsq(design, times).solution[0, 0])
+    return growth_exponent([tokens for tokens, _ in fitted], [ms for _, ms in fitted])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import torch
@@ -51,6 +52,58 @@ def synthetic_video(count: int, width: int, seed: int) -> Image:
     coarse = torch.randn(1, 48, shots, 4, 4, generator=random)
     smooth = F.interpolate(coarse, size=(frames, side, side), mode="trilinear")[0]
     return _image(smooth.reshape(48, -1).T, width, width, random)
+
+
+def grid_of(count: int) -> tuple[int, int]:
+    """Rows and columns of an image of so many tokens, as nearly square as they divide."""
+    rows = next(each for each in range(math.isqrt(count), 0, -1) if count % each == 0)
+    return rows, count // rows
+
+
+def large_image(count: int, width: int, seed: int) -> Image:
+    """One image of any size, smooth at two scales: large regions, and objects in them.
+
+    Args:
+        count: tokens, laid out as `grid_of` says.
+        width: of the projected features and of those compared, two tensors.
+        seed: of everything.
+
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def field(side: int) -> Tensor:
+        coarse = torch.randn(1, 48, side, side, generator=random)
+        smooth = F.interpolate(coarse, size=grid_of(count), mode="bicubic")
+        return smooth[0].flatten(1).T
+
+    drawn = _image(field(6) + 0.6 * field(24), width, width, random)
+    # A tensor of its own, as the tower's features beside the projected ones.
+    return drawn._replace(diversity=drawn.features.clone())
+
+
+def attention_inputs(count: int, heads: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Queries that vary slowly over an image and look for a few kinds of keys.
+
+    Args:
+        count: tokens, laid out as `grid_of` says.
+        heads: of the attention.
+        width: of each head.
+        seed: of everything.
+
+    Returns:
+        query and key, (1, count, heads, width) float32 each.
+
+    """
+    random = torch.Generator().manual_seed(seed)
+    rows, columns = grid_of(count)
+    place = torch.arange(count)
+    down, across = place // columns / rows, place % columns / columns
+    waves = torch.stack([(a * down + b * across).sin() for a in range(1, 7) for b in range(1, 7)])
+    mix = torch.randn(2, len(waves), heads * width, generator=random)
+    query, key = (waves.T @ each / 3 for each in mix)
+    # What makes some tokens stand out to all queries.
+    key = key + torch.randn(count, 1, generator=random)
+    return query.view(1, count, heads, width), key.view(1, count, heads, width)
 
 
 def _image(smooth: Tensor, width: int, compared_width: int, random: torch.Generator) -> Image:
