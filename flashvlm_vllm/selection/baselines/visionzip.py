@@ -29,6 +29,7 @@ from flashvlm_vllm.selection.baselines.merging import (
     rows_at_once,
     summable,
 )
+from flashvlm_vllm.selection.long_lists import MOST_PAIRED
 
 # 54 dominant and 10 contextual tokens of 64, reduced.
 CONTEXTUAL_PARTS: Final = 5
@@ -141,17 +142,36 @@ def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tenso
     Returns:
         (contextual, C) float32.
     """
-    numbers = torch.arange(contextual, device=features.device)
     targets = context_targets(features.shape[0], contextual, features.device)
     features, intact = summable(features)
     target_keys = keys.index_select(0, targets)
+    nearest = [
+        cosines(some, target_keys).argmax(dim=1) for some in keys.split(rows_at_once(contextual))
+    ]
     is_target = torch.zeros_like(intact).index_fill(0, targets, value=True)
-    total = features.new_zeros(contextual, features.shape[1])
-    members = features.new_zeros(contextual)
-    for rows in torch.arange(len(features), device=features.device).split(rows_at_once(contextual)):
-        most_similar = cosines(keys[rows], target_keys).argmax(dim=1, keepdim=True)
-        # A product with a 0/1 matrix instead of a scattered sum, whose order varies on a GPU.
-        joins = ((most_similar == numbers) & intact[rows] & ~is_target[rows]).float()
-        total += joins.T @ features[rows]
-        members += joins.sum(dim=0)
+    # Those that join no target are in a group behind the last.
+    joined = torch.where((intact & ~is_target)[:, 0], torch.cat(nearest), contextual)
+    total, members = _sums_of_groups(features, joined, contextual)
     return features.index_select(0, targets) + total / members.clamp_min(1.0)[:, None]
+
+
+def _sums_of_groups(features: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Add up each group's rows, always in the same order: a scattered sum's varies on a GPU.
+
+    Args:
+        features: (R, C) float32.
+        group: (R,) int64, 0 to `groups`; the last is left out.
+        groups: how many there are.
+
+    Returns:
+        (groups, C) sums and (groups,) float32 numbers of rows.
+    """
+    if len(features) <= MOST_PAIRED:
+        joins = (group[:, None] == torch.arange(groups, device=group.device)).float()
+        return joins.T @ features, joins.sum(dim=0)
+    # The product would take time with the groups, which are a share of the rows.
+    lengths = torch.zeros(groups + 1, dtype=torch.int64, device=group.device)
+    lengths.scatter_add_(0, group, torch.ones_like(group))
+    in_groups = features.index_select(0, group.argsort(stable=True))
+    sums = torch.segment_reduce(in_groups, "sum", lengths=lengths, axis=0, unsafe=True)
+    return sums[:groups], lengths[:groups].float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from flashvlm_vllm.selection.determinant import largest_determinant, largest_det
 from flashvlm_vllm.selection.partition import cosine_gram
 from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.workspace import workspace_bytes
+
+visionzip_module = import_module("flashvlm_vllm.selection.baselines.visionzip")
 
 
 def features_of(rows: int, columns: int, width: int, seed: int) -> Tensor:
@@ -147,3 +150,11 @@ def test_the_mean_of_near_places_is_over_the_places_that_are_there() -> None:
     values = torch.randn(len(places), generator=random)
     near = ((places[:, None] - places[None]).abs() <= 1).all(dim=-1).float()
     torch.testing.assert_close(mean_of_near(values, places), near @ values / near.sum(dim=1))
+
+
+def test_visionzip_adds_up_the_same_groups_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_of(2000, 300)
+    product = run_selector("visionzip", BUILT_IN["visionzip"], tokens, trusted=True).merged
+    monkeypatch.setattr(visionzip_module, "MOST_PAIRED", 100)
+    by_group = run_selector("visionzip", BUILT_IN["visionzip"], tokens, trusted=True).merged
+    torch.testing.assert_close(product, by_group, rtol=1e-5, atol=1e-5)
