@@ -18,7 +18,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ types: setup ## mypy
 
 bench-selection: setup ## what choosing the tokens costs
 	@$(BIN)/python -m benchmarks.selection.run
+
+bench-large: setup ## what a picture of 16,384 tokens costs, and who waits for it (takes long)
+	@$(BIN)/python -m benchmarks.large_pictures.run
 
 bench-idle: setup ## what the plugin costs where nobody asks for it (takes long)
 	@$(BIN)/python -m benchmarks.idle.run

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture of 16,384 visual tokens and eight other clients, beside stock vLLM."""
+
+import pytest
+
+from benchmarks.large_pictures.run import BUDGET, MOST_MEMORY, marks, measure
+from benchmarks.measuring.report import missed
+
+
+@pytest.mark.slow
+def test_a_large_picture_costs_no_one_more_than_with_stock() -> None:
+    assert (BUDGET, MOST_MEMORY) == (1024, 512)
+    rows = measure("two layers", ["flashvlm", "flashvlm-2"], rounds=1)
+    assert [row.name for row in rows] == ["stock", "no budget", "flashvlm", "flashvlm-2"]
+    assert not missed(marks(rows))
