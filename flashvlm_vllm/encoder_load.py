@@ -2,10 +2,11 @@
 """Bounds what the vision encoder does in one step by what it computes, not by what stays of it.
 
 vLLM's scheduler admits items to a step until their embeddings come to a budget. A pruned item has
-few, whatever its size, so a step could encode hundreds of images, and whoever decodes beside them
-would wait. Here every item counts with its dropped tokens, as it does without pruning.
+few, whatever its size, so a step could encode hundreds of images, and requests that decode in the
+same step would wait. Here every item counts with its dropped tokens, as it does without pruning.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -61,11 +62,12 @@ def _tokens_that_fit(scheduler: Any, items: Any, computed: int, new: int, budget
     is_first = budget >= scheduler.max_num_encoder_input_tokens
     cached = scheduler.encoder_cache_manager.cached
     seen: set[str] = set()
-    for item in items:
+    # Ends ascend, as vLLM sorts items. Those that are computed are not looked at in every step.
+    for item in items[bisect_right(items, computed, key=_end) :]:
         if item.mm_position.offset >= computed + new:
             break
         name = item.identifier
-        if _end(item) <= computed or name in cached or name in seen:
+        if name in cached or name in seen:
             continue
         seen.add(name)
         budget -= item.mm_position.get_num_embeds() + dropped_tokens(name)

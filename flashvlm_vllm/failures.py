@@ -7,7 +7,7 @@ from flashvlm_vllm.bounded import remember
 
 _LIMIT = 100_000
 _LONGEST = 2_000
-"""Characters of a message: it is a stranger's."""
+"""Characters of a message, which comes from another package."""
 
 
 class SelectionFailures:

@@ -9,12 +9,10 @@ eight other clients ask about small ones again and again.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -148,9 +146,7 @@ def large_picture(seed: int) -> str:
     """Return a photograph with a mark of its own, so that no cache knows it, as a URL."""
     image = photo("astronaut").resize((SIDE, SIDE))
     ImageDraw.Draw(image).rectangle((seed * 40, 0, seed * 40 + 39, 39), fill=(seed * 9 % 256, 0, 0))
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + b64encode(packed.getvalue()).decode()
+    return data_url(image, format="JPEG")
 
 
 def processes(running: Server) -> list[Path]:
@@ -167,7 +163,7 @@ def processes(running: Server) -> list[Path]:
 
 
 def forget_peaks(running: Server) -> None:
-    """Start the kernel's record of peak memory anew."""
+    """Reset the kernel's record of peak memory."""
     for folder in processes(running):
         (folder / "clear_refs").write_text("5")
 

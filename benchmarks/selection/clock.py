@@ -54,7 +54,7 @@ def median_ms(call: Callable[[], Any], repeats: int = 3, longest_ms: float = 100
 def memory_kept() -> Iterator[None]:
     """Keep freed memory within the process, as tcmalloc does, which vLLM recommends on a CPU.
 
-    glibc gives every block above 32 MiB back to the kernel and gets it anew, page by page. Its
+    glibc returns every block above 32 MiB to the kernel and requests it again, page by page. Its
     thresholds no longer adapt themselves after this, so it comes last in a run.
     """
     libc = ctypes.CDLL(None)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -54,12 +55,8 @@ class InBlocks:
 @contextmanager
 def pairs_up_to(most: int, block: int = long_lists.BLOCK) -> Iterator[None]:
     """Compare all pairs of lists of so many tokens, longer ones in blocks of that length."""
-    usual = long_lists.MOST_PAIRED, long_lists.BLOCK
-    try:
-        long_lists.MOST_PAIRED, long_lists.BLOCK = most, block  # type: ignore[misc]
+    with patch.multiple(long_lists, MOST_PAIRED=most, BLOCK=block):
         yield
-    finally:
-        long_lists.MOST_PAIRED, long_lists.BLOCK = usual  # type: ignore[misc]
 
 
 def log_determinant(features: Tensor, weight: Tensor, kept: Tensor) -> float:

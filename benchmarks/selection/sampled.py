@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -65,12 +66,8 @@ class SaliencyTime:
 @contextmanager
 def all_queries() -> Iterator[None]:
     """As if every image were small enough to ask all queries."""
-    most = attention.MOST_QUERIES
-    try:
-        attention.MOST_QUERIES = max(COUNTS)  # type: ignore[misc]
+    with patch.object(attention, "MOST_QUERIES", max(COUNTS)):
         yield
-    finally:
-        attention.MOST_QUERIES = most  # type: ignore[misc]
 
 
 def received_in_float64(query: Tensor, key: Tensor, scale: float) -> Tensor:

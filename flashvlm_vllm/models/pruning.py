@@ -215,10 +215,7 @@ class VisualTokenSelection(PlacedTokens):
         self._selections = selection_memory()
         self.set_up_places(vllm_config)
         config = vllm_config.model_config.hf_config
-        self._widest = max(
-            vllm_config.model_config.get_inputs_embeds_size(),
-            getattr(getattr(config, "vision_config", None), "hidden_size", 0),
-        )
+        self._tower_width = getattr(getattr(config, "vision_config", None), "hidden_size", 0)
         if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
             # vLLM's drafters ask for this name, save of classes that they know by theirs.
             config.image_token_index = config.image_token_id
@@ -241,7 +238,9 @@ class VisualTokenSelection(PlacedTokens):
         embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if not self._is_profiled and len(embeddings):
             self._is_profiled = True
-            size = workspace_bytes(self._encoder_tokens, self._widest)
+            # Behind the projector rows may be wider than an embedding (features of deeper layers).
+            widest = max(self._tower_width, embeddings[0].shape[-1])
+            size = workspace_bytes(self._encoder_tokens, widest)
             torch.empty(size, dtype=torch.uint8, device=embeddings[0].device)
         return embeddings
 

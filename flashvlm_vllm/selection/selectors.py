@@ -82,8 +82,8 @@ class Selector:
     answer for an image must not depend on the others."""
     most_tokens: int | None = None
     """Most tokens of an image or video that it takes; a budget for a larger one is refused when it
-    arrives. None: any number. Where time or memory grow with the square of N, say where they get
-    out of hand: one item of a client may have 16,384 tokens, a long video 32,768."""
+    arrives. None: any number. Where time or memory grow with the square of N, set the size that
+    is still served in time: one item of a client may have 16,384 tokens, a long video 32,768."""
 
 
 @dataclass(frozen=True, slots=True)

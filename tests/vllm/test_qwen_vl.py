@@ -405,7 +405,7 @@ def test_many_images_at_a_token_each_end_before_the_rotary_table(
         hf_overrides={"text_config": {"max_position_embeddings": 128}},
         limit_mm_per_prompt={"image": 24},
     ) as engine:
-        served = Served(engine, None, "2.5")  # type: ignore[arg-type]
+        served = Served(engine, Reference(path), "2.5")
         seen.clear()
         served.run(served.request(QUESTIONS[0], 1, [image] * 12))
         assert 12 * 20 < max(seen) < 400

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.selection.clock import TensorMemory
+from benchmarks.selection.in_blocks import log_determinant, pairs_up_to, smallest_distance
 from flashvlm_vllm.selection import VisualTokens, long_lists, run_selector
 from flashvlm_vllm.selection.baselines import cdpruner, divprune
 from flashvlm_vllm.selection.coherent import mean_of_near
@@ -84,27 +83,14 @@ def test_the_same_list_gets_the_same_tokens(name: str) -> None:
     assert torch.equal(first, second)
 
 
-def logarithm_of_determinant(features: Tensor, weight: Tensor, kept: Tensor) -> float:
-    kernel = cosine_gram(features[kept]).double() + 1e-9 * torch.eye(len(kept))
-    return float(torch.logdet(kernel) + 2 * weight[kept].double().log().sum())
-
-
-@contextmanager
-def all_pairs() -> Iterator[None]:
-    """As if every list were short enough."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_lists, "MOST_PAIRED", 10**6)
-        yield
-
-
 def test_the_determinant_in_blocks_is_that_over_all_pairs() -> None:
     features = features_of(80, 80, 512, seed=0)
     weight = features_of(80, 80, 1, seed=1)[:, 0].exp()
     kept = largest_determinant_of_any(features, weight, 400)
     exact = largest_determinant(cosine_gram(features), weight, 400)
-    reached = logarithm_of_determinant(features, weight, kept)
-    best = logarithm_of_determinant(features, weight, exact)
-    by_weight = logarithm_of_determinant(features, weight, weight.topk(400).indices)
+    reached = log_determinant(features, weight, kept)
+    best = log_determinant(features, weight, exact)
+    by_weight = log_determinant(features, weight, weight.topk(400).indices)
     assert reached - by_weight > 0.99 * (best - by_weight)
 
 
@@ -112,23 +98,19 @@ def test_plain_diversity_in_blocks() -> None:
     features = features_of(80, 80, 512, seed=2)
     ones = torch.ones(len(features))
     kept = cdpruner(features, None, 400)
-    with all_pairs():
+    with pairs_up_to(10_000):
         exact = cdpruner(features, None, 400)
     at_random = torch.randperm(6400, generator=torch.Generator().manual_seed(0))[:400]
     reached, best, chance = (
-        logarithm_of_determinant(features, ones, each) for each in (kept, exact, at_random)
+        log_determinant(features, ones, each) for each in (kept, exact, at_random)
     )
     assert reached - chance > 0.9 * (best - chance)
-
-
-def smallest_distance(features: Tensor, kept: Tensor) -> float:
-    return float((1.0 - cosine_gram(features[kept])).fill_diagonal_(9.0).min())
 
 
 def test_the_smallest_distance_in_blocks() -> None:
     features = features_of(80, 80, 128, seed=3)
     kept = divprune(features, 300)
-    with all_pairs():
+    with pairs_up_to(10_000):
         exact = divprune(features, 300)
     assert smallest_distance(features, kept) > 0.75 * smallest_distance(features, exact)
 
@@ -136,7 +118,7 @@ def test_the_smallest_distance_in_blocks() -> None:
 def test_short_lists_are_left_as_they_were() -> None:
     features = features_of(64, 64, 32, seed=4)
     assert len(features) == long_lists.MOST_PAIRED
-    with all_pairs():
+    with pairs_up_to(10_000):
         expected = divprune(features, 200), cdpruner(features, features[:3], 200)
     assert torch.equal(divprune(features, 200), expected[0])
     assert torch.equal(cdpruner(features, features[:3], 200), expected[1])
