@@ -5,12 +5,11 @@ Nothing else in this package changes vLLM. Each wrap keeps the original's behavi
 call, and is applied once per process.
 """
 
-import asyncio
 import copy
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
@@ -42,15 +41,19 @@ _WRAPPED = "__flashvlm_wrapped__"
 _FROM_COMMAND_LINE = "_flashvlm_from_command_line"
 
 
-def add_command_line_flags() -> None:
+def add_command_line_flags(activate: Callable[[], None]) -> None:
     """Give ``vllm serve`` and ``vllm run-batch`` ``--plugins`` and the visual defaults' flags.
+
+    Args:
+        activate: starts the plugin, once ``--plugins`` names it.
 
     Why: vLLM names plugins in the variable ``VLLM_PLUGINS`` only, and has no hook through which
     a plugin adds flags. Seen: 0.32. End: when vLLM has ``--plugins`` and a flag hook.
     """
     from vllm.engine.arg_utils import EngineArgs
 
-    _wrap(EngineArgs, "add_cli_args", _add_cli_args, static=True)
+    add_arguments = functools.partial(_add_cli_args, activate=activate)
+    _wrap(EngineArgs, "add_cli_args", add_arguments, static=True)
     _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod_=True)
     # Only in the process that parses a command line, which has imported it by now.
     serve = sys.modules.get("vllm.entrypoints.cli.serve")
@@ -156,59 +159,6 @@ def attach_to_serving() -> None:
     _wrap(OpenAIServingResponses, "create_responses", _create_answer)
 
 
-def remove_route(app: Any, route: Any) -> None:
-    """Take a route of vLLM's from an application, so that one added in its place answers.
-
-    Why: 0.32 does so itself with the routes that an endpoint plugin adds again; before, the one
-    that was there first answers. Seen: 0.31. End: when 0.32 is the lowest release.
-
-    Args:
-        app: the FastAPI application.
-        route: one of ``app.routes``.
-
-    """
-    app.router.routes.remove(route)
-
-
-def ended_without_a_word(event: object) -> bool:
-    """Tell whether a stream's event behind that with the role says that this was all.
-
-    Why: a request that fails in the engine before its first token is taken for a prefill in
-    chunks, and its stream ends without an error. Seen: 0.31. End: when 0.32, which says so, is the
-    lowest release.
-
-    Args:
-        event: of a streamed chat completion, as it is sent.
-
-    """
-    import vllm
-
-    from flashvlm_vllm.versions import release_of
-
-    if release_of(vllm.__version__) != (0, 31) or not isinstance(event, str):
-        return False
-    return event.startswith("data: [DONE]") or '"choices":[]' in event
-
-
-def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the Hugging Face video processor is told, by the engine and by a request.
-
-    Why: the method that sorts arguments by modality came with 0.32; before, the context lays those
-    of one modality over the others. Seen: 0.31. End: when 0.32 is the lowest release.
-
-    Args:
-        info: vLLM's processing info of a model.
-        arguments: the request's ``mm_processor_kwargs``.
-
-    """
-    resolve = getattr(info, "_merge_and_resolve_mm_processor_kwargs", None)
-    if resolve is None:
-        merged: Mapping[str, Any] = info.ctx.get_merged_mm_kwargs(arguments, modality="video")
-        return merged
-    scoped: Mapping[str, Any] = resolve(arguments).get("videos_kwargs", {})
-    return scoped
-
-
 def _wrap(
     owner: type, name: str, wrapper: Any, *, static: bool = False, classmethod_: bool = False
 ) -> None:
@@ -241,14 +191,14 @@ def _wrap_property(owner: type, name: str, wrapper: Any) -> None:
     setattr(owner, name, property(wrapped))
 
 
-def _add_cli_args(original: Any, parser: Any) -> Any:
+def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -> Any:
     import argparse
 
     class NamePlugins(argparse.Action):
         """Sets ``VLLM_PLUGINS``, which child processes inherit, and starts ours if named."""
 
         def __call__(self, _: Any, namespace: Any, value: Any, option: Any = None) -> None:
-            from flashvlm_vllm.plugin import activate, is_named
+            from flashvlm_vllm.plugin import is_named
 
             names = [name.strip() for name in value.split(",") if name.strip()]
             if not names:
@@ -585,30 +535,6 @@ async def _create_answer(
         finally:
             request_log.tell(request, raw_request, collected)
     return report.annotated(answer, collected)
-
-
-async def ask_engines(client: Any, method: str, *args: Any) -> dict[int, list[Any]]:
-    """Call a worker method in every engine; returns its ranks' answers by the engine's number.
-
-    ``AsyncLLM.collective_rpc``. Why: with several engines (``--data-parallel-size``) it reaches all
-    of them and returns the first one's answers only. Seen: 0.32. End: when it returns all.
-
-    Args:
-        client: the API process's engine client.
-        method: a method of the workers, by name.
-        args: its arguments.
-
-    """
-    core = client.engine_core
-    engines = list(core.core_engines)
-    answers = await asyncio.gather(
-        *(
-            core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
-            for engine in engines
-        )
-    )
-    numbers = [int.from_bytes(engine, "little") for engine in engines]
-    return dict(zip(numbers, answers, strict=True))
 
 
 def _reset_encoder_cache(original: Any, executor: Any) -> None:

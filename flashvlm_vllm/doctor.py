@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from flashvlm_vllm import probe
-from flashvlm_vllm import versions as releases
+from flashvlm_vllm import vllm_releases as releases
 from flashvlm_vllm.plugin import MODELS, NAME, activate, covers, is_named
 
 _DISTRIBUTION = "flashvlm-vllm"
@@ -190,7 +190,7 @@ def _attached() -> Finding:
     try:
         import vllm.entrypoints.cli.serve  # noqa: F401  # its checks at start are wrapped too
 
-        compat.add_command_line_flags()
+        compat.add_command_line_flags(activate)
         activate()
         compat.attach_to_serving()
     # Whatever is missing in another vLLM, it is told and nothing else is.

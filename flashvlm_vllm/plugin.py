@@ -50,7 +50,7 @@ def register() -> None:
     """
     from flashvlm_vllm import compat
 
-    compat.add_command_line_flags()
+    compat.add_command_line_flags(activate)
     if is_named():
         activate()
 
@@ -71,7 +71,7 @@ def activate() -> None:
     from vllm import ModelRegistry
 
     from flashvlm_vllm import compat
-    from flashvlm_vllm.versions import UnsupportedVLLMError, check_vllm
+    from flashvlm_vllm.vllm_releases import UnsupportedVLLMError, check_vllm
 
     try:
         check_vllm()

@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "compatibility.md"
 PART = "matrix"
 
 RELEASES = ("0.31.0", "0.32.0")
-"""The CPU wheels of the window in ``flashvlm_vllm/versions.py``."""
+"""The CPU wheels of the window in ``flashvlm_vllm/vllm_releases.py``."""
 QUICK = ("tests/compat", "tests/unit", "tests/vllm")
 COUNTS = ("passed", "failed", "skipped")
 

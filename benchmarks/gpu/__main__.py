@@ -27,7 +27,7 @@ from benchmarks.gpu.report import write_report
 from benchmarks.gpu.results import RESULTS, Figure, Results, StepResult, read
 from benchmarks.gpu.running import Machine, Runner
 from benchmarks.gpu.stand_ins import put_in_place
-from flashvlm_vllm.versions import UnsupportedVLLMError, check_vllm
+from flashvlm_vllm.vllm_releases import UnsupportedVLLMError, check_vllm
 
 MINUTES: Final = 9.0
 SCRATCH: Final = ROOT / "benchmarks" / "output" / "gpu"

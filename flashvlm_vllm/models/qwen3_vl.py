@@ -27,12 +27,12 @@ from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.compat import video_arguments
 from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
 from flashvlm_vllm.models.places import closed_items
 from flashvlm_vllm.models.positions import Span, grid_positions, with_places
 from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
 from flashvlm_vllm.vision.merging_tower import Grid
+from flashvlm_vllm.vllm_releases import video_arguments
 
 _REMEMBERED_TIMES = 128
 

@@ -14,6 +14,7 @@ from flashvlm_vllm.plugin import NAME
 from flashvlm_vllm.serving import playground, visual_tokens
 from flashvlm_vllm.serving.metrics import StatisticsOnScrape
 from flashvlm_vllm.serving.protocol import REQUEST_MODELS
+from flashvlm_vllm.vllm_releases import remove_route
 
 
 class FlashVLMEndpoint:
@@ -35,7 +36,7 @@ class FlashVLMEndpoint:
             if isinstance(route, APIRoute) and "POST" in route.methods:
                 model = REQUEST_MODELS.get(route.path)
                 if model is not None:
-                    compat.remove_route(app, route)
+                    remove_route(app, route)
                     app.add_api_route(
                         route.path,
                         _with_request_model(route.endpoint, model),

@@ -15,8 +15,8 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 from vllm.logger import init_logger
 
-from flashvlm_vllm import compat
 from flashvlm_vllm.feature_cache import feature_cache_bytes
+from flashvlm_vllm.ipc.worker_calls import call_workers
 from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import DEFAULT_SELECTOR
 from flashvlm_vllm.visual_report import VisualReport
@@ -151,7 +151,7 @@ class StatisticsOnScrape:
             return
         try:
             engines = await asyncio.wait_for(
-                compat.ask_engines(self.engine_client, WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
+                call_workers(self.engine_client, WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
             )
         # A scrape must answer whatever state the engine is in; the last known value stays.
         except Exception as error:

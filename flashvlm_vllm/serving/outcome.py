@@ -12,7 +12,7 @@ from typing import Any
 from openai.types.responses import ResponseErrorEvent
 from vllm.exceptions import GenerationError
 
-from flashvlm_vllm import compat
+from flashvlm_vllm.ipc.worker_calls import call_workers
 from flashvlm_vllm.refusal import Reason
 from flashvlm_vllm.selector import SELECTOR
 from flashvlm_vllm.serving import metrics, report
@@ -66,7 +66,7 @@ async def _checked_stream(
 
 async def _failure(unproven: Sequence[str], handler: Any) -> GenerationError | None:
     # Of all engines: which of them ran the request is not known here.
-    engines = await compat.ask_engines(handler.engine_client, WORKER_METHOD, list(unproven))
+    engines = await call_workers(handler.engine_client, WORKER_METHOD, list(unproven))
     for ranks in engines.values():
         for failures in ranks:
             for message in failures.values():

@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.exceptions import GenerationError
 
-from flashvlm_vllm import compat
+from flashvlm_vllm.vllm_releases import ends_without_output
 
 Make = Callable[[], Awaitable[Any]]
 
@@ -57,7 +57,7 @@ async def _streamed(
         # What vLLM sends at once with the first word, and so nothing that a client waits for.
         held: list[Any] = []
         async for event in stream:
-            if retries and (_is_failure(event) or compat.ended_without_a_word(event)):
+            if retries and (_is_failure(event) or ends_without_output(event)):
                 failure = event
                 break
             if retries and isinstance(event, str) and _ROLE in event:

@@ -18,9 +18,9 @@ from vllm.entrypoints.serve.utils.api_utils import (
 from vllm.exceptions import GenerationError, VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from flashvlm_vllm import compat
 from flashvlm_vllm.budget import BUDGET, Budget, parse_budget
 from flashvlm_vllm.explained import WatchedItem, WatchedRequest
+from flashvlm_vllm.ipc.worker_calls import call_workers
 from flashvlm_vllm.picture import draw
 from flashvlm_vllm.serving import outcome, report, request_log
 from flashvlm_vllm.serving.grids import parts_of
@@ -160,7 +160,7 @@ async def _run(
     engine = handler.engine_client
     identities = sorted({item.identity for item in watched.items})
     # All of them: which one runs the request is not known here.
-    await compat.ask_engines(engine, WATCH, name, identities, list(watched.query_ids))
+    await call_workers(engine, WATCH, name, identities, list(watched.query_ids))
     try:
         async for _ in engine.generate(
             engine_input,
@@ -170,7 +170,7 @@ async def _run(
         ):
             pass
     finally:
-        engines = await compat.ask_engines(engine, TAKE, name)
+        engines = await call_workers(engine, TAKE, name)
     # Only the first rank of the model that encoded the items has records.
     workers = [records for ranks in engines.values() for records in ranks]
     records: dict[str, Any] = next((each for each in workers if each), {})

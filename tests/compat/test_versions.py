@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from flashvlm_vllm import versions
+from flashvlm_vllm import vllm_releases
 from flashvlm_vllm.plugin import register
-from flashvlm_vllm.versions import ANYWAY, UnsupportedVLLMError, check_vllm
+from flashvlm_vllm.vllm_releases import ANYWAY, UnsupportedVLLMError, check_vllm
 from scripts.vllm_release.__main__ import compared, installed
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(versions, "_tell", lines.append)
+    monkeypatch.setattr(vllm_releases, "_tell", lines.append)
     monkeypatch.delenv(ANYWAY, raising=False)
     return lines
 
@@ -118,7 +118,7 @@ def test_the_pins_and_the_window_agree() -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    lowest, highest = versions.LOWEST, versions.HIGHEST
+    lowest, highest = vllm_releases.LOWEST, vllm_releases.HIGHEST
     above = (highest[0], highest[1] + 1)
     low, high = (".".join(map(str, each)) for each in (lowest, above))
     assert extras["gpu"] == [f"vllm>={low},<{high}"]

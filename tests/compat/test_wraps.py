@@ -219,18 +219,18 @@ def test_stock_vllm_still_returns_the_answers_of_the_first_engine_only() -> None
 def test_the_lowest_release_still_sorts_no_arguments_by_modality() -> None:
     from vllm.model_executor.models.qwen3_vl import Qwen3VLProcessingInfo
 
-    from flashvlm_vllm.versions import LOWEST, release_of
+    from flashvlm_vllm.vllm_releases import LOWEST, release_of
 
     sorts = hasattr(Qwen3VLProcessingInfo, "_merge_and_resolve_mm_processor_kwargs")
     assert sorts is (release_of(vllm.__version__) != (0, 31))
-    assert LOWEST == (0, 31), "`compat.video_arguments` is not needed any more"
+    assert LOWEST == (0, 31), "`video_arguments` is not needed any more"
 
 
 def test_the_lowest_release_still_lets_the_first_of_two_routes_answer() -> None:
     from vllm.plugins.endpoint_plugins import interface
 
-    from flashvlm_vllm.versions import LOWEST, release_of
+    from flashvlm_vllm.vllm_releases import LOWEST, release_of
 
     replaces = "app.router.routes" in inspect.getsource(interface)
     assert replaces is (release_of(vllm.__version__) != (0, 31))
-    assert LOWEST == (0, 31), "`compat.remove_route` is not needed any more"
+    assert LOWEST == (0, 31), "`remove_route` is not needed any more"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flashvlm_vllm.versions import HIGHEST, LOWEST
+from flashvlm_vllm.vllm_releases import HIGHEST, LOWEST
 from scripts import test_versions as matrix
 from scripts.pages import with_part
 from scripts.vllm_release import compare, surface

@@ -338,7 +338,7 @@ class TestCommandLine:
     def test_an_older_vllm_gets_the_plugins_own_message(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from flashvlm_vllm.versions import check_vllm
+        from flashvlm_vllm.vllm_releases import check_vllm
 
         monkeypatch.setattr(program, "check_vllm", lambda: check_vllm("0.28.0"))
         assert program.main(["--rehearse"]) == 2

@@ -9,6 +9,8 @@ import functools
 import multiprocessing
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 LOWEST = (0, 31)
 HIGHEST = (0, 33)
@@ -77,3 +79,54 @@ def _tell(version: str) -> None:
         version,
         window(),
     )
+
+
+def remove_route(app: Any, route: Any) -> None:
+    """Take a route of vLLM's from an application, so that one added in its place answers.
+
+    Why: 0.32 does so itself with the routes that an endpoint plugin adds again; before, the one
+    that was there first answers. Seen: 0.31. End: when 0.32 is the lowest release.
+
+    Args:
+        app: the FastAPI application.
+        route: one of ``app.routes``.
+
+    """
+    app.router.routes.remove(route)
+
+
+def ends_without_output(event: object) -> bool:
+    """Return whether this event ends a stream that has produced no token.
+
+    Why: vLLM takes a request that fails in the engine before its first token for a chunked
+    prefill, and its stream ends without an error. Seen: 0.31. End: when 0.32, which sends an
+    error, is the lowest release.
+
+    Args:
+        event: of a streamed chat completion, the first after the one with the role.
+
+    """
+    import vllm
+
+    if release_of(vllm.__version__) != (0, 31) or not isinstance(event, str):
+        return False
+    return event.startswith("data: [DONE]") or '"choices":[]' in event
+
+
+def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the Hugging Face video processor is told, by the engine and by a request.
+
+    Why: the method that sorts arguments by modality came with 0.32; before, the context lays those
+    of one modality over the others. Seen: 0.31. End: when 0.32 is the lowest release.
+
+    Args:
+        info: vLLM's processing info of a model.
+        arguments: the request's ``mm_processor_kwargs``.
+
+    """
+    resolve = getattr(info, "_merge_and_resolve_mm_processor_kwargs", None)
+    if resolve is None:
+        merged: Mapping[str, Any] = info.ctx.get_merged_mm_kwargs(arguments, modality="video")
+        return merged
+    scoped: Mapping[str, Any] = resolve(arguments).get("videos_kwargs", {})
+    return scoped
