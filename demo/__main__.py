@@ -17,11 +17,11 @@ from openai import OpenAI, OpenAIError
 
 from demo import picture
 from demo.measure import ANSWER_TOKENS, Answer, DemoError, Meter, ask
-from demo.photo import data_url
 from demo.report import Progress, table
-from demo.server import Server, ServerError
 from demo.world import QUESTIONS, Asked, picture_of
 from small_vlm import WEIGHTS
+from testing.photo import data_url
+from testing.server import Server, ServerError
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo" / "output"

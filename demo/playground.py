@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from demo.browser import browsing, why_not
-from demo.server import Server
 from small_vlm import WEIGHTS
+from testing.browser import browsing, why_not
+from testing.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "demo" / "output" / "playground.log"

@@ -31,7 +31,7 @@ PART = "matrix"
 
 RELEASES = ("0.31.0", "0.32.0")
 """The CPU wheels of the window in ``flashvlm_vllm/vllm_releases.py``."""
-QUICK = ("tests/compat", "tests/unit", "tests/vllm")
+QUICK = ("tests/compat", "tests/unit", "tests/engine")
 COUNTS = ("passed", "failed", "skipped")
 
 

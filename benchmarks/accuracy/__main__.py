@@ -26,10 +26,10 @@ from benchmarks.accuracy.reference import Reference
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.served import Asker
 from benchmarks.accuracy.sets import FRAMES, Item, clips, plain, stress, urls_of
-from demo.server import Server
 from flashvlm_vllm.selection.registry import BUILT_IN
 from small_vlm import WEIGHTS
 from small_vlm.architecture import VISUAL_TOKENS
+from testing.server import Server
 
 HERE: Final = Path(__file__).parent
 SCRATCH: Final = HERE.parent / "output" / "accuracy"

@@ -25,7 +25,7 @@ from benchmarks.accuracy.reference import AFTER, BEFORE, PLACES, Reference, Seen
 from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
-from flashvlm_vllm.selection.coherent import coherent_scores, standardised
+from flashvlm_vllm.selection.flashvlm_2 import coherent_scores, standardised
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.selection.relevance import gated_text, query_relevance, text_similarity
 from flashvlm_vllm.selection.select import PUBLISHED

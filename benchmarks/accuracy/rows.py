@@ -30,7 +30,7 @@ from flashvlm_vllm.selection import (
     run_selector,
     select_visual_tokens,
 )
-from flashvlm_vllm.selection.coherent import coherent_scores, select_coherent
+from flashvlm_vllm.selection.flashvlm_2 import coherent_scores, select_coherent
 from flashvlm_vllm.selection.partition import partition
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 from small_vlm.architecture import normalized

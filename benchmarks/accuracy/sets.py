@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from demo.photo import data_url
 from small_vlm.language import FAMILIES, Family, Question, questions
 from small_vlm.scenes import LARGE, PATCH, SIDE, SMALL, Pixels, Scene, Thing, draw, sample_scene
+from testing.photo import data_url
 
 FIRST_TEST_SEED: Final = 1_000_000
 FRAMES: Final = 4

@@ -15,8 +15,8 @@ from benchmarks.efficiency.formulas import FASTV_LAYER
 from benchmarks.efficiency.paper import UNPRUNED
 from benchmarks.measuring.ask import ask, user
 from benchmarks.measuring.servers import MODEL_NAME
-from demo.photo import data_url
 from small_vlm.checkpoint import IMAGE
+from testing.photo import data_url
 
 QUESTION: Final = "What is in this picture?"
 PROMPT: Final = f"USER: <image>\n{QUESTION} ASSISTANT:"

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B, Shape
-from demo.tiny_llava import (
+from small_vlm.checkpoint import BOS, CHAT_TEMPLATE, EOS, IMAGE, PAD
+from testing.tiny.llava import (
     GRID_PINPOINTS,
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -26,7 +27,6 @@ from demo.tiny_llava import (
     image_processor,
     train_tokenizer,
 )
-from small_vlm.checkpoint import BOS, CHAT_TEMPLATE, EOS, IMAGE, PAD
 
 
 @dataclass(frozen=True)

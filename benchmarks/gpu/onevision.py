@@ -17,8 +17,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from demo.tiny_llava import build_once, save, text_config, train_tokenizer
 from small_vlm.checkpoint import CHAT_TEMPLATE, EOS, HEAD_DIM, IMAGE, PAD, PIXEL_MEAN, PIXEL_STD
+from testing.tiny.llava import build_once, save, text_config, train_tokenizer
 
 SIDE: Final = 384
 PATCH: Final = 14

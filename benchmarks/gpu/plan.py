@@ -88,7 +88,7 @@ def _qwen(version: str, file: str, selected: str, *, v2: bool, graphs: bool) -> 
     """Existing engine tests, which compare answers and positions with Transformers on the CPU."""
     return _pytest(
         f"{version}-{'v2' if v2 else 'v1'}-{'graphs' if graphs else 'eager'}",
-        f"tests/vllm/{file}",
+        f"tests/engine/{file}",
         "-k",
         selected,
         seconds=170,

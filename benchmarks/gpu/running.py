@@ -32,7 +32,7 @@ LEAST_SECONDS: Final = 20.0
 """With less left, no step is begun."""
 TEST_KV_GIB: Final = 0.5
 TESTS_VARIABLE: Final = "FLASHVLM_TEST_ENGINE"
-"""Environment variable of ``tests/vllm``: JSON, engine arguments over the tests' own."""
+"""Environment variable of ``tests/engine``: JSON, engine arguments over the tests' own."""
 
 Ended = Callable[[Step, StepResult, Mapping[str, Figure]], None]
 

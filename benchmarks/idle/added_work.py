@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.photo import data_url, photo
-from demo.tiny_llava import build_llava
+from testing.photo import data_url, photo
+from testing.tiny.llava import build_llava
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 200
@@ -69,13 +69,13 @@ def main() -> None:
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.utils.async_utils import make_async
 
-    from flashvlm_vllm import compat
-    from flashvlm_vllm.serving.protocol import VisualChatCompletionRequest
+    from flashvlm_vllm.serving.request_models import VisualChatCompletionRequest
+    from flashvlm_vllm.vllm_compat import attach
 
     model_path = build_llava(ROOT / ".models" / "llava-clip")
     llm = LLM(str(model_path), dtype="float32", enforce_eager=True, max_model_len=2048)
     stock_chat = OnlineRenderer.preprocess_chat
-    compat.attach_to_serving()
+    attach.to_serving()
 
     ours = llm.renderer
     processor = ours.get_mm_processor()

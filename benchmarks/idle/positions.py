@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.idle.added_work import IN_PROCESS
-from demo.tiny_llava import build_llava
+from testing.tiny.llava import build_llava
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SEQUENCES: Final = 64

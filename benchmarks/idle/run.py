@@ -37,8 +37,8 @@ from benchmarks.measuring.bench import bench, random_images
 from benchmarks.measuring.pairs import FEWEST_ROUNDS
 from benchmarks.measuring.report import say
 from benchmarks.measuring.servers import MODEL_NAME, NO_PLUGINS, QUIET, is_at_work
-from demo.server import Server
-from demo.tiny_llava import build_llava
+from testing.server import Server
+from testing.tiny.llava import build_llava
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SCRATCH: Final = ROOT / "benchmarks" / "output" / "idle"

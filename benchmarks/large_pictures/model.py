@@ -15,8 +15,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from demo.tiny_llava import build_once, draw_weights, train_tokenizer
 from small_vlm.checkpoint import BOS, EOS, PAD
+from testing.tiny.llava import build_once, draw_weights, train_tokenizer
 
 PATCH: Final = 14
 MERGE: Final = 2

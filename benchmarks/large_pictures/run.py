@@ -25,9 +25,9 @@ from benchmarks.large_pictures.model import CONTEXT, SIDE, TOKENS, build
 from benchmarks.measuring.ask import ask, user
 from benchmarks.measuring.report import Mark, machine, marks_table, missed, say, table, write
 from benchmarks.measuring.servers import MODEL_NAME, server
-from demo.photo import data_url, photo
-from demo.server import Server
 from flashvlm_vllm.selection.registry import BUILT_IN
+from testing.photo import data_url, photo
+from testing.server import Server
 
 HERE: Final = Path(__file__).parent
 OUTPUT: Final = HERE.parent / "output" / "large_pictures"

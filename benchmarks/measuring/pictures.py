@@ -6,7 +6,7 @@ from typing import Final
 
 from PIL import Image
 
-from demo.photo import FILES, photo
+from testing.photo import FILES, photo
 
 SIDE: Final = 336
 

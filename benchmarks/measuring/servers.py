@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measuring.ask import ask, user
-from demo.photo import data_url, photo
-from demo.server import Server
+from testing.photo import data_url, photo
+from testing.server import Server
 
 MODEL_NAME: Final = "llava"
 PLUGIN: Final = ("--plugins", "flashvlm")

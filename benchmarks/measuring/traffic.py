@@ -20,7 +20,7 @@ from benchmarks.measuring.ask import user
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.servers import MODEL_NAME
 from benchmarks.measuring.turn import Turn
-from demo.photo import data_url
+from testing.photo import data_url
 
 QUESTION: Final = "What is in this picture?"
 

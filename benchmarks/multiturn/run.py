@@ -38,8 +38,8 @@ from benchmarks.multiturn.figures import (
     marks,
     mode_table,
 )
-from demo.photo import data_url
-from demo.tiny_llava import build_llava
+from testing.photo import data_url
+from testing.tiny.llava import build_llava
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.report import machine, say, table, write
-from demo.tiny_llava import VISUAL_TOKENS, build_llava
+from testing.tiny.llava import VISUAL_TOKENS, build_llava
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]

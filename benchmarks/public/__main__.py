@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.public.cells import ROOT, Target, plan, settings
 from benchmarks.public.report import as_json, markdown
 from benchmarks.public.tables import TABLES
-from flashvlm_vllm.budget import Budget, parse_budget_text
-from flashvlm_vllm.selector import DEFAULT_SELECTOR, parse_selector
+from flashvlm_vllm.request.budget import Budget, parse_budget_text
+from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR, parse_selector
 
 NEEDED = ("lmms-eval", "flashvlm-lmms-eval")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.public.tables import Table, Task
-from flashvlm_vllm.budget import Budget
+from flashvlm_vllm.request.budget import Budget
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TASKS: Final = "benchmarks/public/tasks"

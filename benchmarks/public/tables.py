@@ -7,7 +7,7 @@ Task and metric names are those of lmms-eval 0.7.3; a test compares them with an
 from dataclasses import dataclass
 from typing import Final
 
-from flashvlm_vllm.budget import Budget
+from flashvlm_vllm.request.budget import Budget
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from benchmarks.measuring.report import Mark, table
 from benchmarks.selection.clock import DEVICE, median_ms, peak_mib
 from benchmarks.selection.sizes import WIDTH
 from benchmarks.selection.synthetic import frames_of, synthetic_video
-from flashvlm_vllm.models.clip import choose_of_clip
 from flashvlm_vllm.selection import VisualTokens, run_selector_many
 from flashvlm_vllm.selection.registry import find_selector
+from flashvlm_vllm.worker.video_budget import choose_of_clip
 
 COUNTS: Final = (2048, 4096, 8192, 16384, 32768)
 BUDGET: Final = 1024

@@ -19,7 +19,7 @@ from benchmarks.selection.synthetic import large_image
 from flashvlm_vllm.selection import VisualTokens, long_lists, run_selector
 from flashvlm_vllm.selection.baselines import random_tokens
 from flashvlm_vllm.selection.baselines.cdpruner import question_relevance
-from flashvlm_vllm.selection.coherent import HIGHEST, coherent_scores, standardised
+from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, coherent_scores, standardised
 from flashvlm_vllm.selection.partition import cosine_gram
 from flashvlm_vllm.selection.registry import BUILT_IN
 

@@ -14,11 +14,11 @@ from benchmarks.accuracy.reference import Reference
 from benchmarks.selection.clock import DEVICE
 from benchmarks.selection.selectors import KEPT
 from benchmarks.selection.synthetic import grid_of
-from demo.photo import photo
 from flashvlm_vllm.selection import VisualTokens
 from small_vlm import WEIGHTS
 from small_vlm.architecture import normalized
 from small_vlm.scenes import PATCH
+from testing.photo import photo
 
 QUESTION: Final = "what color is the circle?"
 """In words that the model knows; of the photograph nothing is asked."""
@@ -41,7 +41,7 @@ class TrainedTower:
         self._reference = Reference(WEIGHTS)
 
     def look(self, name: str, count: int) -> Look:
-        """Encode one of `demo.photo`'s photographs as so many patches; CLS is left out."""
+        """Encode one of `testing.photo`'s photographs as so many patches; CLS is left out."""
         rows, columns = grid_of(count)
         resized = photo(name).resize((columns * PATCH, rows * PATCH), Image.Resampling.BICUBIC)
         reference = self._reference

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.measuring.pictures import picture
-from demo.photo import data_url
+from testing.photo import data_url
 
 QUESTIONS: Final = (
     "What is in this picture?",

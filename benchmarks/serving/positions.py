@@ -21,7 +21,7 @@ from benchmarks.measuring.report import Mark, machine, marks_table, missed, say,
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.measuring.traffic import Pictures, closed_loop
 from benchmarks.serving.plan import FULL, OUTPUT_TOKENS, QUICK
-from demo.tiny_llava import build_llava
+from testing.tiny.llava import build_llava
 
 ROOT: Final = Path(__file__).parents[2]
 OUTPUT: Final = Path(__file__).with_name("positions.json")

@@ -56,8 +56,8 @@ from benchmarks.serving.plan import (
     uses_plugin,
 )
 from benchmarks.serving.plot import plot
-from demo.server import Server
-from demo.tiny_llava import VISUAL_TOKENS, build_llava
+from testing.server import Server
+from testing.tiny.llava import VISUAL_TOKENS, build_llava
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]

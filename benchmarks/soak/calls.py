@@ -14,9 +14,9 @@ from typing import Any, Final
 from PIL import Image
 
 from benchmarks.measuring.servers import MODEL_NAME
-from demo.photo import photo
-from demo.tiny_llava import SENTENCES
 from flashvlm_vllm.selection.registry import BUILT_IN
+from testing.photo import photo
+from testing.tiny.llava import SENTENCES
 
 CHAT: Final = "/v1/chat/completions"
 BATCH: Final = "/v1/chat/completions/batch"

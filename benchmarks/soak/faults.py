@@ -29,7 +29,7 @@ from benchmarks.soak.clients import Answer
 from benchmarks.soak.load import Counts, Load, ask_in_turn
 from benchmarks.soak.run import HERE, SCRATCH, start
 from benchmarks.soak.verdict import judge
-from demo.server import Server
+from testing.server import Server
 
 CALLS: Final = 60
 CLIENTS: Final = 8

@@ -41,8 +41,8 @@ from benchmarks.soak.clients import Answer, LostError
 from benchmarks.soak.load import Load, ask_in_turn, routes
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.verdict import judge
-from demo.server import Server
-from demo.tiny_llava import build_llava
+from testing.server import Server
+from testing.tiny.llava import build_llava
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]

@@ -1,30 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls from the API process to the workers of every engine."""
+"""Calls from the API process to the workers of every engine, and their replies.
+
+vLLM sends arguments and replies as plain numbers, strings, lists and dictionaries. Here they are
+packed from and unpacked to types; the methods' bodies are in `vllm_compat.worker_methods`.
+"""
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
+from flashvlm_vllm.ipc.explain_request import ItemRecord
 
-async def call_workers(client: Any, method: str, *args: Any) -> dict[int, list[Any]]:
-    """Call a worker method in every engine.
 
-    ``AsyncLLM.collective_rpc`` is not used: with several engines (``--data-parallel-size``) it
-    calls all of them and returns the replies of the first one only.
+class WorkerMethod(StrEnum):
+    """Names of the worker methods."""
+
+    STATISTICS = "flashvlm_statistics"
+    SELECTOR_FAILURES = "flashvlm_selector_failures"
+    CLEAR_CACHES = "flashvlm_clear_caches"
+    START_EXPLAINING = "flashvlm_start_explaining"
+    TAKE_EXPLANATION = "flashvlm_take_explanation"
+
+
+@dataclass
+class SelectionTotals:
+    """Work of one selector since the worker started."""
+
+    seconds: float = 0.0
+    items: int = 0
+    """Images or videos."""
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """State of a worker's feature cache."""
+
+    hits: int = 0
+    """Images and videos since the worker started whose features were in the cache."""
+    misses: int = 0
+    """Those that the vision tower encoded."""
+    bytes: int = 0
+    """Held now."""
+
+
+@dataclass(frozen=True)
+class WorkerStatistics:
+    """Figures of one rank."""
+
+    selection: Mapping[str, SelectionTotals] = field(default_factory=dict)
+    """By selector."""
+    feature_cache: CacheStatistics | None = None
+    """``None`` where the model is not covered."""
+
+    def packed(self) -> dict[str, Any]:
+        """Return the figures as vLLM can send them."""
+        return asdict(self)
+
+    @classmethod
+    def unpacked(cls, reply: Mapping[str, Any]) -> "WorkerStatistics":
+        """Undo ``packed``.
+
+        Raises:
+            KeyError, TypeError: the reply has another form.
+
+        """
+        cache = reply["feature_cache"]
+        return cls(
+            {name: SelectionTotals(**totals) for name, totals in reply["selection"].items()},
+            None if cache is None else CacheStatistics(**cache),
+        )
+
+
+async def read_statistics(client: Any) -> dict[int, list[WorkerStatistics]]:
+    """Return the figures of the ranks of each engine, by the engine's number."""
+    replies = await _call(client, WorkerMethod.STATISTICS)
+    return {
+        engine: [WorkerStatistics.unpacked(each) for each in ranks]
+        for engine, ranks in replies.items()
+    }
+
+
+async def find_selector_failures(client: Any, selection_keys: Sequence[str]) -> dict[str, str]:
+    """Return the messages of those selections that failed, by their keys."""
+    replies = await _call(client, WorkerMethod.SELECTOR_FAILURES, list(selection_keys))
+    return {
+        key: message
+        for ranks in replies.values()
+        for failed in ranks
+        for key, message in failed.items()
+    }
+
+
+async def start_explaining(
+    client: Any, explain_id: str, selection_keys: Sequence[str], question_ids: Sequence[int]
+) -> None:
+    """Have the workers record the selections of some items.
 
     Args:
         client: the API process's engine client.
-        method: name of a method of the workers.
-        args: its arguments.
+        explain_id: of the request.
+        selection_keys: of its items, hex.
+        question_ids: token ids of the words to score them with.
 
-    Returns:
-        the replies of the engine's ranks, by the engine's number.
+    """
+    # In all engines: which of them will run the request is not known here.
+    await _call(
+        client,
+        WorkerMethod.START_EXPLAINING,
+        explain_id,
+        list(selection_keys),
+        list(question_ids),
+    )
 
+
+async def take_explanation(client: Any, explain_id: str) -> dict[str, ItemRecord]:
+    """Return what was recorded for a request, by the items' selection keys, and end it."""
+    replies = await _call(client, WorkerMethod.TAKE_EXPLANATION, explain_id)
+    # Only the first rank of the engine that ran the request has records.
+    records: dict[str, Any] = next(
+        (each for ranks in replies.values() for each in ranks if each), {}
+    )
+    return {key: ItemRecord.unpacked(each) for key, each in records.items()}
+
+
+async def _call(client: Any, method: WorkerMethod, *args: Any) -> dict[int, list[Any]]:
+    """Call a worker method in every engine; return its ranks' replies by the engine's number.
+
+    ``AsyncLLM.collective_rpc`` is not used: with several engines (``--data-parallel-size``) it
+    calls all of them and returns the replies of the first one only.
     """
     core = client.engine_core
     engines = list(core.core_engines)
     replies = await asyncio.gather(
         *(
-            core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+            core._call_utility_async(
+                "collective_rpc", method.value, None, args, None, engine=engine
+            )
             for engine in engines
         )
     )

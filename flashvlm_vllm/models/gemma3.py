@@ -5,11 +5,11 @@ Image tokens see each other in both directions, where vLLM's attention backend d
 by the placeholder, so those that stay do so as before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,23 +23,21 @@ from vllm.model_executor.models.gemma3_mm import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.fields import KEPT, field_name
-from flashvlm_vllm.models.anyres import spread_budget
-from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates
-from flashvlm_vllm.models.tiles import TileSelection
-from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.selection import Selection
-from flashvlm_vllm.vision.tower import SalientTower
+from flashvlm_vllm.models.layouts.tiles import TileModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.processing.processor import VisualTokenProcessor
+from flashvlm_vllm.request.budget import TokenCount, spread_budget
+from flashvlm_vllm.vision.clip_siglip import SalientTower
+from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 
 class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
     """Gemma 3's processor: an image has 256 tokens, and its crops as many each."""
 
-    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
         """Count the tokens of an image and of its pan-and-scan crops."""
-        arguments = self.request_arguments
         total = self.info.get_num_image_tokens(
             image_width=width,
             image_height=height,
@@ -48,7 +46,7 @@ class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
         )
         return TokenCount(total, total)
 
-    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+    def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten each crop's run of tokens to its share; the text between them stays.
 
         Raises:
@@ -65,7 +63,7 @@ class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
             raise TypeError(
                 f"an image has {count.total} visual tokens but its placeholder has {sum(sizes)}"
             )
-        shares: Iterator[int] = iter(spread_budget(kept, sizes))
+        shares: Iterator[int] = iter(spread_budget(keep, sizes))
         shorter = [ids[: next(shares)] if embedded else ids for ids, embedded in runs]
         return replace(whole, full=[token for ids in shorter for token in ids])
 
@@ -75,8 +73,10 @@ class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
     info=Gemma3ProcessingInfo,
     dummy_inputs=Gemma3DummyInputsBuilder,
 )
-class PrunedGemma3(TileSelection, Gemma3ForConditionalGeneration):
+class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
     """Gemma 3 that keeps, of each image, the tokens its request's question selects."""
+
+    uses: ClassVar[tuple[str, ...]] = (*TileModel.uses, "_parse_and_validate_image_input")
 
     @cached_property
     def salient_tower(self) -> SalientTower:
@@ -85,7 +85,7 @@ class PrunedGemma3(TileSelection, Gemma3ForConditionalGeneration):
 
     @property
     def tile_tokens(self) -> int:
-        """How many tokens an image or a crop has."""
+        """Number of tokens of an image or a crop."""
         tokens: int = self.multi_modal_projector.tokens_per_side**2
         return tokens
 
@@ -124,24 +124,12 @@ class PrunedGemma3(TileSelection, Gemma3ForConditionalGeneration):
             keys,
         )
 
-    def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
-        """Return the embeddings of what stays; merged tokens are projected as pooled ones are."""
-        if selection.merged is None:
-            return super().embed(candidates, selection)
+    def project_merged(self, merged: Tensor) -> Tensor:
+        """Return the embeddings of merged tokens, which are projected as pooled ones are."""
         projector = self.multi_modal_projector
-        normed = projector.mm_soft_emb_norm(selection.merged)
+        normed = projector.mm_soft_emb_norm(merged)
         embeddings: Tensor = normed @ projector.mm_input_projection_weight
-        return embeddings.type_as(selection.merged)
-
-    def get_mm_lora_token_counts(
-        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
-    ) -> tuple[int, int | None]:
-        """Count what an adapter on the tower or the projector sees: whole images and crops."""
-        if mm_kwargs is not None and field_name(KEPT, modality) in mm_kwargs:
-            num_mm_embeds = int(mm_kwargs["num_patches"].data) * self.tile_tokens
-        return super().get_mm_lora_token_counts(
-            modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
-        )
+        return embeddings.type_as(merged)
 
     def _pooled(self, patches: Tensor) -> Tensor:
         """Average ``(B, N, C)`` as the projector does: ``(B, n, C)``."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLM-4.1V: images whose kept tokens keep their 3-D positions; videos stay whole."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -12,56 +13,57 @@ from vllm.model_executor.models.glm4_1v import (
     Glm4vProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.parse import VideoProcessorItems
-from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.parse import MultiModalDataItems
 
-from flashvlm_vllm.budget import BUDGET, TokenCount
-from flashvlm_vllm.models.places import closed_items
-from flashvlm_vllm.models.positions import Span, grid_positions
-from flashvlm_vllm.models.qwen2_vl import QwenSelection
-from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.refusal import Reason, Refusal
-from flashvlm_vllm.vision.glm4_1v import ConvolvingTower
+from flashvlm_vllm.models.layouts.mrope import MRopeModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.processing.processor import VisualTokenProcessor
+from flashvlm_vllm.request.budget import BUDGET, TokenCount
+from flashvlm_vllm.request.read_request import VisualRequest
+from flashvlm_vllm.request.refusal import Reason, Refusal
+from flashvlm_vllm.vision.convolving_tower import ConvolvingTower
+from flashvlm_vllm.worker.positioned_model import closed_items
+from flashvlm_vllm.worker.positions import Span, grid_positions
 
 
 class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
     """GLM-4.1V's processor."""
 
-    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+    prunes_videos = False
+
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
         """Count an image's tokens, by the Hugging Face processor's own arithmetic."""
-        arguments = self.info.ctx.get_merged_mm_kwargs(self.request_arguments)
-        processor = self.info.get_image_processor(**self.request_arguments)
-        patches = processor.get_number_of_image_patches(height, width, arguments)
+        merged = self.info.ctx.get_merged_mm_kwargs(arguments)
+        processor = self.info.get_image_processor(**arguments)
+        patches = processor.get_number_of_image_patches(height, width, merged)
         total = int(patches) // processor.merge_size**2
         return TokenCount(total, total)
 
-    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
-        """Process one prompt; where it has a video, a default budget does not apply to it.
+    def own_request(self, request: VisualRequest, items: MultiModalDataItems) -> VisualRequest:
+        """Return the request; a default budget does not apply to a prompt with a video.
 
         Raises:
-            Refusal: as of any model; or a budget was asked for with a video.
+            Refusal: a budget was asked for with a video.
 
         """
-        if inputs.mm_data_items.get("video"):
-            arguments = inputs.hf_processor_mm_kwargs
-            if arguments.get(BUDGET) is not None:
-                raise Refusal(
-                    Reason.NOT_COVERED,
-                    f"{BUDGET}: of this model images are pruned and videos are not; send the "
-                    f"video with {BUDGET}: null, or images without a video",
-                    parameter=BUDGET,
-                )
-            inputs = replace(inputs, hf_processor_mm_kwargs={**arguments, BUDGET: None})
-        return super().apply(inputs, timing_ctx)
-
-    def _count_video(self, videos: VideoProcessorItems, index: int) -> TokenCount | None:
-        return None
+        if not items.get("video"):
+            return request
+        if request.budget is not None:
+            raise Refusal(
+                Reason.NOT_COVERED,
+                f"{BUDGET}: of this model images are pruned and videos are not; send the "
+                f"video with {BUDGET}: null, or images without a video",
+                parameter=BUDGET,
+            )
+        return replace(request, has_budget=True)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedGlmProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
 )
-class PrunedGlm(QwenSelection, Glm4vForConditionalGeneration):
+class PrunedGlm(MRopeModel, Glm4vForConditionalGeneration):
     """GLM-4.1V that keeps the tokens of images that its requests' questions select."""
 
     @cached_property

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLM-4V-9B (``GLM4VForCausalLM``, the CogVLM line): one image a prompt, as vLLM serves it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,14 +18,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.processor import PromptUpdateInfo
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.models.kept import Kept
-from flashvlm_vllm.models.llava import LlavaSelection
-from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Wanted
-from flashvlm_vllm.processing import VisualTokenProcessor
-from flashvlm_vllm.vision.intern import InternTower
+from flashvlm_vllm.models.layouts.crops import CropModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.processing.processor import VisualTokenProcessor
+from flashvlm_vllm.request.budget import TokenCount
+from flashvlm_vllm.vision.cls_tower import ClsTower
 from flashvlm_vllm.vision.tap import inputs_of
+from flashvlm_vllm.worker.candidates import Item
+from flashvlm_vllm.worker.feature_cache import ImageFeatures
+from flashvlm_vllm.worker.kept import Kept
 
 _MERGE = 2
 """Patches along one side of the square that a convolution makes one token of."""
@@ -34,17 +35,19 @@ _MERGE = 2
 class PrunedGlm4vProcessor(VisualTokenProcessor, GLM4VMultiModalProcessor):
     """GLM-4V's processor: begin and end of an image stay and are no part of the budget."""
 
-    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
         """Count the visual tokens, which are as many for every image."""
         total = self.info.get_num_image_tokens()
         return TokenCount(total, total)
 
-    def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, kept: int) -> Any:
-        """Cut what stands between begin and end, which get embeddings of the tower as well."""
+    def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
+        """Shorten the run between begin and end, which get embeddings of the tower as well."""
         if not isinstance(whole, list) or len(whole) != count.total + 2:
             raise TypeError("an image of GLM-4V is its tokens between one begin and one end")
         begin, *tokens, end = whole
-        return [begin, *tokens[:kept], end]
+        return [begin, *tokens[:keep], end]
 
     def placeholder_ids(self) -> list[int]:
         """List begin, token and end of an image."""
@@ -55,16 +58,16 @@ class PrunedGlm4vProcessor(VisualTokenProcessor, GLM4VMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedGlm4vProcessor, info=GLM4VProcessingInfo, dummy_inputs=GLM4VDummyInputsBuilder
 )
-class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
+class PrunedGlm4v(CropModel, GLM4VForCausalLM):
     """GLM-4V that keeps, of its image, the tokens its request's question selects."""
 
     @property
     def language_model(self) -> Any:
-        """What holds the text embeddings."""
+        """The module with the text embeddings."""
         return self.transformer
 
     def multi_modal_projector(self, features: Tensor) -> Tensor:
-        """Project what the convolution made, as vLLM's tower does."""
+        """Project the output of the convolution, as vLLM's tower does."""
         vision = self.transformer.vision
         projected: Tensor = vision.linear_proj(features) / vision.scaling_factor
         return projected
@@ -74,35 +77,27 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
         """The tower, which a model loaded without its vision part does not have."""
         return EvaTower(self.transformer.vision, self.config.vision_config)
 
-    def read_pixels(
-        self, modality: str, kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
-        """Return each image's pixels; sizes are not asked for."""
+    uses: ClassVar[tuple[str, ...]] = ("embed_multimodal", "_parse_and_validate_image_input")
+
+    def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
+        """Read images; sizes are not asked for."""
         image_input: Any = self._parse_and_validate_image_input(**kwargs)
         pixels = image_input["data"].to(dtype=self.config.dtype)
-        return list(pixels[:, None]), []
+        return self.items_of(list(pixels[:, None]), modality)
 
-    def encode(
-        self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
-    ) -> list[ImageFeatures]:
+    def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
         """Run tower, convolution and projector."""
-        encoded: ImageFeatures = self.salient_tower.run(
-            torch.cat(list(pixels)), with_keys=with_keys
-        )
-        return encoded.split([len(each) for each in pixels])
+        pixels = torch.cat([each.pixels for each in items])
+        encoded: ImageFeatures = self.salient_tower.run(pixels, with_keys=with_keys)
+        return encoded.split([len(each.pixels) for each in items])
 
-    def embed_batch(
-        self,
-        images: Sequence[ImageFeatures],
-        sizes: Sequence[tuple[int, int]],
-        wanted: Wanted,
-        text: Sequence[Tensor | None],
-    ) -> list[Kept]:
-        """Select of a few images together; spots count tokens between begin and end."""
-        return self.embed_clips(images, wanted, text)
+    def finish(
+        self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]
+    ) -> list[Tensor]:
+        """Put begin and end around the kept tokens; spots count the tokens between them."""
+        return [self._between_ends(each, gap) for each, gap in zip(kept, gaps, strict=True)]
 
-    def finished(self, kept: Kept, gap: int, size: tuple[int, int] | None, modality: str) -> Tensor:
-        """Put begin and end around the kept tokens."""
+    def _between_ends(self, kept: Kept, gap: int) -> Tensor:
         vision = self.transformer.vision
         begin, end = (each[0] / vision.scaling_factor for each in (vision.boi, vision.eoi))
         if gap <= 0:
@@ -114,12 +109,12 @@ class PrunedGlm4v(LlavaSelection, GLM4VForCausalLM):
 
 
 class EvaTower:
-    """GLM-4V's EVA tower, which also tells how much its CLS token looks at each token's patches."""
+    """GLM-4V's EVA tower; the saliency of a token is the attention of CLS to its patches."""
 
     def __init__(self, vision: Any, config: dict[str, Any]) -> None:
         """Attach to ``vision``, vLLM's tower with ``config``."""
         self._vision = vision
-        self._tower = InternTower(
+        self._tower = ClsTower(
             vision.transformer.layers[-1].attention.attn,
             config["num_heads"],
             is_data_parallel=False,

@@ -27,15 +27,15 @@ from vllm.model_executor.models.internvl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.processors.internvl import calculate_internvl_targets
 
-from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.explained import WHOLE, Placed
-from flashvlm_vllm.fields import KEPT, field_name
-from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.regions import stretched_tiles
-from flashvlm_vllm.models.text_between import TextBetween, TextBetweenProcessor
-from flashvlm_vllm.models.tiles import TileSelection
-from flashvlm_vllm.vision.intern import InternTower
+from flashvlm_vllm.ipc.explain_request import WHOLE, Placed
+from flashvlm_vllm.models.layouts.regions import stretched_tiles
+from flashvlm_vllm.models.layouts.text_between import TextBetween, TextBetweenProcessor
+from flashvlm_vllm.models.layouts.tiles import TileModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.request.budget import TokenCount
+from flashvlm_vllm.vision.cls_tower import ClsTower
 from flashvlm_vllm.vision.tap import inputs_of
+from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 
 class _InternProcessor(TextBetweenProcessor):
@@ -44,35 +44,39 @@ class _InternProcessor(TextBetweenProcessor):
     placeholder_texts = ("<image>", "<video>")
     text_between = "video"
 
-    @property
-    def hf_processor(self) -> Any:
-        """The processor as the request at hand wants it."""
-        return self.info.get_hf_processor(**self.request_arguments)
+    def hf_processor(self, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
+        """Return the Hugging Face processor with a request's arguments."""
+        return self.info.get_hf_processor(**arguments)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return vLLM's placeholder of a video that is not pruned; runs may have any length."""
+        """Return vLLM's placeholder of an unpruned video; runs of visual tokens have any length."""
         raise NotImplementedError
 
     def count_video_tokens(
-        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+        self,
+        frames: int,
+        width: int,
+        height: int,
+        metadata: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
         """Count a video's tokens: every frame is one tile, and keeps one token at least."""
-        total = frames * self.hf_processor.image_seq_length
+        total = frames * self.hf_processor(arguments).image_seq_length
         return TokenCount(total, total, frames)
 
-    def whole_placeholder(self, items: Any, number: int) -> list[int]:
+    def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
         """Return the placeholder of a video that is not pruned."""
         video = items.get(number)
         return self.video_placeholder(len(video[0] if isinstance(video, tuple) else video))
 
-    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+    def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten an image's or a video's placeholder.
 
         Raises:
             TypeError: vLLM writes other text between frames than goes to the worker.
 
         """
-        shorter = super().shorten_placeholder(whole, count, kept)
+        shorter = super().shorten_placeholder(whole, count, keep)
         if self.visual_token in whole.full:
             expected = self.video_placeholder(count.floor)
             texts = [TextBetween.between(ids, self.visual_token) for ids in (whole.full, expected)]
@@ -84,23 +88,27 @@ class _InternProcessor(TextBetweenProcessor):
 class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor):
     """The processor for OpenGVLab's format."""
 
-    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
         """Count the tokens of an image's tiles and of its thumbnail."""
         total = self.info.get_num_image_tokens(
-            image_width=width, image_height=height, processor=self.hf_processor
+            image_width=width, image_height=height, processor=self.hf_processor(arguments)
         )
         return TokenCount(total, total)
 
-    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
-        """Tell where tiles and thumbnail lie; a frame is one tile."""
+    def part_regions(
+        self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> dict[int, Placed]:
+        """Return where tiles and thumbnail lie; a frame is one tile."""
         if modality == "video":
             return {0: Placed(WHOLE)}
-        processor = self.hf_processor.image_processor
-        edge = processor.image_size
+        hf_processor = self.hf_processor(arguments)
+        edge = hf_processor.image_processor.image_size
         _, wide, high = calculate_internvl_targets(
             orig_width=width,
             orig_height=height,
-            target_ratios=self.hf_processor.resolve_target_ratios(use_thumbnail=False),
+            target_ratios=hf_processor.resolve_target_ratios(use_thumbnail=False),
             image_size=edge,
             use_thumbnail=False,
         )
@@ -108,32 +116,36 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
 
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
-        placeholder: list[int] = self.hf_processor.get_video_repl(frames).full
+        placeholder: list[int] = self.hf_processor().get_video_repl(frames).full
         return placeholder
 
     @property
     def visual_token(self) -> int:
         """The id of a video's visual tokens; -1 where the language model has none."""
-        token = self.hf_processor.ctx_video_token_id
+        token = self.hf_processor().ctx_video_token_id
         return -1 if token is None else token
 
 
 class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
     """The processor for Transformers' format."""
 
-    def count_image_tokens(self, width: int, height: int) -> TokenCount:
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
         """Count the tokens of an image's tiles and of its thumbnail."""
         total = self.info.get_num_image_tokens(
             image_width=width,
             image_height=height,
-            processor=self.hf_processor,
-            mm_kwargs=self.request_arguments,
+            processor=self.hf_processor(arguments),
+            mm_kwargs=arguments,
         )
         return TokenCount(total, total)
 
-    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
-        """Tell where tiles and thumbnail lie; a frame is one tile."""
-        processor = self.hf_processor.image_processor
+    def part_regions(
+        self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> dict[int, Placed]:
+        """Return where tiles and thumbnail lie; a frame is one tile."""
+        processor = self.hf_processor(arguments).image_processor
         if modality == "video" or not processor.crop_to_patches:
             return {0: Placed(WHOLE)}
         columns, rows = get_optimal_tiled_canvas(
@@ -146,7 +158,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
 
     def video_placeholder(self, frames: int) -> list[int]:
         """Return vLLM's placeholder of a video that is not pruned."""
-        processor = self.hf_processor
+        processor = self.hf_processor()
         frame = f"{processor.start_image_token}{processor.video_token}{processor.end_image_token}"
         text = "\n".join(f"Frame{number + 1}: {frame}" for number in range(frames))
         ids: list[int] = self.info.get_tokenizer().encode(text, add_special_tokens=False)
@@ -155,12 +167,12 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
     @property
     def visual_token(self) -> int:
         """The id of a video's visual tokens."""
-        processor = self.hf_processor
+        processor = self.hf_processor()
         token: int = self.info.get_tokenizer().convert_tokens_to_ids(processor.video_token)
         return token
 
 
-class InternSelection(TileSelection):
+class InternModel(TileModel):
     """What both formats' models share."""
 
     config: Any
@@ -169,18 +181,25 @@ class InternSelection(TileSelection):
     extract_feature: Any
     pixel_shuffle: Any
     pixels: ClassVar[str]
-    """What the checked input calls its tiles or frames."""
+    """Name of the tiles or frames in vLLM's checked input."""
+    uses: ClassVar[tuple[str, ...]] = (
+        *TileModel.uses,
+        "extract_feature",
+        "pixel_shuffle",
+        "_parse_and_validate_image_input",
+        "_parse_and_validate_video_input",
+    )
     _parse_and_validate_image_input: Any
     _parse_and_validate_video_input: Any
 
     @property
-    def intern_tower(self) -> InternTower:
+    def cls_tower(self) -> ClsTower:
         """The tower, which a model loaded without its vision part does not have."""
         raise NotImplementedError
 
     @property
     def tile_tokens(self) -> int:
-        """How many tokens a tile has after the pixel shuffle."""
+        """Number of tokens of a tile after the pixel shuffle."""
         return self.num_image_token
 
     @property
@@ -189,7 +208,7 @@ class InternSelection(TileSelection):
         return self._places
 
     def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
-        """Return all tiles or frames, ``(B, 3, H, W)``, and how many each item has."""
+        """Return all tiles or frames, ``(B, 3, H, W)``, and each item's number of them."""
         parse = (
             self._parse_and_validate_video_input
             if is_video
@@ -201,7 +220,7 @@ class InternSelection(TileSelection):
     def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
         """Encode; a token's saliency and keys are the mean of its patches'."""
         with inputs_of(self.multi_modal_projector) as shuffled:
-            encoded = self.intern_tower.run(self.extract_feature, pixels, with_keys=with_keys)
+            encoded = self.cls_tower.run(self.extract_feature, pixels, with_keys=with_keys)
         keys = encoded.keys
         return ImageFeatures(
             torch.cat(shuffled),
@@ -242,15 +261,15 @@ class InternSelection(TileSelection):
     info=InternVLProcessingInfo,
     dummy_inputs=InternVLDummyInputsBuilder,
 )
-class PrunedInternVLChat(InternSelection, InternVLChatModel):
+class PrunedInternVLChat(InternModel, InternVLChatModel):
     """InternVL, in OpenGVLab's format, that keeps the tokens its request's question selects."""
 
     pixels = "pixel_values_flat"
 
     @cached_property
-    def intern_tower(self) -> InternTower:
+    def cls_tower(self) -> ClsTower:
         """The tower; with ``select_layer`` it ends at the layer that the features leave."""
-        return InternTower(
+        return ClsTower(
             self.vision_model.encoder.layers[-1].attn.attn,
             self.config.vision_config.num_attention_heads,
             is_data_parallel=self.vision_model.use_data_parallel,
@@ -261,33 +280,21 @@ class PrunedInternVLChat(InternSelection, InternVLChatModel):
         """The projector, by the name it has in other families."""
         return self.mlp1
 
-    def get_mm_lora_token_counts(
-        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
-    ) -> tuple[int, int | None]:
-        """Count what an adapter on the tower or the projector sees: whole images and frames."""
-        if mm_kwargs is not None and field_name(KEPT, modality) in mm_kwargs:
-            tiles = int(mm_kwargs[f"{modality}_num_patches"].data)
-            num_mm_embeds = tiles * self.num_image_token
-        counts: tuple[int, int | None] = super().get_mm_lora_token_counts(
-            modality=modality, mm_kwargs=mm_kwargs, num_mm_embeds=num_mm_embeds
-        )
-        return counts
-
 
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedInternVLProcessor,
     info=InternS1ProcessingInfo,
     dummy_inputs=InternS1DummyInputsBuilder,
 )
-class PrunedInternVL(InternSelection, InternS1ForConditionalGeneration):
+class PrunedInternVL(InternModel, InternS1ForConditionalGeneration):
     """InternVL, in Transformers' format, that keeps the tokens its request's question selects."""
 
     pixels = "pixel_values"
 
     @cached_property
-    def intern_tower(self) -> InternTower:
+    def cls_tower(self) -> ClsTower:
         """The tower; vLLM builds all of its layers."""
-        return InternTower(
+        return ClsTower(
             self.vision_tower.encoder.layer[-1].attention.attn,
             self.config.vision_config.num_attention_heads,
             is_data_parallel=False,

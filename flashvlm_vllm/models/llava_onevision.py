@@ -4,13 +4,13 @@
 A large picture of tiles reaches the language model scaled down. What is selected from are the
 tokens it would see, so features, saliency and keys are scaled in the same way; a merging selector
 thus projects what was scaled where vLLM scales what was projected. What is pruned loses its
-newlines, those of rows and the one behind a video: they mark ends of what is no longer whole.
+newlines, those of rows and the one after a video: they mark ends of what is no longer whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,17 +26,17 @@ from vllm.model_executor.models.llava_onevision import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.explained import WHOLE, Placed
-from flashvlm_vllm.models.anyres import spread_budget
-from flashvlm_vllm.models.kept import Kept
-from flashvlm_vllm.models.llava import LlavaSelection
-from flashvlm_vllm.models.llava_next import AnyresCounts
-from flashvlm_vllm.models.memory import ImageFeatures
-from flashvlm_vllm.models.pruning import Candidates, Wanted
-from flashvlm_vllm.processing import VisualTokenProcessor
+from flashvlm_vllm.ipc.explain_request import WHOLE, Placed
+from flashvlm_vllm.models.layouts.anyres import AnyresCounts
+from flashvlm_vllm.models.layouts.crops import CropModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.processing.processor import VisualTokenProcessor
+from flashvlm_vllm.request.budget import TokenCount
+from flashvlm_vllm.selection import Selector
+from flashvlm_vllm.worker.candidates import Item, Part
+from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
-_REMEMBERED_SIZES = 128
+_CACHED_SIZES = 128
 """Layouts of images by their size; one is 60 kB at most."""
 
 
@@ -46,27 +46,24 @@ class PrunedLlavaOnevisionProcessor(
     """LLaVA-OneVision's processor; a video has as many tokens as frames times those of one."""
 
     def count_video_tokens(
-        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+        self,
+        frames: int,
+        width: int,
+        height: int,
+        metadata: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
-        """Count a video's tokens; the newline behind it is not among those to choose from."""
+        """Count a video's tokens; the newline after it is not among those to choose from."""
         total = self.info.get_num_video_tokens(
             image_width=width, image_height=height, num_frames=frames
         )
         return TokenCount(total, total - 1, frames)
 
-    def places_of_parts(self, modality: str, width: int, height: int) -> dict[int, Placed]:
-        """Tell where frames, base crop and picture lie: all are the whole."""
+    def part_regions(
+        self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> dict[int, Placed]:
+        """Return where frames, base crop and picture lie: each is the whole."""
         return {0: Placed(WHOLE), 1: Placed(WHOLE)}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Base crop or picture of one image with what is selected from it."""
-
-    image: int
-    first: int
-    """Position of its first token in the image."""
-    candidates: Candidates
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -74,103 +71,78 @@ class _Part:
     info=LlavaOnevisionProcessingInfo,
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
-class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneration):
+class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
     """LLaVA-OneVision that keeps the tokens its requests' questions select."""
 
-    def read_pixels(
-        self, modality: str, kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
-        """Return the pixels of each item's crops or frames, and the images' sizes."""
-        if modality == "image":
-            return super().read_pixels(modality, kwargs)
-        videos: Any = self._parse_and_validate_video_input(**kwargs)
-        return list(videos["pixel_values_videos"]), []
+    uses: ClassVar[tuple[str, ...]] = (
+        *CropModel.uses,
+        "_parse_and_validate_video_input",
+        "_merge_image_patch_embeddings",
+        "apply_pooling",
+    )
 
-    def encode(
-        self, pixels: Sequence[Tensor], modality: str, *, with_keys: bool
-    ) -> list[ImageFeatures]:
-        """Run tower and projector; of videos everything is pooled as their projections are."""
-        encoded = super().encode(pixels, modality, with_keys=with_keys)
+    def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
+        """Read images of some crops, or videos of some frames."""
         if modality == "image":
+            return super().read_items(modality, kwargs)
+        videos: Any = self._parse_and_validate_video_input(**kwargs)
+        return self.items_of(list(videos["pixel_values_videos"]), modality)
+
+    def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
+        """Run tower and projector; of videos everything is pooled as their projections are."""
+        encoded = super().encode(items, with_keys=with_keys)
+        if items[0].modality == "image":
             return encoded
         return [_each(self.apply_pooling, video) for video in encoded]
 
-    def embed_batch(
-        self,
-        images: Sequence[ImageFeatures],
-        sizes: Sequence[tuple[int, int]],
-        wanted: Wanted,
-        text: Sequence[Tensor | None],
-    ) -> list[Kept]:
-        """Select of a few images, or videos, together.
+    def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
+        """Return base crop and picture of an image, or all frames of a video.
 
         Spots in an image are those of the base crop, then those of the picture row by row.
         """
-        if wanted.modality == "video":
-            newline = self.image_newline[None]
-            return [
-                replace(each, rows=torch.cat([each.rows, newline]))
-                if stay > video.saliency.numel()
-                else each
-                for each, stay, video in zip(
-                    self.embed_clips(images, wanted, text), wanted.kept, images, strict=True
+        if item.modality == "video":
+            return super().parts(item, features, selector)
+        parts, first = [], 0
+        for number, crop in enumerate(self._laid_out(features, item.layout)):
+            count = crop.saliency.numel()
+            if not count:  # The picture of a very narrow image may have no patch.
+                continue
+            parts.append(
+                Part(
+                    projected=crop.projected[0],
+                    features=crop.features[0],
+                    saliency=crop.saliency[0],
+                    keys=None if crop.keys is None else crop.keys[0],
+                    places=self._places(number, item.layout, count, crop.saliency.device),
+                    spots=first,
+                    number=number,
                 )
-            ]
+            )
+            first += count
+        return parts
 
-        parts: list[_Part] = []
-        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            layout = self._laid_out(image, size)
-            counts = [each.saliency.numel() for each in layout]
-            shares = spread_budget(min(wanted.kept[number], sum(counts)), counts)
-            first = 0
-            for part, (crop, share, count) in enumerate(zip(layout, shares, counts, strict=True)):
-                if share:
-                    candidates = Candidates(
-                        wanted.selectors[number],
-                        wanted.identities[number],
-                        share,
-                        crop.projected[0],
-                        crop.features[0],
-                        crop.saliency[0],
-                        text[number],
-                        None if crop.keys is None else crop.keys[0],
-                        self._places(part, size, count, crop.saliency.device),
-                        part=part,
-                    )
-                    parts.append(_Part(number, first, candidates))
-                first += count
-        chosen = self.select([part.candidates for part in parts])
+    def whole_rows(self, item: Item, features: ImageFeatures) -> Tensor:
+        """Return an item's embeddings with the newlines of its rows, or the one after a video."""
+        if item.modality == "video":
+            return torch.cat([features.projected.flatten(0, 1), self.image_newline[None]])
+        whole: Tensor = self._merge_image_patch_embeddings(
+            torch.tensor(item.layout),
+            features.projected,
+            image_newline=self.image_newline,
+            strategy="spatial_unpad",
+        )
+        return whole
 
-        kept = []
-        for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            mine = [each for each in zip(parts, chosen, strict=True) if each[0].image == number]
-            rows = torch.cat([self.embed(part.candidates, selected) for part, selected in mine])
-            if wanted.kept[number] > len(rows):
-                # Kept whole beside a larger image of the same request: with its newlines.
-                rows = self._merge_image_patch_embeddings(
-                    torch.tensor(size),
-                    image.projected,
-                    image_newline=self.image_newline,
-                    strategy="spatial_unpad",
-                )
-            spots = torch.cat([part.first + selected.spots for part, selected in mine])
-            is_merged = any(selected.indices is None for _, selected in mine)
-            kept.append(Kept(rows, spots, is_merged))
-        return kept
-
-    def places_in_prompt(
-        self, spots: Tensor, size: tuple[int, int] | None, modality: str
-    ) -> Tensor:
-        """Count the newlines before each: one behind every row of the picture."""
-        if modality == "video":
+    def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
+        """Count the newlines before each: one after every row of the picture."""
+        if item.modality == "video":
             return spots
-        assert size is not None
-        return async_tensor_h2d(self._places_of(size), spots.device)[spots]
+        return async_tensor_h2d(self._places_of(item.layout), spots.device)[spots]
 
     @cached_property
     def _places_of(self) -> Callable[[tuple[int, int]], Tensor]:
-        # Sizes come again.
-        return lru_cache(maxsize=_REMEMBERED_SIZES)(self._places_between_newlines)
+        # The same sizes recur.
+        return lru_cache(maxsize=_CACHED_SIZES)(self._places_between_newlines)
 
     def _places_between_newlines(self, size: tuple[int, int]) -> Tensor:
         """Return where every visual token of an image stands, ``(N,)`` on the host."""
@@ -213,7 +185,7 @@ class PrunedLlavaOnevision(LlavaSelection, LlavaOnevisionForConditionalGeneratio
         """Return rows and columns, ``(count, 2)``: of the base's grid or of the picture's."""
         numbers = torch.arange(count, device=device)
         if part == 0:
-            return self.places_of(numbers)
+            return self.grid_places(numbers)
         # Rows are what newlines would be added to, and one is added to each.
         columns = count // int(self._laid_out_blank(size).sum())
         return torch.stack([numbers // columns, numbers % columns], dim=1)

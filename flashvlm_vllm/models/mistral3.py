@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mistral 3 (Mistral Small 3.1 and later, in Transformers' format): squares of patches."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,18 +13,16 @@ from vllm.model_executor.models.mistral3 import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flashvlm_vllm.models.packed import PackedSelection, RowsProcessor
-from flashvlm_vllm.models.pruning import Candidates
-from flashvlm_vllm.selection import Selection
+from flashvlm_vllm.models.layouts.rows import RowModel, RowProcessor
 from flashvlm_vllm.vision.tap import inputs_of
 
 
-class PrunedMistral3Processor(RowsProcessor, Mistral3MultiModalProcessor):
+class PrunedMistral3Processor(RowProcessor, Mistral3MultiModalProcessor):
     """Mistral 3's processor: rows and columns follow from the image's size."""
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
+    def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Return columns and rows of the tokens of an image."""
-        encoder = self.info.get_vision_encoder_info(self.request_arguments)
+        encoder = self.info.get_vision_encoder_info(arguments)
         columns, rows = encoder.get_patch_grid_size(image_width=width, image_height=height)
         return columns, rows
 
@@ -33,20 +32,18 @@ class PrunedMistral3Processor(RowsProcessor, Mistral3MultiModalProcessor):
     info=Mistral3ProcessingInfo,
     dummy_inputs=Mistral3DummyInputsBuilder,
 )
-class PrunedMistral3(PackedSelection, Mistral3ForConditionalGeneration):
+class PrunedMistral3(RowModel, Mistral3ForConditionalGeneration):
     """Mistral 3 that keeps, of each image, the tokens its request's question selects."""
 
     def project(self, patches: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
-        """Make tokens; what the patches are merged into is what a merging selector averages."""
-        with inputs_of(self.multi_modal_projector.linear_1) as heard:
+        """Make tokens; a merging selector averages the output of the patch merger."""
+        with inputs_of(self.multi_modal_projector.linear_1) as captured:
             projected: Tensor = self.multi_modal_projector(patches, sizes)
-        return heard[0], projected
+        return captured[0], projected
 
-    def embed(self, candidates: Candidates, selection: Selection) -> Tensor:
-        """Return the embeddings of what stays; merged tokens are projected after the merger."""
-        if selection.merged is None:
-            return super().embed(candidates, selection)
+    def project_merged(self, merged: Tensor) -> Tensor:
+        """Return the embeddings of merged tokens, which are projected after the patch merger."""
         projector = self.multi_modal_projector
-        hidden, _ = projector.linear_1(selection.merged)
+        hidden, _ = projector.linear_1(merged)
         embeddings: Tensor = projector.linear_2(projector.act(hidden))[0]
         return embeddings

@@ -10,11 +10,11 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flashvlm_vllm.models.qwen3_vl import PrunedQwen3VLProcessor, Qwen3Selection
+from flashvlm_vllm.models.qwen3_vl import PrunedQwen3VLProcessor, Qwen3Model
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedQwen3VLProcessor, info=Qwen3_5ProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class PrunedQwen3_5(Qwen3Selection, Qwen3_5ForConditionalGeneration):
+class PrunedQwen3_5(Qwen3Model, Qwen3_5ForConditionalGeneration):
     """Qwen3.5 that keeps the tokens its requests' questions select."""

@@ -26,15 +26,16 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from flashvlm_vllm.budget import TokenCount
-from flashvlm_vllm.models.adapters import adapted_embeddings, without_adapters
-from flashvlm_vllm.models.places import closed_items
-from flashvlm_vllm.models.positions import Span, grid_positions, with_places
-from flashvlm_vllm.models.qwen2_vl import QwenCounts, QwenSelection
+from flashvlm_vllm.models.layouts.mrope import MRopeCounts, MRopeModel
+from flashvlm_vllm.processing.family import NO_ARGUMENTS
+from flashvlm_vllm.request.budget import TokenCount
 from flashvlm_vllm.vision.merging_tower import Grid
 from flashvlm_vllm.vllm_releases import video_arguments
+from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
+from flashvlm_vllm.worker.positioned_model import closed_items
+from flashvlm_vllm.worker.positions import Span, grid_positions, with_places
 
-_REMEMBERED_TIMES = 128
+_CACHED_TIMES = 128
 
 
 def clip_positions(
@@ -66,14 +67,18 @@ def clip_positions(
     return np.concatenate(parts), np.concatenate(is_visual)
 
 
-class Qwen3Counts(QwenCounts):
+class Qwen3Counts(MRopeCounts):
     """Mixin of a processor whose videos have timestamps between their frames."""
 
     def count_video_tokens(
-        self, frames: int, width: int, height: int, metadata: Mapping[str, Any] | None
+        self,
+        frames: int,
+        width: int,
+        height: int,
+        metadata: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
         """Count a video's tokens; timestamps and frame marks are not among them."""
-        arguments = self.request_arguments
         frames = self._sampled(frames, metadata, arguments)
         processor = self.info.get_video_processor(**arguments)
         total = self.info.get_num_video_tokens(
@@ -102,21 +107,21 @@ class Qwen3Counts(QwenCounts):
         )
         return len(indices)
 
-    def shorten_placeholder(self, whole: Any, count: TokenCount, kept: int) -> Any:
+    def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten a placeholder; all of a pruned video's, text included, gets embeddings.
 
         Which frame keeps how many is not known yet: here all stand in the first, the worker puts
         them where they belong.
         """
-        if isinstance(whole, list) or kept == count.total:
-            return super().shorten_placeholder(whole, count, kept) if kept < count.total else whole
+        if isinstance(whole, list) or keep == count.total:
+            return super().shorten_placeholder(whole, count, keep) if keep < count.total else whole
         config = self.info.get_hf_config()
         text = [token for token in whole.full if token != config.video_token_id]
         if text.count(config.vision_start_token_id) != count.floor:
             raise TypeError("vLLM writes another number of frames than was counted")
         first = text.index(config.vision_start_token_id) + 1
         return PromptUpdateDetails.from_seq(
-            [*text[:first], *[config.video_token_id] * kept, *text[first:]]
+            [*text[:first], *[config.video_token_id] * keep, *text[first:]]
         )
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,11 +135,8 @@ class Qwen3Counts(QwenCounts):
         return inputs
 
 
-class Qwen3Selection(QwenSelection):
-    """What Qwen3-VL and its successors share.
-
-    Derive from this first and from vLLM's model second.
-    """
+class Qwen3Model(MRopeModel):
+    """Mixin of Qwen3-VL and its successors. Derive from this first and from vLLM's model second."""
 
     visual_dim: int
     language_model: Any
@@ -216,10 +218,10 @@ class Qwen3Selection(QwenSelection):
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         start = self.config.vision_start_token_id
         before = tuple(number + 1 for number, token in enumerate(text) if token == start)
-        return _remembered_clip(before, len(text), rows, columns)
+        return _cached_clip(before, len(text), rows, columns)
 
 
-_remembered_clip = lru_cache(maxsize=_REMEMBERED_TIMES)(clip_positions)
+_cached_clip = lru_cache(maxsize=_CACHED_TIMES)(clip_positions)
 
 
 class PrunedQwen3VLProcessor(Qwen3Counts, Qwen3VLMultiModalProcessor):
@@ -229,5 +231,5 @@ class PrunedQwen3VLProcessor(Qwen3Counts, Qwen3VLMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
-class PrunedQwen3VL(Qwen3Selection, Qwen3VLForConditionalGeneration):
+class PrunedQwen3VL(Qwen3Model, Qwen3VLForConditionalGeneration):
     """Qwen3-VL that keeps the tokens its requests' questions select."""

@@ -22,8 +22,8 @@ from flashvlm_vllm.selection.baselines import (
     visionzip,
     visionzip_anchors,
 )
-from flashvlm_vllm.selection.coherent import REACH, select_coherent
 from flashvlm_vllm.selection.config import VIDEO
+from flashvlm_vllm.selection.flashvlm_2 import REACH, select_coherent
 from flashvlm_vllm.selection.select import PUBLISHED, select_visual_tokens_ragged
 from flashvlm_vllm.selection.selectors import GROUP, Merged, Selector, VisualTokens
 

@@ -9,22 +9,19 @@ selectors, engines, and the reasons in ``refusal``.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 from vllm.logger import init_logger
 
-from flashvlm_vllm.feature_cache import feature_cache_bytes
-from flashvlm_vllm.ipc.worker_calls import call_workers
-from flashvlm_vllm.refusal import Reason
-from flashvlm_vllm.selector import DEFAULT_SELECTOR
-from flashvlm_vllm.visual_report import VisualReport
+from flashvlm_vllm.ipc.prompt_report import PromptReport
+from flashvlm_vllm.ipc.worker_calls import SelectionTotals, WorkerStatistics, read_statistics
+from flashvlm_vllm.request.refusal import Reason
+from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR
+from flashvlm_vllm.settings import settings_of
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
-
-WORKER_METHOD = "flashvlm_statistics"
-"""Name of the worker method that ``compat`` installs and scrapes call."""
 
 _SCRAPE_TIMEOUT_SECONDS = 2.0
 _TOKENS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
@@ -91,30 +88,25 @@ _ITEMS = _of_engine(
     "Images and videos whose visual tokens were selected since the worker started, by selector.",
     "selector",
 )
-_CACHE = {
-    "hits": _of_engine(
-        "flashvlm_feature_cache_hits",
-        "Images and videos with a budget whose features were at hand since the worker started.",
-    ),
-    "misses": _of_engine(
-        "flashvlm_feature_cache_misses",
-        "Images and videos with a budget that the vision tower saw since the worker started.",
-    ),
-    "bytes": _of_engine(
-        "flashvlm_feature_cache_bytes",
-        "Bytes that the cache of visual features holds in each worker.",
-    ),
-}
+_CACHE_HITS = _of_engine(
+    "flashvlm_feature_cache_hits",
+    "Images and videos with a budget since the worker started whose features were cached.",
+)
+_CACHE_MISSES = _of_engine(
+    "flashvlm_feature_cache_misses",
+    "Images and videos with a budget since the worker started that the vision tower encoded.",
+)
+_CACHE_BYTES = _of_engine(
+    "flashvlm_feature_cache_bytes",
+    "Bytes that the cache of visual features holds in each worker.",
+)
 _CACHE_LIMIT = _of_engine(
     "flashvlm_feature_cache_limit_bytes",
     "Bytes that it may hold (--visual-feature-cache-gb).",
 )
 
 
-_NOTHING = {"seconds": 0.0, "items": 0}
-
-
-def count_items(model_name: str, report: VisualReport) -> None:
+def count_items(model_name: str, report: PromptReport) -> None:
     """Add one prompt's images and videos."""
     source = "none" if report.budget is None else "default" if report.is_default else "request"
     for count in report.counts:
@@ -151,23 +143,27 @@ class StatisticsOnScrape:
             return
         try:
             engines = await asyncio.wait_for(
-                call_workers(self.engine_client, WORKER_METHOD), _SCRAPE_TIMEOUT_SECONDS
+                read_statistics(self.engine_client), _SCRAPE_TIMEOUT_SECONDS
             )
+            for number, ranks in engines.items():
+                _set_gauges(self.engine_client.model_config, number, ranks)
         # A scrape must answer whatever state the engine is in; the last known value stays.
         except Exception as error:
             _FAILED_SCRAPES.inc()
             logger.debug("flashvlm: no statistics from the workers: %s", type(error).__name__)
-            return
-        config = self.engine_client.model_config
-        for number, ranks in engines.items():
-            labels = (config.served_model_name, str(number))
-            _CACHE_LIMIT.labels(*labels).set(feature_cache_bytes(config))
-            # The default from the start, so that its first image shows as an increase.
-            used = {name for rank in ranks for name in rank["selection"]}
-            for selector in {DEFAULT_SELECTOR, *used}:
-                own = [rank["selection"].get(selector, _NOTHING) for rank in ranks]
-                _SECONDS.labels(*labels, selector).set(sum(each["seconds"] for each in own))
-                _ITEMS.labels(*labels, selector).set(sum(each["items"] for each in own))
-            # Every rank holds the same.
-            for name, value in ranks[0]["feature_cache"].items():
-                _CACHE[name].labels(*labels).set(value)
+
+
+def _set_gauges(model_config: Any, engine: int, ranks: Sequence[WorkerStatistics]) -> None:
+    labels = (model_config.served_model_name, str(engine))
+    _CACHE_LIMIT.labels(*labels).set(settings_of(model_config).feature_cache_bytes)
+    # The default from the start, so that its first image shows as an increase.
+    for selector in {DEFAULT_SELECTOR, *(name for rank in ranks for name in rank.selection)}:
+        own = [rank.selection.get(selector, SelectionTotals()) for rank in ranks]
+        _SECONDS.labels(*labels, selector).set(sum(each.seconds for each in own))
+        _ITEMS.labels(*labels, selector).set(sum(each.items for each in own))
+    # Every rank has the same figures of its cache.
+    cache = ranks[0].feature_cache
+    if cache is not None:
+        _CACHE_HITS.labels(*labels).set(cache.hits)
+        _CACHE_MISSES.labels(*labels).set(cache.misses)
+        _CACHE_BYTES.labels(*labels).set(cache.bytes)

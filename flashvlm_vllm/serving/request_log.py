@@ -11,9 +11,9 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from flashvlm_vllm.fields import MODALITIES
-from flashvlm_vllm.refusal import Reason
-from flashvlm_vllm.serving.report import Collected
+from flashvlm_vllm.ipc.item_fields import MODALITIES
+from flashvlm_vllm.request.refusal import Reason
+from flashvlm_vllm.serving.request_context import Collected
 
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
@@ -21,7 +21,7 @@ PREFIX = "flashvlm request "
 """What stands before the JSON."""
 
 
-def tell(request: Any, raw_request: Any, collected: Collected) -> None:
+def log_request(request: Any, raw_request: Any, collected: Collected) -> None:
     """Log a request that had images or videos, or was refused.
 
     Of a stream the line comes before its first event.
@@ -38,14 +38,14 @@ def tell(request: Any, raw_request: Any, collected: Collected) -> None:
         _log(_request_id(request, raw_request), collected)
 
 
-def tell_refused(reason: Reason) -> None:
+def log_refused(reason: Reason) -> None:
     """Log a request that was refused before it had an id."""
     if logger.isEnabledFor(logging.DEBUG):
         _log(None, Collected(refused=reason))
 
 
 def _log(request_id: str | None, collected: Collected) -> None:
-    told = collected.latest
+    latest = collected.latest
     counts = collected.counts
     fields = {
         "request_id": request_id,
@@ -56,9 +56,9 @@ def _log(request_id: str | None, collected: Collected) -> None:
         },
         "total": sum(count.total for count in counts),
         "kept": sum(count.kept for count in counts),
-        "budget": None if told is None else told.budget,
-        "is_default": told is not None and told.is_default,
-        "selector": None if told is None else told.selector,
+        "budget": None if latest is None else latest.budget,
+        "is_default": latest is not None and latest.is_default,
+        "selector": None if latest is None else latest.selector,
         "rendering_ms": round(collected.seconds * 1000, 1),
         "refused": collected.refused,
     }

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this plugin touches of vLLM, read from its source.
 
-Four ways to touch something: to import it; to name or wrap an attribute of something imported;
-to derive from a class and replace a method; to use what a derived class inherits. Attributes of
+Five ways to touch something: to import it; to name an attribute of something imported; to name
+a target in a string, ``"vllm.module:Class.method"``; to derive from a class and replace a method;
+to use what a derived class inherits. Attributes of
 objects whose class a reader of the source alone cannot tell (``request.metadata``) are kept as
 mere names.
 """
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from scripts.vllm_release.sources import Found, Function, Sources
 
 OURS = "flashvlm_vllm"
 THEIRS = "vllm"
+_TARGET = re.compile(rf"(?P<module>{THEIRS}(\.\w+)+):(?P<owner>\w+)(\.(?P<name>\w+))?")
 
 
 @dataclass
@@ -45,7 +48,18 @@ def read(sources: Sources, modules: list[str]) -> Surface:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 _class(sources, surface, module, node)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                _target(surface, node.value)
     return surface
+
+
+def _target(surface: Surface, text: str) -> None:
+    """Record a string that names a class of vLLM's, or an attribute of one."""
+    found = _TARGET.fullmatch(text)
+    if found is not None:
+        surface.symbols[f"{found['module']}:{found['owner']}"].add("imported")
+        if found["name"]:
+            surface.symbols[text].add("wrapped")
 
 
 def _imports(sources: Sources, surface: Surface, module: str, node: ast.AST) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from demo.tiny_llava import build_text_llama
-from flashvlm_vllm import compat, schemes
-from flashvlm_vllm.models.places import check_rotary_tables
-from flashvlm_vllm.visual_positions import set_position_axes
-from tests.tiny.internvl import build_internvl_hf
-from tests.tiny.qwen_vl import build_qwen_vl
+from flashvlm_vllm import position_scheme
+from flashvlm_vllm.settings import ServerSettings, set_settings
+from flashvlm_vllm.vllm_compat import runners
+from flashvlm_vllm.worker.positioned_model import check_rotary_tables
+from testing.tiny.internvl import build_internvl_hf
+from testing.tiny.llava import build_text_llama
+from testing.tiny.qwen_vl import build_qwen_vl
 
 
 @pytest.mark.parametrize("family", ["with M-RoPE", "with RoPE", "not known", "not covered"])
@@ -40,10 +41,10 @@ def test_runners_ask_for_positions_where_a_covered_model_has_rotary_ones(
     }
     model = build.get(family, build_internvl_hf)(path)
     if family == "not known":
-        monkeypatch.setattr(schemes, "_ROTARY", ())
+        monkeypatch.setattr(position_scheme, "_ROTARY", ())
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     config = EngineArgs(model=str(model), max_model_len=1024).create_engine_config().model_config
-    channels = {"with M-RoPE": 3, "with RoPE": schemes.LINE_CHANNELS}.get(family, 0)
+    channels = {"with M-RoPE": 3, "with RoPE": position_scheme.LINE_CHANNELS}.get(family, 0)
     assert config.uses_mrope is bool(channels)
     assert config.mrope_num_dims == channels
     messages = [each.message for each in caplog.records]
@@ -93,7 +94,7 @@ def test_positions_of_a_step_are_those_of_vllms_own_loop(form: str) -> None:
         requests["2"].prompt_embeds = torch.zeros(prompts["2"], 4)
         requests["2"].prompt_token_ids = None
     config = SimpleNamespace(multimodal_config=SimpleNamespace())
-    set_position_axes(config, 3 if form == "M-RoPE" else 1)
+    set_settings(config, ServerSettings(position_axes=3 if form == "M-RoPE" else 1))
 
     def run(calculate: Any) -> torch.Tensor:
         buffer = torch.full((2, 20), -1)
@@ -112,7 +113,7 @@ def test_positions_of_a_step_are_those_of_vllms_own_loop(form: str) -> None:
 
     wrapped = GPUModelRunner._calc_mrope_positions
     original = getattr(wrapped, "__wrapped__", wrapped)
-    ours = run(lambda *given: compat._calc_mrope_positions(original, *given))
+    ours = run(lambda *given: runners._calc_mrope_positions(original, *given))
     assert ours.equal(run(original))
     assert (ours[0] >= 0).sum() == sum(scheduled.values())
 

@@ -82,7 +82,7 @@ def test_an_older_release_ends_a_server_with_one_line(is_flag: bool) -> None:
 
 def test_an_older_release_raises_in_a_program_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.30.0")
-    monkeypatch.setattr("flashvlm_vllm.compat.is_command_line", lambda: False)
+    monkeypatch.setattr("flashvlm_vllm.vllm_compat.command_line.is_command_line", lambda: False)
     monkeypatch.delenv(ANYWAY, raising=False)
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     with pytest.raises(UnsupportedVLLMError, match=r"vLLM 0\.30\.0 is older"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``compat`` wraps is there, is wrapped once, and is still needed.
+"""What `vllm_compat` wraps is there, is wrapped once, and is still needed.
 
 A test of the last kind fails on the vLLM release that makes a wrap superfluous: delete the
 wrap then, once that release is the lowest supported one.
@@ -81,15 +81,15 @@ def test_registering_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.renderers.online_renderer import OnlineRenderer
 
-    from flashvlm_vllm import compat
     from flashvlm_vllm.plugin import register
+    from flashvlm_vllm.vllm_compat import attach
 
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     register()
-    compat.attach_to_serving()
+    attach.to_serving()
     once = (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
     register()
-    compat.attach_to_serving()
+    attach.to_serving()
     assert once == (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
 
 
@@ -138,8 +138,8 @@ def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from demo.tiny_llava import build_llava, build_text_llama
     from flashvlm_vllm.plugin import register
+    from testing.tiny.llava import build_llava, build_text_llama
 
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     register()
@@ -155,8 +155,8 @@ def test_adapters_on_towers_are_refused_where_budgets_would_mix_them_up(
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from demo.tiny_llava import build_llava, build_text_llama
     from flashvlm_vllm.plugin import register
+    from testing.tiny.llava import build_llava, build_text_llama
 
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     register()

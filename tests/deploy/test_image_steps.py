@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from demo.photo import data_url, photo
-from demo.tiny_llava import build_llava
+from testing.photo import data_url, photo
+from testing.tiny.llava import build_llava
 from tests.deploy.conftest import ROOT, container, engine, in_exec_form, instructions
 from tests.deploy.image import Image, as_kubernetes_starts_it
 

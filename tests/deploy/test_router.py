@@ -22,8 +22,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from demo.server import Server
-from demo.tiny_llava import build_llava
+from testing.server import Server
+from testing.tiny.llava import build_llava
 from tests.deploy.conftest import ROOT, production_stack
 
 STACK = os.environ.get("PRODUCTION_STACK")

@@ -41,7 +41,7 @@ def vllm(arguments: Sequence[str]) -> None:
 def flashvlm(arguments: Sequence[str]) -> None:
     """Real."""
     # By its module: an installed script may be of another checkout.
-    run([sys.executable, "-m", "flashvlm_vllm.cli", *arguments])
+    run([sys.executable, "-m", "flashvlm_vllm.cli.main", *arguments])
 
 
 def python(arguments: Sequence[str]) -> None:

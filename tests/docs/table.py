@@ -7,11 +7,11 @@ The commands that cannot run here at all are in ``stand_in.py``.
 from collections.abc import Callable
 from pathlib import Path
 
-from demo.tiny_llava import build_llava
-from tests.tiny.internvl import build_internvl_hf
-from tests.tiny.onevision import build_onevision
-from tests.tiny.qwen3_vl import build_qwen3_vl
-from tests.tiny.qwen_vl import build_qwen_vl
+from testing.tiny.internvl import build_internvl_hf
+from testing.tiny.llava import build_llava
+from testing.tiny.onevision import build_onevision
+from testing.tiny.qwen3_vl import build_qwen3_vl
+from testing.tiny.qwen_vl import build_qwen_vl
 
 # A published checkpoint: the small one with random weights that takes its place, and its folder.
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
@@ -30,7 +30,7 @@ CLIP = "clip.mp4"
 SERVER = "localhost:8000"  # becomes the port of the page's server
 PICTURES = "https://example.com/"  # becomes a server of those files
 
-# Other text. What vLLM needs on two CPU cores, as demo.server adds to `vllm serve`.
+# Other text. What vLLM needs on two CPU cores, as testing.server adds to `vllm serve`.
 TEXT = {
     "LLM(model=": 'LLM(dtype="float32", enforce_eager=True, max_num_seqs=8, model=',
 }

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import REPOSITORY, Block, pages
-from tests.docs.room import Pictures, Room, Servers, Step, exchanged, serve_command, steps
 from tests.docs.table import SERVER, SHARED_SERVER
+from tests.docs.workspace import Pictures, Room, Servers, Step, exchanged, serve_command, steps
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # see tests/vllm/conftest.py
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # see tests/engine/conftest.py
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(int(worker.removeprefix("gw")) % os.cpu_count())
 
 STEPS = [

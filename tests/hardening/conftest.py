@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers, as in ``tests/vllm``, which sets up the processes' cores and the model."""
+"""Real servers, as in ``tests/engine``, which sets up the processes' cores and the model."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.vllm.conftest import clip_llava  # noqa: F401  # a fixture
+from tests.engine.conftest import clip_llava  # noqa: F401  # a fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

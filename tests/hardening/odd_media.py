@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from demo.photo import photo
+from testing.photo import photo
 
 Media = tuple[str, str]
 """The kind of a content part (``image_url`` or ``video_url``), and its URL."""

@@ -13,7 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from demo.server import Server
+from testing.server import Server
+from testing.tiny.onevision import build_onevision
+from tests.engine.conftest import REPOSITORY
+from tests.engine.test_server import Client, conversation, text_of
 from tests.hardening.odd_media import (
     Media,
     broken_images,
@@ -27,9 +30,6 @@ from tests.hardening.odd_media import (
     videos,
     whole_images,
 )
-from tests.tiny.onevision import build_onevision
-from tests.vllm.conftest import REPOSITORY
-from tests.vllm.test_server import Client, conversation, text_of
 
 BUDGET = 9
 SECONDS = 60

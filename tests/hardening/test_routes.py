@@ -23,13 +23,13 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, given, settings
 
-from demo.photo import photo
-from demo.server import Server
-from flashvlm_vllm.serving.endpoint import FlashVLMEndpoint
-from flashvlm_vllm.serving.protocol import REQUEST_MODELS
-from tests.hardening import witness
-from tests.vllm.conftest import REPOSITORY
-from tests.vllm.test_server import conversation
+from flashvlm_vllm.endpoint import FlashVLMEndpoint
+from flashvlm_vllm.serving.request_models import REQUEST_MODELS
+from testing.photo import photo
+from testing.server import Server
+from tests.engine.conftest import REPOSITORY
+from tests.engine.test_server import conversation
+from tests.hardening import header_middleware
 
 KEY = "a-key-of-this-test"
 ORIGIN = "http://playground.test"
@@ -110,7 +110,7 @@ def server(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         *("--visual-explain-per-minute", "10000"),
         "--visual-playground",
         *("--api-key", KEY, "--enable-request-id-headers"),
-        *("--middleware", f"{witness.__name__}.{witness.Witness.__name__}"),
+        *("--middleware", f"{header_middleware.__name__}.{header_middleware.Witness.__name__}"),
         *("--allowed-origins", f'["{ORIGIN}"]'),
         *("--allowed-media-domains", "127.0.0.1"),
     )
@@ -171,7 +171,7 @@ def test_without_the_key_there_is_no_answer(server: Server, method: str, path: s
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_middlewares_cors_and_request_ids_apply(server: Server, method: str, path: str) -> None:
     answer = call(server, method, path)
-    assert answer.headers[witness.HEADER] == "passed"
+    assert answer.headers[header_middleware.HEADER] == "passed"
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert answer.headers["x-request-id"] == "the-test"
     elsewhere = call(server, method, path, headers={"origin": "http://elsewhere.test"})

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.vllm.conftest import REPOSITORY
+from tests.engine.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

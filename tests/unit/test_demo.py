@@ -18,9 +18,9 @@ from transformers import CLIPImageProcessor
 from demo import __main__ as demo
 from demo import measure, picture
 from demo.measure import Answer, DemoError, Meter
-from demo.photo import photo
 from demo.report import Progress, table
-from demo.server import ServerError
+from testing.photo import photo
+from testing.server import ServerError
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

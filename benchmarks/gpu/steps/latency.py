@@ -20,7 +20,7 @@ from benchmarks.gpu.offline import First, OneAtATime, leave
 from benchmarks.gpu.recorder import Recorder, scratch
 from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.pictures import picture
-from demo.tiny_llava import build_llava
+from testing.tiny.llava import build_llava
 
 ON_GPU: Final = torch.cuda.is_available()
 SIDE: Final = 672

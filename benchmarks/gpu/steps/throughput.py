@@ -31,8 +31,8 @@ from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.measuring.traffic import Pictures, asked_one_by_one, closed_loop
 from benchmarks.measuring.turn import Turn, percentiles
-from demo.server import Server
-from demo.tiny_llava import build_llava
+from testing.server import Server
+from testing.tiny.llava import build_llava
 
 ON_GPU: Final = torch.cuda.is_available()
 PAUSE: Final = 0.4 if ON_GPU else 1.2

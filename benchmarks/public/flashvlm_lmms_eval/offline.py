@@ -9,7 +9,7 @@ from typing import Any
 from flashvlm_lmms_eval.request import Costs, visual_fields
 from lmms_eval.models.chat.vllm import VLLM
 
-from flashvlm_vllm.budget import BUDGET
+from flashvlm_vllm.request.budget import BUDGET
 
 
 class FlashVLMEngine(VLLM):

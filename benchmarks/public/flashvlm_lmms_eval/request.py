@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flashvlm_vllm.budget import BUDGET, parse_budget, parse_budget_text
-from flashvlm_vllm.selector import SELECTOR, parse_selector
+from flashvlm_vllm.request.budget import BUDGET, parse_budget, parse_budget_text
+from flashvlm_vllm.request.selector_name import SELECTOR, parse_selector
 
 
 def visual_fields(budget: object, selector: object = None) -> dict[str, Any]:

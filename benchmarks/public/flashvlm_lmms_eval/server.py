@@ -14,7 +14,7 @@ from loguru import logger
 from openai import OpenAIError
 from PIL import Image
 
-from flashvlm_vllm.budget import BUDGET
+from flashvlm_vllm.request.budget import BUDGET
 
 FAILED: Final = "[LMMS_EVAL_REQUEST_FAILED"
 """How the answer begins that lmms-eval makes up for a request that never got one."""

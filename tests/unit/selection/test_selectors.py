@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from flashvlm_vllm.request.selector_name import parse_selector
 from flashvlm_vllm.selection import (
     Merged,
     Selector,
@@ -20,7 +21,6 @@ from flashvlm_vllm.selection import (
     stand_in,
 )
 from flashvlm_vllm.selection.registry import BUILT_IN, LONGEST_NAME, find_selector, selectors
-from flashvlm_vllm.selector import parse_selector
 
 
 def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:

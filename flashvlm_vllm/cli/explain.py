@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``flashvlm explain``: asks a running server which tokens a request keeps, and why."""
+
+import argparse
+import base64
+import json
+import mimetypes
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget_text
+from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.selector_name import SELECTOR
+
+_SECONDS = 600
+_SHOWN_COLUMNS = 64
+
+
+class ExplainError(Exception):
+    """The server or a file could not be read; the message says why."""
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser's."""
+    parser = commands.add_parser(
+        "explain",
+        help="which tokens of an image or a video a running server keeps, and why",
+        description="Show what a server keeps of images and videos for a question: the patches, "
+        "how well they cover the rest, and what other budgets cost. The server answers the "
+        "request as any other, and counts it.",
+    )
+    parser.add_argument("question", help="the user's words")
+    parser.add_argument(
+        "--url", default="http://localhost:8000", help="of the server (%(default)s)"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("OPENAI_API_KEY"),
+        help="default: the variable OPENAI_API_KEY",
+    )
+    parser.add_argument("--model", help="default: the first that the server serves")
+    for kind in ("image", "video"):
+        parser.add_argument(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="FILE|URL",
+            help="may be given several times; a URL is read by the server",
+        )
+    parser.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="TOKENS|FRACTION",
+        help="as in a request (default: the server's)",
+    )
+    parser.add_argument("--selector", metavar="NAME", help="default: the server's")
+    parser.add_argument("--query", metavar="WORDS", help="steer in place of the question")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the kept patches there")
+    parser.add_argument("--json", action="store_true", help="all there is, machine-readable")
+    parser.set_defaults(run=_run, error=parser.error)
+
+
+def _run(asked: Any) -> int:
+    if not asked.image and not asked.video:
+        asked.error("name at least one --image or --video")
+    try:
+        body = _body(asked)
+        answer = json.loads(_post(asked, body, "application/json"))
+        if asked.png is not None:
+            try:
+                asked.png.write_bytes(_post(asked, body, "image/png"))
+            except OSError as error:
+                raise ExplainError(f"cannot write {asked.png}: {error.strerror}") from None
+    except ExplainError as error:
+        print(f"flashvlm: {error}", file=sys.stderr)
+        return 2
+    if asked.json:
+        print(json.dumps(answer))
+    else:
+        for line in _lines(answer):
+            print(line)
+    return 0
+
+
+def _body(asked: Any) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [
+        {"type": f"{kind}_url", f"{kind}_url": {"url": _url(name)}}
+        for kind in ("image", "video")
+        for name in getattr(asked, kind)
+    ]
+    content.append({"type": "text", "text": asked.question})
+    fields = {BUDGET: asked.budget, SELECTOR: asked.selector, QUERY: asked.query}
+    return {
+        "model": asked.model or _served_model(asked),
+        "messages": [{"role": "user", "content": content}],
+        **{name: value for name, value in fields.items() if value is not None},
+    }
+
+
+def _url(name: str) -> str:
+    if name.startswith(("http://", "https://", "data:")):
+        return name
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise ExplainError(f"cannot read {name}: {error.strerror}") from None
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _served_model(asked: Any) -> str:
+    models = json.loads(_call(asked, "/v1/models"))["data"]
+    name: str = models[0]["id"]
+    return name
+
+
+def _post(asked: Any, body: Mapping[str, Any], accept: str) -> bytes:
+    headers = {"Content-Type": "application/json", "Accept": accept}
+    return _call(asked, "/v1/visual_tokens", json.dumps(body).encode(), headers)
+
+
+def _call(
+    asked: Any, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> bytes:
+    key = {} if asked.api_key is None else {"Authorization": f"Bearer {asked.api_key}"}
+    url = f"{asked.url.rstrip('/').removesuffix('/v1')}{path}"
+    try:
+        request = urllib.request.Request(url, body, {**(headers or {}), **key})
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            told: bytes = answer.read()
+            return told
+    except urllib.error.HTTPError as error:
+        raise ExplainError(f"{url} answered {error.code}: {_message(error)}") from None
+    except (OSError, ValueError) as error:
+        raise ExplainError(f"{url}: {getattr(error, 'reason', error)}") from None
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode(errors="replace")
+    try:
+        told = json.loads(text)["error"]
+    except (ValueError, KeyError, TypeError):
+        told = text
+    message = str(told["message"] if isinstance(told, dict) else told)
+    if error.code == 404:
+        message += " (does the server run with --plugins flashvlm?)"
+    return message
+
+
+def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{answer['model']}, {answer[SELECTOR]}, budget {answer[BUDGET]}: "
+        f"{answer['kept']} of {answer['total']} visual tokens, "
+        f"{answer['prompt_tokens']} tokens in the prompt"
+    )
+    for item in answer["items"]:
+        yield ""
+        yield (
+            f"{item['modality']} {item['width']}x{item['height']}: "
+            f"{item['kept']} of {item['total']} kept{', merged' if item['merged'] else ''}"
+        )
+        covered = item["coverage"]
+        if covered is not None:
+            yield (
+                f"  from a dropped token to the nearest kept one: {covered['mean']:.3f} on "
+                f"average, {covered['max']:.3f} at most (cosine distance)"
+            )
+        costs = [
+            f"{cost[BUDGET]}: {'too few' if cost['kept'] is None else cost['kept']}"
+            for cost in item["costs"]
+        ]
+        yield f"  kept at other budgets: {', '.join(costs)}"
+        for part in item["parts"]:
+            if part["columns"] <= _SHOWN_COLUMNS and not item["merged"]:
+                yield ""
+                yield from _grid(part)
+
+
+def _grid(part: Mapping[str, Any]) -> Iterator[str]:
+    kept = {tuple(place) for place in part["kept"]}
+    for row in range(part["rows"]):
+        cells = ("#" if (row, column) in kept else "." for column in range(part["columns"]))
+        yield "  " + "".join(cells)
+
+
+def _budget(text: str) -> Budget | None:
+    try:
+        return parse_budget_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

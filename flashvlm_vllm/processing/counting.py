@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts the visual tokens of a prompt's items, once a prompt."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.multimodal.parse import (
+    EmbeddingItems,
+    ImageProcessorItems,
+    MultiModalDataItems,
+    VideoProcessorItems,
+)
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from flashvlm_vllm.lru import put_bounded
+from flashvlm_vllm.processing.family import FamilyHooks
+from flashvlm_vllm.request.budget import TokenCount
+
+_CACHED_UUIDS = 10_000
+
+
+class TokenCounter:
+    """Counts of items, and a cache of those that a client may name by uuid alone."""
+
+    def __init__(self, family: FamilyHooks) -> None:
+        """``family`` counts one item of a known size."""
+        self._family = family
+        self._by_uuid: dict[tuple[str, str], TokenCount] = {}
+        self._lock = threading.Lock()
+
+    def counts(self, inputs: ProcessorInputs, modality: str) -> list[TokenCount | None]:
+        """Count each item's tokens; ``None`` for one whose size is not known here.
+
+        A client may send an item once and then name it by its uuid alone; vLLM looks it up in its
+        cache. The count is cached here, so that such an item gets the identity it had.
+        """
+        counts = self._given(inputs.mm_data_items, modality, inputs.hf_processor_mm_kwargs)
+        uuids = (inputs.mm_uuid_items or {}).get(modality) or [None] * len(counts)
+        for index, uuid in enumerate(uuids):
+            if uuid is None:
+                continue
+            name = (modality, uuid)
+            given = counts[index]
+            if given is None:
+                counts[index] = self._by_uuid.get(name)
+                continue
+            # vLLM may process several prompts in as many threads.
+            with self._lock:
+                put_bounded(self._by_uuid, name, given, _CACHED_UUIDS)
+        return counts
+
+    def _given(
+        self, items: MultiModalDataItems, modality: str, arguments: Mapping[str, Any]
+    ) -> list[TokenCount | None]:
+        given = items.get(modality)
+        if isinstance(given, EmbeddingItems):
+            sizes = [given.get_feature_size(index) for index in range(len(given))]
+            return [TokenCount(size, size) for size in sizes]
+        if isinstance(given, ImageProcessorItems):
+            return [
+                None
+                if given.get(index) is None
+                else self._family.count_image_tokens(*given.get_image_size(index), arguments)
+                for index in range(len(given))
+            ]
+        if isinstance(given, VideoProcessorItems):
+            return [self._video(given, index, arguments) for index in range(len(given))]
+        return []
+
+    def _video(
+        self, videos: VideoProcessorItems, index: int, arguments: Mapping[str, Any]
+    ) -> TokenCount | None:
+        video = videos.get(index)
+        if video is None or not self._family.prunes_videos:
+            return None
+        frames, metadata = video if isinstance(video, tuple) else (video, None)
+        # Of its frames alone: vLLM's items do not know the size of a video with metadata.
+        size = VideoProcessorItems([frames]).get_frame_size(0)
+        return self._family.count_video_tokens(
+            len(frames), size.width, size.height, metadata, arguments
+        )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cache of preprocessed pixels in the API process.
+
+vLLM's own processor cache is keyed by the question about an item too, so another question would
+resize and normalise the same pixels again.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vllm.multimodal.cache.base import MultiModalCache
+from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems
+
+from flashvlm_vllm.lru import RecentlyUsed
+
+
+class PixelCache:
+    """Outputs of the Hugging Face processor, by item; the least recently used go first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Hold at most ``limit_bytes``; with 0 every item is processed each time."""
+        self._held: RecentlyUsed[MultiModalKwargsItem] = RecentlyUsed(
+            limit_bytes, MultiModalCache.get_item_size
+        )
+        self._lock = threading.Lock()
+
+    def of(
+        self,
+        modality: str,
+        names: Sequence[str],
+        process: Callable[[int], MultiModalKwargsItem],
+    ) -> dict[str, Any]:
+        """Return the model inputs of a batch of items, processing those that are not cached.
+
+        Args:
+            modality: of all of them.
+            names: one per item, equal for equal pixels and processor arguments.
+            process: runs the Hugging Face processor on the item of this number alone: in a batch
+                it may pad an image to the size of another, and such an image is not its own.
+
+        """
+        known: dict[str, MultiModalKwargsItem] = {}
+        for number, name in enumerate(names):
+            if name in known:
+                continue
+            with self._lock:  # vLLM may process several prompts in as many threads.
+                item = self._held.get(name)
+            if item is None:
+                item = process(number)
+                with self._lock:
+                    self._held.put(name, item)
+            known[name] = item
+        items = MultiModalKwargsItems({modality: [known[name] for name in names]})
+        return dict(items.get_data())

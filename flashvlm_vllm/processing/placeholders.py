@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shortens the placeholders of pruned items."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+from vllm.multimodal.processing.processor import PromptUpdateInfo
+
+from flashvlm_vllm.processing.plan import ItemPlan
+from flashvlm_vllm.request.budget import TokenCount
+
+Shorten = Callable[[Any, TokenCount, int], Any]
+"""A family's `shorten_placeholder`."""
+
+
+def first_embeddings(whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
+    """Return a placeholder with as many embeddings as tokens are kept.
+
+    Args:
+        whole: vLLM's placeholder: ids, of which all or a stated part get embeddings.
+        count: the item's tokens; as many ids of ``whole`` get embeddings.
+        keep: number of embeddings that stay, the first ones; ids without embeddings all stay.
+
+    Raises:
+        TypeError: the placeholder has another number of embeddings than was counted.
+
+    """
+    ids = whole if isinstance(whole, list) else whole.full
+    is_embed = None if isinstance(whole, list) else whole.is_embed
+    embedded = [True] * len(ids) if is_embed is None else is_embed(ids).tolist()
+    if sum(embedded) != count.total:
+        raise TypeError(
+            f"an item has {count.total} visual tokens but its placeholder has "
+            f"{sum(embedded)}; this model needs an adapter of its own"
+        )
+    number = accumulate(embedded)
+    shorter = [
+        each
+        for each, has_embedding, seen in zip(ids, embedded, number, strict=True)
+        if not has_embedding or seen <= keep
+    ]
+    return shorter if isinstance(whole, list) else replace(whole, full=shorter)
+
+
+def shortened(update: PromptUpdate, plans: Sequence[ItemPlan], shorten: Shorten) -> PromptUpdate:
+    """Return an update that writes the placeholders of planned items.
+
+    Args:
+        update: vLLM's, of one modality.
+        plans: of the items of that modality.
+        shorten: shortens one placeholder.
+
+    """
+    if not isinstance(update, PromptReplacement):
+        return update
+    whole = update.replacement
+
+    def replacement(item_idx: int) -> Any:
+        plan = plans[item_idx]
+        placeholder = whole(item_idx) if callable(whole) else whole
+        if plan.count is None or plan.keep is None:
+            return placeholder
+        return shorten(placeholder, plan.count, plan.keep)
+
+    return replace(update, replacement=replacement)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor of a model whose images and videos may be pruned: the order of the steps.
+
+It runs in the API process, before the scheduler, so the number of tokens is final here and the
+worker only decides which ones.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+from vllm.multimodal.inputs import (
+    MultiModalFieldConfig,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+)
+from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
+from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdate
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from flashvlm_vllm.ipc.explain_request import ExplainItem, ExplainRequest
+from flashvlm_vllm.ipc.item_fields import MODALITIES, ItemRequests, field_names
+from flashvlm_vllm.ipc.prompt_report import LAYOUT, REPORT, PromptLayout, PromptReport
+from flashvlm_vllm.lru import put_bounded
+from flashvlm_vllm.processing import validation
+from flashvlm_vllm.processing.counting import TokenCounter
+from flashvlm_vllm.processing.family import FamilyHooks
+from flashvlm_vllm.processing.identity import PlannedInputs, item_key, selection_key
+from flashvlm_vllm.processing.pixel_cache import PixelCache
+from flashvlm_vllm.processing.placeholders import shortened
+from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems, PromptPlan
+from flashvlm_vllm.processing.question_tokens import QuestionTokens
+from flashvlm_vllm.request.budget import BUDGET, Budget, ItemCount
+from flashvlm_vllm.request.read_request import VisualRequest
+from flashvlm_vllm.request.visual_positions import VisualPositions
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
+from flashvlm_vllm.settings import ServerSettings, settings_of
+
+_CACHED_KEYS = 100_000
+
+
+class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
+    """Mixin for a multimodal processor whose images and videos may be pruned per request.
+
+    A family's processor derives from this first and from vLLM's own processor second, and
+    overrides the hooks of `FamilyHooks` in which it differs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counter = TokenCounter(self)
+        self._lock = threading.Lock()
+        self._selection_keys: dict[str, str] = {}
+        """By vLLM's identity of a pruned item."""
+        # As large as each worker's feature cache: both serve another question about an item.
+        self._pixels = PixelCache(self._settings.feature_cache_bytes)
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Return inputs to profile memory with: whole images, whatever the default budget is."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, BUDGET: None}
+        return inputs
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Process one prompt; the result has a `PromptReport` and a `PromptLayout`.
+
+        Raises:
+            Refusal: a visual setting is not valid, or asks for what cannot be done.
+
+        """
+        request, arguments = validation.checked_arguments(inputs.hf_processor_mm_kwargs)
+        request = self.own_request(request, inputs.mm_data_items)
+        inputs = replace(inputs, hf_processor_mm_kwargs=arguments)
+
+        settings = self._settings
+        budget = self._budget(request, inputs.mm_data_items)
+        selector = request.selector or settings.default_selector
+        positions = request.positions or settings.default_positions
+        if not settings.position_axes:
+            positions = VisualPositions.CLOSED
+
+        counts = {modality: self._counter.counts(inputs, modality) for modality in MODALITIES}
+        if request.has_budget:
+            validation.refuse_below_floor(budget, counts)
+        plans = {
+            modality: [
+                ItemPlan.of(count, budget, positions, settings.position_axes) for count in known
+            ]
+            for modality, known in counts.items()
+        }
+        is_pruned = any(each.is_pruned for known in plans.values() for each in known)
+        if is_pruned:
+            validation.refuse_too_large(selector, counts)
+        plan = None
+        if budget is not None and (is_pruned or request.explain_id is not None):
+            words = self._guiding_words(selector, request.query, inputs.prompt)
+            plan = PromptPlan(budget, selector, words, request.explain_id)
+            items = PlannedItems(inputs.mm_data_items, plan, plans)
+            inputs = PlannedInputs.of(inputs, items)
+
+        result = super().apply(inputs, timing_ctx)
+
+        layout = PromptLayout(positions)
+        result[LAYOUT] = layout  # type: ignore[literal-required]
+        result[REPORT] = PromptReport(  # type: ignore[literal-required]
+            tuple(
+                ItemCount(each.count.total, each.keep, modality)
+                for modality, known in plans.items()
+                for each in known
+                if each.count is not None and each.keep is not None
+            ),
+            budget,
+            is_default=budget is not None and not request.has_budget,
+            selector=None if budget is None else selector,
+            third_party_items=self._third_party_items(selector, result, plans),
+            explain=None if plan is None else self._explain(plan, request, inputs, plans),
+            layout=layout if is_pruned else None,
+        )
+        return result
+
+    @property
+    def _settings(self) -> ServerSettings:
+        return settings_of(self.info.ctx.model_config)
+
+    @cached_property
+    def _question_tokens(self) -> QuestionTokens:
+        return QuestionTokens(self.info, self.placeholder_ids(), self.placeholder_texts)
+
+    def _budget(self, request: VisualRequest, items: MultiModalDataItems) -> Budget | None:
+        embeddings = validation.embedding_modality(items)
+        if not request.has_budget:
+            # Embeddings cannot be pruned; a default must not refuse them.
+            return None if embeddings else self._settings.budget
+        if request.budget is not None and embeddings:
+            validation.refuse_embeddings(embeddings)
+        return request.budget
+
+    def _guiding_words(
+        self, selector: str, query: str | None, prompt: Sequence[int]
+    ) -> tuple[int, ...]:
+        if not find_selector(selector).uses_question:
+            return ()
+        return self._question_tokens.ids(query, prompt)
+
+    def _third_party_items(
+        self, selector: str, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
+    ) -> tuple[str, ...]:
+        """Return the selection keys of pruned items, where the selector is not built in.
+
+        An item that is in vLLM's cache is not processed again, so its key is looked up.
+        """
+        if selector in BUILT_IN:
+            return ()
+        keys: list[str] = []
+        for modality, known in plans.items():
+            names = result["mm_hashes"].get(modality, ())
+            for name, plan in zip(names, known, strict=False):
+                if plan.selection_key is not None:
+                    with self._lock:
+                        key = plan.selection_key.hex()
+                        put_bounded(self._selection_keys, name, key, _CACHED_KEYS)
+                if name in self._selection_keys:
+                    keys.append(self._selection_keys[name])
+        return tuple(keys)
+
+    def _explain(
+        self,
+        plan: PromptPlan,
+        request: VisualRequest,
+        inputs: ProcessorInputs,
+        plans: Mapping[str, Sequence[ItemPlan]],
+    ) -> ExplainRequest | None:
+        """Return what is to be explained, the images first; all of it was processed just now."""
+        if plan.explain_id is None:
+            return None
+        # Scored even where the selector does not use the question.
+        words = plan.question_ids or self._question_tokens.ids(request.query, inputs.prompt)
+        arguments = inputs.hf_processor_mm_kwargs
+        items = []
+        for modality, known in plans.items():
+            for number, each in enumerate(known):
+                if each.count is None or each.selection_key is None:
+                    continue
+                pictures, size = _pictures(inputs.mm_data_items[modality], number, modality)
+                items.append(
+                    ExplainItem(
+                        modality,
+                        each.selection_key.hex(),
+                        size.width,
+                        size.height,
+                        each.count,
+                        self.part_regions(modality, size.width, size.height, arguments),
+                        pictures,
+                    )
+                )
+        return ExplainRequest(plan.budget, plan.selector, words, tuple(items))
+
+    # vLLM's steps inside `apply`.
+
+    def _get_cache_missing_items(
+        self, cache: Any, mm_data_items: MultiModalDataItems, mm_hashes: Any
+    ) -> Any:
+        is_cached, missing = super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)
+        if isinstance(mm_data_items, PlannedItems):
+            missing = mm_data_items.only(missing, is_cached)
+        return is_cached, missing
+
+    def _apply_hf_processor_main(
+        self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
+    ) -> Any:
+        inputs: dict[str, Any] = {}
+        if isinstance(mm_items, PlannedItems):
+            for modality in MODALITIES:
+                if mm_items.get(modality):
+                    inputs |= self._planned_inputs(mm_items, modality, hf_kwargs)
+        if not inputs:
+            return super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        return BatchFeature(inputs)
+
+    def _planned_inputs(
+        self, planned: PlannedItems, modality: str, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Process one modality's items each on its own, and add the inputs for the worker."""
+        items, plan = planned[modality], planned.plan
+        plans = [each for each in planned.plans[modality] if each.count is not None]
+        if not plans:
+            return {}
+        names = self._pixel_hashes(items, modality, arguments)
+
+        def process(number: int) -> MultiModalKwargsItem:
+            alone = self.info.parse_mm_data({modality: [items[number]]}, validate=False)
+            processed = super(VisualTokenProcessor, self)._apply_hf_processor_main(alone, arguments)
+            fields = super(VisualTokenProcessor, self)._get_mm_fields_config(  # type: ignore[safe-super]
+                processed, arguments
+            )
+            alone_items: Sequence[MultiModalKwargsItem] = MultiModalKwargsItems.from_hf_inputs(
+                processed, fields
+            )[modality]
+            return alone_items[0]
+
+        inputs = self._pixels.of(modality, names, process)
+        keys = [selection_key(plan, name) for name in names]
+        for each, key in zip(plans, keys, strict=True):
+            each.selection_key = key
+        inputs |= ItemRequests(
+            [each.keep or 0 for each in plans],
+            [torch.tensor(plan.question_ids, dtype=torch.int64)] * len(plans),
+            keys,
+            [item_key(name) for name in names],
+            [plan.selector] * len(plans),
+            [each.gap for each in plans],
+            modality,
+        ).packed()
+        return inputs | self.own_inputs(items, modality, arguments)
+
+    def _pixel_hashes(
+        self, items: Any, modality: str, arguments: Mapping[str, Any]
+    ) -> Sequence[str]:
+        """Return items' identities by their pixels and the processor's arguments.
+
+        Whatever uuid a client gave; vLLM does not pass its own hashes to this step.
+        """
+        alone = ProcessorInputs(
+            prompt=[],
+            mm_data_items=MultiModalDataItems({modality: items}),
+            hf_processor_mm_kwargs=arguments,
+        )
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return alone.get_mm_hashes(self.info.model_id, algorithm)[modality]
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        config = dict(
+            super()._get_mm_fields_config(  # type: ignore[safe-super]
+                hf_inputs, hf_processor_mm_kwargs
+            )
+        )
+        for modality in MODALITIES:
+            for name, on_host in field_names(hf_inputs, modality).items():
+                config[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=on_host)
+        return config | self.own_fields(hf_inputs)
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: Any,
+    ) -> Sequence[PromptUpdate]:
+        updates = super()._get_prompt_updates(  # type: ignore[safe-super]
+            mm_items=mm_items,
+            hf_processor_mm_kwargs=hf_processor_mm_kwargs,
+            out_mm_kwargs=out_mm_kwargs,
+        )
+        if not isinstance(mm_items, PlannedItems):
+            return updates
+        return [
+            shortened(each, mm_items.plans[each.modality], self.shorten_placeholder)
+            if each.modality in mm_items.plans
+            else each
+            for each in updates
+        ]
+
+
+def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:
+    """Return an item's image, or the frames of a video, and their size."""
+    item = items.get(number)
+    if modality == "image":
+        return [item], items.get_image_size(number)
+    frames = item[0] if isinstance(item, tuple) else item
+    return list(frames), VideoProcessorItems([frames]).get_frame_size(0)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a request that need to know its items, or which selectors are installed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.multimodal.parse import EmbeddingItems, MultiModalDataItems
+
+from flashvlm_vllm.ipc.item_fields import MODALITIES
+from flashvlm_vllm.request.budget import BUDGET, Budget, TokenCount
+from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.read_request import FieldError, VisualRequest, read_arguments
+from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
+from flashvlm_vllm.request.selector_name import SELECTOR
+from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
+
+Counts = Mapping[str, Sequence[TokenCount | None]]
+"""By modality, one per item; ``None`` where the size is not known."""
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[str, Any]]:
+    """Take a request's visual settings out of its processor arguments.
+
+    Raises:
+        Refusal: a value is not valid.
+
+    """
+    try:
+        request, others = read_arguments(arguments)
+    except FieldError as error:
+        raise refusal_of(error) from None
+    check_selector(request.selector)
+    return request, others
+
+
+def check_selector(name: str | None) -> None:
+    """Refuse a selector that is not installed; the message lists those that are.
+
+    Raises:
+        Refusal: there is no such selector.
+
+    """
+    if name is None:
+        return
+    try:
+        find_selector(name)
+    except ValueError as error:
+        raise Refusal(Reason.UNKNOWN_SELECTOR, f"{SELECTOR}: {error}", parameter=SELECTOR) from None
+
+
+def embedding_modality(items: MultiModalDataItems) -> str | None:
+    """Return the first modality whose items are given as embeddings."""
+    given = (each for each in MODALITIES if isinstance(items.get(each), EmbeddingItems))
+    return next(given, None)
+
+
+def refuse_embeddings(modality: str) -> None:
+    """Refuse a budget for precomputed embeddings.
+
+    Raises:
+        Refusal: always.
+
+    """
+    raise Refusal(
+        Reason.EMBEDDINGS,
+        f"a visual budget needs the {modality} itself: precomputed {modality} embeddings carry no "
+        f"saliency. Send the {modality}, or {BUDGET}: null",
+        parameter=BUDGET,
+    )
+
+
+def refuse_below_floor(budget: Budget | None, counts: Counts) -> None:
+    """Refuse a number of tokens that a request asks for and that cannot be kept.
+
+    A fraction, or a default of the server, is raised to the floor: it was not chosen with this
+    item in view.
+
+    Raises:
+        Refusal: the number is below the floor of an item.
+
+    """
+    if not isinstance(budget, int):
+        return
+    for modality, known in counts.items():
+        for number, count in enumerate(known):
+            if count is not None and budget < count.floor:
+                raise Refusal(
+                    Reason.BELOW_FLOOR,
+                    f"{BUDGET}: {budget} tokens are too few for {modality} {number}, of which one "
+                    f"token per time step is kept; the smallest budget for it is {count.floor}, "
+                    "or a fraction",
+                    parameter=BUDGET,
+                )
+
+
+def refuse_too_large(selector: str, counts: Counts) -> None:
+    """Refuse a selector that does not take as many tokens as an item has.
+
+    Raises:
+        Refusal: an item has more tokens than the selector takes.
+
+    """
+    most = find_selector(selector).most_tokens
+    if most is None:
+        return
+    for modality, known in counts.items():
+        for number, count in enumerate(known):
+            if count is not None and count.total > most:
+                raise Refusal(
+                    Reason.TOO_LARGE,
+                    f"{SELECTOR}: {selector} takes at most {most} visual tokens of one item, "
+                    f"{modality} {number} has {count.total}; send a smaller one, or name another "
+                    f"selector ({', '.join(BUILT_IN)})",
+                    parameter=SELECTOR,
+                )
+
+
+def too_many_words(found: str, longest: int) -> Refusal:
+    """Return the refusal of a question that is longer than the model's context."""
+    return Refusal(
+        Reason.BAD_QUERY,
+        f"{QUERY}: the words that guide the selection have {found}; allowed are {longest} tokens, "
+        "as many as the model's context",
+        parameter=QUERY,
+    )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what a request asks of the selection, from its fields or its ``metadata``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget, parse_budget_text
+from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.selector_name import SELECTOR, parse_selector
+from flashvlm_vllm.request.visual_positions import (
+    VISUAL_POSITIONS,
+    VisualPositions,
+    parse_positions,
+)
+
+REQUEST = "flashvlm_request"
+"""The processor argument under which the renderer passes a ``VisualRequest``."""
+
+
+class FieldError(ValueError):
+    """A request's visual field is not valid; ``field`` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class VisualRequest:
+    """What one request asks of the selection.
+
+    ``has_budget`` tells an explicit ``null`` (no pruning for this request) from silence (the
+    server's default).
+    """
+
+    has_budget: bool = False
+    budget: Budget | None = None
+    query: str | None = None
+    """Words that guide the selection; ``None``: those of the latest user message."""
+    selector: str | None = None
+    positions: VisualPositions | None = None
+    explain_id: str | None = None
+    """Name of a request whose selection is to be explained. No other request has it."""
+
+
+def read_request(request: Any) -> VisualRequest:
+    """Read a request's visual fields.
+
+    Args:
+        request: a pydantic request model. Declared fields were checked when the model was made;
+            undeclared ones, of vLLM's own models (``run-batch``, ``/tokenize``), are checked here.
+
+    Raises:
+        FieldError: a field is not valid; the message says what is allowed.
+
+    """
+    given = request.model_fields_set
+    declared = type(request).model_fields
+    metadata = getattr(request, "metadata", None)
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+
+    def read(name: str, parse: Callable[[object], Any]) -> Any:
+        if name in given:
+            value = getattr(request, name)
+            return value if name in declared else _parsed(parse, value, name)
+        return _parsed(parse, metadata.get(name), name)
+
+    has_budget, budget = BUDGET in given or BUDGET in metadata, None
+    if BUDGET in given:
+        budget = read(BUDGET, parse_budget)
+    elif has_budget:
+        budget = _parsed(parse_budget_text, metadata[BUDGET], f"metadata.{BUDGET}")
+    return VisualRequest(
+        has_budget,
+        budget,
+        read(QUERY, _parse_query),
+        # Declared as any string; its form is checked here.
+        _parsed(parse_selector, read(SELECTOR, parse_selector), SELECTOR),
+        read(VISUAL_POSITIONS, parse_positions),
+    )
+
+
+def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[str, Any]]:
+    """Take a request's visual settings out of its processor arguments.
+
+    Args:
+        arguments: with a ``VisualRequest`` from the renderer, or, offline, with the values that
+            ``LLM.generate`` was given as ``mm_processor_kwargs``, which are checked here.
+
+    Returns:
+        the settings, and all other arguments.
+
+    Raises:
+        FieldError: a value is not valid; the message says what is allowed.
+
+    """
+    others = dict(arguments)
+    typed = others.pop(REQUEST, None)
+    has_budget = BUDGET in others
+    budget, query, selector, positions = (
+        others.pop(name, None) for name in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS)
+    )
+    given = VisualRequest(
+        has_budget,
+        _parsed(parse_budget, budget, BUDGET),
+        _parsed(_parse_query, query, QUERY),
+        _parsed(parse_selector, selector, SELECTOR),
+        _parsed(parse_positions, positions, VISUAL_POSITIONS),
+    )
+    return (_over(typed, given) if isinstance(typed, VisualRequest) else given), others
+
+
+def _over(fields: VisualRequest, arguments: VisualRequest) -> VisualRequest:
+    """Let a request's fields count more than processor arguments that a trusted client sent."""
+    budget_of = fields if fields.has_budget else arguments
+    return VisualRequest(
+        budget_of.has_budget,
+        budget_of.budget,
+        arguments.query if fields.query is None else fields.query,
+        fields.selector or arguments.selector,
+        fields.positions or arguments.positions,
+        fields.explain_id,
+    )
+
+
+def _parse_query(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"the words that guide the selection are a string; got {type(value).__name__}")
+
+
+def _parsed(parse: Callable[[object], Any], value: object, field: str) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise FieldError(field, f"{field}: {error}") from None

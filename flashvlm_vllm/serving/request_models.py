@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's request models with the visual fields typed, so that OpenAPI shows them."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+from flashvlm_vllm.request.budget import BUDGET, parse_budget
+from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.refusal import FIELD_REASONS
+from flashvlm_vllm.request.selector_name import SELECTOR
+from flashvlm_vllm.request.visual_positions import (
+    VISUAL_POSITIONS,
+    VisualPositions,
+    parse_positions,
+)
+from flashvlm_vllm.serving import metrics, request_log
+
+_TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
+_FRACTION: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+BUDGET_SCHEMA: dict[str, Any] = {"anyOf": [_TOKENS, _FRACTION]}
+
+VisualBudget = Annotated[
+    Any,
+    BeforeValidator(parse_budget),
+    WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
+]
+
+Positions = Annotated[
+    Any,
+    BeforeValidator(parse_positions),
+    WithJsonSchema(
+        {"anyOf": [{"enum": [str(each) for each in VisualPositions]}, {"type": "null"}]}
+    ),
+]
+
+
+class VisualFields(BaseModel):
+    """The request fields this plugin adds."""
+
+    visual_budget: VisualBudget = Field(
+        default=None,
+        description=(
+            "Visual tokens to keep of each image: a whole number (1 or more), or a fraction "
+            "strictly between 0 and 1. The words of the latest user message decide which. "
+            "null turns pruning off for this request; left out, the server's default "
+            "(--visual-budget) applies. Also accepted as a string in `metadata`."
+        ),
+    )
+    visual_query: str | None = Field(
+        default=None,
+        description=(
+            "The words that steer the selection, in place of the latest user message. An "
+            "empty string selects by visual saliency alone."
+        ),
+    )
+    visual_selector: str | None = Field(
+        default=None,
+        description=(
+            "The method that chooses the tokens, by name; left out or null, the server's default "
+            "(--visual-selector) applies. An unknown name is answered with those there are."
+        ),
+    )
+    visual_positions: Positions = Field(
+        default=None,
+        description=(
+            'Where kept tokens stand: "kept", at their places in the unpruned prompt, or '
+            '"closed", one after another; left out or null, the server\'s default '
+            "(--visual-positions, kept) applies."
+        ),
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _count_refusal(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Count a request that is refused before a handler sees it."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            wrong = {each["loc"][0] for each in error.errors() if each["loc"]}
+            for field, reason in FIELD_REASONS.items():
+                if field in wrong:
+                    metrics.count_refusal(reason)
+                    request_log.log_refused(reason)
+                    break
+            raise
+
+
+class VisualChatCompletionRequest(VisualFields, ChatCompletionRequest):
+    """``POST /v1/chat/completions``."""
+
+
+class VisualResponsesRequest(VisualFields, ResponsesRequest):
+    """``POST /v1/responses``."""
+
+
+class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest):
+    """``POST /v1/chat/completions/batch``."""
+
+    def to_chat_completion_request(self, messages: list[Any]) -> ChatCompletionRequest:
+        """Build one conversation's request.
+
+        vLLM drops null fields on the way, and here null says "no pruning".
+        """
+        request = super().to_chat_completion_request(messages)
+        for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS):
+            if field in self.model_fields_set:
+                setattr(request, field, getattr(self, field))
+        return request
+
+
+REQUEST_MODELS: dict[str, type[VisualFields]] = {
+    "/v1/chat/completions": VisualChatCompletionRequest,
+    "/v1/chat/completions/batch": VisualBatchChatCompletionRequest,
+    "/v1/responses": VisualResponsesRequest,
+}
+"""Routes that take the visual fields, and their request models."""

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fails requests whose images a selector of another package could not handle.
+
+The worker notes such failures and lets tokens stand in, so that the engine and everybody else's
+requests go on; here the answer made from them is withheld. This package's own selectors are
+tested instead, and cost no question to the worker.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from openai.types.responses import ResponseErrorEvent
+from vllm.exceptions import GenerationError
+
+from flashvlm_vllm.ipc.worker_calls import find_selector_failures
+from flashvlm_vllm.request.refusal import Reason
+from flashvlm_vllm.request.selector_name import SELECTOR
+from flashvlm_vllm.serving import metrics, request_context
+
+_BEFORE_THE_ENGINE = frozenset({"response.created", "response.in_progress"})
+
+
+async def checked(answer: Any, third_party_items: Sequence[str], handler: Any) -> Any:
+    """Return the answer, or an error in its place when a selection behind it failed.
+
+    Args:
+        answer: what a vLLM handler returned: a response, an error, or a stream of events.
+        third_party_items: selection keys of the items that the worker is asked about; mostly none.
+        handler: that vLLM handler.
+
+    """
+    if not third_party_items:
+        return answer
+    if isinstance(answer, AsyncIterator):
+        return _checked_stream(answer, third_party_items, handler)
+    error = await _failure(third_party_items, handler)
+    return answer if error is None else handler.create_error_response(error)
+
+
+async def _checked_stream(
+    stream: AsyncIterator[Any], third_party_items: Sequence[str], handler: Any
+) -> AsyncIterator[Any]:
+    is_checked = False
+    async for event in stream:
+        if not is_checked and getattr(event, "type", None) not in _BEFORE_THE_ENGINE:
+            # The first token is there, so every image of the prompt has been encoded.
+            is_checked = True
+            error = await _failure(third_party_items, handler)
+            if error is not None:
+                if isinstance(event, str):
+                    yield f"data: {handler.create_streaming_error_response(error)}\n\n"
+                    yield "data: [DONE]\n\n"
+                else:
+                    yield ResponseErrorEvent(
+                        type="error",
+                        code="server_error",
+                        message=str(error),
+                        sequence_number=event.sequence_number,
+                    )
+                return
+        yield event
+
+
+async def _failure(third_party_items: Sequence[str], handler: Any) -> GenerationError | None:
+    failures = await find_selector_failures(handler.engine_client, third_party_items)
+    for message in failures.values():
+        metrics.count_refusal(Reason.SELECTOR_FAILED)
+        request_context.record_refusal(Reason.SELECTOR_FAILED)
+        return GenerationError(f"{SELECTOR}: {message}")
+    return None

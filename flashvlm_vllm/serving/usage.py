@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``usage.visual_tokens`` of an answer: visual tokens in its images and videos, and kept ones."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from flashvlm_vllm.ipc.item_fields import MODALITIES
+from flashvlm_vllm.ipc.prompt_report import Layout, PromptLayout
+from flashvlm_vllm.serving.request_context import Collected, Counts
+
+FIELD = "visual_tokens"
+
+
+def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, Any]:
+    """Return what ``usage.visual_tokens`` holds.
+
+    Args:
+        counts: one per image or video.
+        layouts: of the prompts with pruned items.
+
+    """
+    payload: dict[str, Any] = {
+        "total": sum(count.total for count in counts),
+        "kept": sum(count.kept for count in counts),
+    }
+    for modality in MODALITIES:
+        items = [
+            {"total": count.total, "kept": count.kept}
+            for count in counts
+            if count.modality == modality
+        ]
+        if items or modality == "image":
+            payload[f"{modality}s"] = items
+    if layouts:
+        results = [each.result for each in layouts]
+        shortened = Layout.SHORTENED
+        payload["positions"] = str(shortened if shortened in results else results[-1])
+    return payload
+
+
+def annotated(answer: Any, collected: Collected) -> Any:
+    """Add what was collected to an answer's ``usage``.
+
+    Args:
+        answer: the result of a vLLM handler: a response model, an error (left alone), or an
+            async iterator of server-sent events (strings) or event models.
+        collected: of the request; an answer to one without images is left alone.
+
+    """
+    if not collected.counts:
+        return answer
+    if isinstance(answer, AsyncIterator):
+        return _annotated_stream(answer, collected)
+    _annotate_usage(answer, collected)
+    return answer
+
+
+async def _annotated_stream(stream: AsyncIterator[Any], collected: Collected) -> AsyncIterator[Any]:
+    async for event in stream:
+        if isinstance(event, str):
+            yield _annotated_event(event, collected)
+        else:
+            response = getattr(event, "response", None)
+            if response is not None:
+                _annotate_usage(response, collected)
+            yield event
+
+
+def _annotate_usage(answer: Any, collected: Collected) -> None:
+    usage = getattr(answer, "usage", None)
+    if usage is not None:
+        setattr(usage, FIELD, summary(collected.counts, collected.layouts))
+
+
+def _annotated_event(event: str, collected: Collected) -> str:
+    # Only the closing event carries usage (all do with continuous_usage_stats).
+    if '"usage":{' not in event or not event.startswith("data: "):
+        return event
+    data = json.loads(event.removeprefix("data: "))
+    data["usage"][FIELD] = summary(collected.counts, collected.layouts)
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The covered model architectures, and the classes that replace vLLM's own."""
+
+from typing import Any
+
+MODELS = {
+    "GLM4VForCausalLM": "flashvlm_vllm.models.glm4v:PrunedGlm4v",
+    "Gemma3ForConditionalGeneration": "flashvlm_vllm.models.gemma3:PrunedGemma3",
+    "Glm4vForConditionalGeneration": "flashvlm_vllm.models.glm4_1v:PrunedGlm",
+    "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
+    "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
+    "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
+    "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
+    "LlavaNextVideoForConditionalGeneration": (
+        "flashvlm_vllm.models.llava_next_video:PrunedLlavaNextVideo"
+    ),
+    "LlavaOnevisionForConditionalGeneration": (
+        "flashvlm_vllm.models.llava_onevision:PrunedLlavaOnevision"
+    ),
+    "Mistral3ForConditionalGeneration": "flashvlm_vllm.models.mistral3:PrunedMistral3",
+    "Qwen2VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "flashvlm_vllm.models.qwen3_vl:PrunedQwen3VL",
+    "Qwen3_5ForConditionalGeneration": "flashvlm_vllm.models.qwen3_5:PrunedQwen3_5",
+    "VideoLlavaForConditionalGeneration": (
+        "flashvlm_vllm.models.video_llava.pruned:PrunedVideoLlava"
+    ),
+}
+"""Covered architectures and the classes that replace vLLM's own (imported on first use)."""
+
+
+def covers(model_config: Any) -> bool:
+    """Return whether budgets apply to a model, given vLLM's ``ModelConfig``.
+
+    What counts is what vLLM runs: with ``--model-impl transformers`` a checkpoint of a covered
+    architecture is served by a backend that prunes nothing.
+    """
+    return model_config.architecture in MODELS

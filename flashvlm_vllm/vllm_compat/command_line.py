@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--plugins`` and the visual defaults' flags for ``vllm serve`` and ``vllm run-batch``."""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flashvlm_vllm.request.budget import parse_budget_text
+from flashvlm_vllm.request.visual_positions import VisualPositions
+from flashvlm_vllm.settings import DEFAULT_GB, ENGINE_SETTINGS, SERVING_SETTINGS, is_enabled
+from flashvlm_vllm.vllm_compat import attach
+from flashvlm_vllm.vllm_compat.engine_config import FROM_COMMAND_LINE
+from flashvlm_vllm.vllm_compat.wrap import Kind, Wrap, apply_all
+
+
+def wraps(activate: Callable[[], None]) -> tuple[Wrap, ...]:
+    """Return the wraps of the command line.
+
+    Args:
+        activate: starts the plugin, once ``--plugins`` names it.
+
+    """
+    return (
+        Wrap(
+            "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+            "vLLM names plugins in the variable VLLM_PLUGINS only, and a plugin cannot add flags.",
+            "0.32",
+            "vLLM has --plugins and a hook for flags.",
+            wrapper=functools.partial(_add_cli_args, activate=activate),
+            kind=Kind.STATIC,
+        ),
+        Wrap(
+            "vllm.engine.arg_utils:EngineArgs.from_cli_args",
+            "The values of a plugin's flags have to reach the engine and the API servers that "
+            "vLLM spawns.",
+            "0.32",
+            "vLLM has a hook for flags.",
+            wrapper=_from_cli_args,
+            kind=Kind.CLASS,
+        ),
+        Wrap(
+            "vllm.entrypoints.cli.serve:ServeSubcommand.validate",
+            "--grpc and the Rust front end bypass the chat endpoints, so a budget would have no "
+            "effect; they are refused before vLLM looks for their parts.",
+            "0.32",
+            "Those front ends run plugins.",
+            wrapper=_validate,
+            # Only in the process that parses a command line, which has imported it by now.
+            only_if_imported=True,
+        ),
+    )
+
+
+def add_flags(activate: Callable[[], None]) -> None:
+    """Add the flags.
+
+    Args:
+        activate: starts the plugin, once ``--plugins`` names it.
+
+    """
+    apply_all(wraps(activate))
+
+
+def is_command_line() -> bool:
+    """Return whether this process parses a ``vllm`` command line."""
+    return "vllm.entrypoints.cli.serve" in sys.modules
+
+
+def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -> Any:
+    class NamePlugins(argparse.Action):
+        """Sets ``VLLM_PLUGINS``, which child processes inherit, and starts ours if named."""
+
+        def __call__(self, _: Any, namespace: Any, value: Any, option: Any = None) -> None:
+
+            names = [name.strip() for name in value.split(",") if name.strip()]
+            if not names:
+                raise argparse.ArgumentError(self, "name at least one plugin, such as flashvlm")
+            setattr(namespace, self.dest, names)
+            os.environ["VLLM_PLUGINS"] = ",".join(names)
+            if is_enabled():
+                activate()
+
+    def budget(text: str) -> Any:
+        try:
+            return parse_budget_text(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def requests(text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise argparse.ArgumentTypeError(f"a whole number, 0 or more; got {text!r}")
+        return int(text)
+
+    parser = original(parser)
+    group = parser.add_argument_group("flashvlm", "Visual token selection.")
+    group.add_argument(
+        "--plugins",
+        action=NamePlugins,
+        metavar="NAME[,NAME]",
+        help="vLLM plugins to load, no others; the same as the variable VLLM_PLUGINS.",
+    )
+    group.add_argument(
+        "--visual-budget",
+        type=budget,
+        metavar="TOKENS|FRACTION",
+        help="Visual tokens to keep of each image where a request does not say: a whole number, "
+        "or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-selector",
+        metavar="NAME",
+        help="How the tokens are chosen where a request does not say: flashvlm (the default), "
+        "or another installed selector. Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-positions",
+        choices=[str(each) for each in VisualPositions],
+        help="Where kept tokens stand if a request does not say: at their places in the unpruned "
+        "prompt (kept, the default), or one after another (closed). Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-feature-cache-gb",
+        type=float,
+        metavar="GIB",
+        help="What the vision tower made of the latest images is held in each worker, up to so "
+        f"many GiB (default: {DEFAULT_GB}), so that another question about an image does not run "
+        "the tower again; and as much of preprocessed pixels in each API process. 0 turns both "
+        "off. Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-playground",
+        action="store_true",
+        help="Serve a page at /flashvlm to try budgets in a browser: kept patches, answers, times. "
+        "Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-explain-per-minute",
+        type=requests,
+        metavar="REQUESTS",
+        help="How many requests a minute POST /v1/visual_tokens answers in each API process "
+        "(default: 60); 0 turns it off. Needs --plugins flashvlm.",
+    )
+    return parser
+
+
+def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
+    given = {name: getattr(args, name, None) for name in ENGINE_SETTINGS}
+    defaults = {name: value for name, value in given.items() if value is not None}
+    if is_enabled():
+        attach.to_serving()
+        if defaults:
+            # On the namespace, which vLLM also hands to the API servers that it spawns.
+            args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), **defaults}
+    elif needless := [
+        name
+        for name in (*ENGINE_SETTINGS, *SERVING_SETTINGS)
+        if getattr(args, name, None) not in (None, False)
+    ]:
+        flag = f"--{needless[0].replace('_', '-')}"
+        sys.exit(f"flashvlm: {flag} does nothing without --plugins flashvlm")
+    else:
+        _log_how_to_enable()
+    engine_args = original(cls, args)
+    setattr(engine_args, FROM_COMMAND_LINE, True)
+    return engine_args
+
+
+def _validate(original: Any, command: Any, args: Any) -> None:
+    # Before vLLM looks for the parts of a front end that this plugin refuses anyway.
+    if is_enabled():
+        _refuse_other_front_ends(args)
+    original(command, args)
+
+
+def _refuse_other_front_ends(args: Any) -> None:
+    import vllm.envs as envs
+
+    if getattr(args, "grpc", False):
+        sys.exit(
+            "flashvlm: --grpc requests do not pass through the chat endpoints, so no budget could "
+            "reach the model; serve over HTTP, or leave out --plugins flashvlm"
+        )
+    if envs.VLLM_USE_RUST_FRONTEND:
+        sys.exit(
+            "flashvlm: the Rust front end does not run Python request code, so no budget could "
+            "reach the model; unset VLLM_USE_RUST_FRONTEND, or leave out --plugins flashvlm"
+        )
+
+
+@functools.cache
+def _log_how_to_enable() -> None:
+    from vllm.logger import init_logger
+
+    # vLLM shows its own name space only.
+    init_logger("vllm.flashvlm").info(
+        "flashvlm is installed but not named: visual_budget fields are ignored. "
+        "Turn it on with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."
+    )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine configuration: where the settings are attached, and what a selection cannot run with."""
+
+import sys
+from dataclasses import replace
+from typing import Any, Final, NoReturn
+
+from flashvlm_vllm.position_scheme import axes_of
+from flashvlm_vllm.request.visual_positions import VisualPositions
+from flashvlm_vllm.settings import ENGINE_SETTINGS, ServerSettings, set_settings, settings_of
+from flashvlm_vllm.supported_models import MODELS, covers
+from flashvlm_vllm.vllm_compat.wrap import Entry, Wrap
+
+FROM_COMMAND_LINE: Final = "_flashvlm_from_command_line"
+"""Attribute of engine arguments that a command line was parsed to."""
+
+
+def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
+    config = _config_with_settings(original, engine_args, *args, **kwargs)
+    try:
+        _refuse_adapters_on_towers(config)
+    except ValueError as error:
+        _stop(engine_args, error)
+    _turn_off_encoder_graphs(config)
+    _set_position_axes(config.model_config)
+    return config
+
+
+def _config_with_settings(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
+    given = engine_args.mm_processor_kwargs
+    asked = {name: given[name] for name in ENGINE_SETTINGS if name in (given or {})}
+    if not asked:
+        return original(engine_args, *args, **kwargs)
+    try:
+        settings = _checked(asked)
+    except ValueError as error:
+        _stop(engine_args, error)
+    others = {key: value for key, value in given.items() if key not in asked}
+    engine_args.mm_processor_kwargs = others or None
+    try:
+        config = original(engine_args, *args, **kwargs)
+    finally:
+        engine_args.mm_processor_kwargs = given
+    if settings != ServerSettings():
+        try:
+            _attach(config.model_config, settings, asked)
+        except ValueError as error:
+            _stop(engine_args, error)
+    return config
+
+
+def _checked(asked: dict[str, Any]) -> ServerSettings:
+    from flashvlm_vllm.selection.registry import find_selector
+
+    settings = ServerSettings.parse(asked)
+    find_selector(settings.default_selector)
+    return settings
+
+
+def _attach(model_config: Any, settings: ServerSettings, asked: dict[str, Any]) -> None:
+    if not covers(model_config):
+        names = [name for name in asked if asked[name] is not None]
+        raise ValueError(
+            f"a server-wide {' or '.join(names)} needs a model that is covered "
+            f"({', '.join(sorted(MODELS))}); {model_config.model} is {model_config.architecture}"
+        )
+    set_settings(model_config, settings)
+
+
+def _refuse_adapters_on_towers(config: Any) -> None:
+    lora = config.lora_config
+    if lora is not None and lora.enable_tower_connector_lora and covers(config.model_config):
+        raise ValueError(
+            "LoRA on the vision tower or projector (enable_tower_connector_lora) cannot be "
+            "combined with visual budgets: images could be encoded with another request's "
+            "adapter; leave that option out (adapters on the language model work), or leave out "
+            "--plugins flashvlm"
+        )
+
+
+def _turn_off_encoder_graphs(config: Any) -> None:
+    compilation = config.compilation_config
+    if not (compilation.cudagraph_mm_encoder or compilation.compile_mm_encoder):
+        return
+    if covers(config.model_config):
+        from vllm.logger import init_logger
+
+        compilation.cudagraph_mm_encoder = compilation.compile_mm_encoder = False
+        init_logger("vllm.flashvlm").info(
+            "flashvlm: CUDA graphs and compilation of the vision encoder are off; they would "
+            "bypass the selection"
+        )
+
+
+def _set_position_axes(model_config: Any) -> None:
+    if not covers(model_config) or settings_of(model_config).position_axes:
+        return
+    settings = replace(settings_of(model_config), position_axes=axes_of(model_config))
+    set_settings(model_config, settings)
+    if not settings.position_axes and settings.default_positions is VisualPositions.KEPT:
+        from vllm.logger import init_logger
+
+        init_logger("vllm.flashvlm").warning(
+            "flashvlm: %s has a position scheme that is not known (rotary embeddings are); the "
+            "places of kept tokens close up",
+            model_config.architecture,
+        )
+
+
+def _stop(engine_args: Any, error: ValueError) -> NoReturn:
+    """End a server with one line, a program that uses ``LLM`` with the exception."""
+    if getattr(engine_args, FROM_COMMAND_LINE, False):
+        sys.exit(f"flashvlm: {error}")
+    raise error
+
+
+WRAPS: Final = (
+    Wrap(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "Default budget and selector must reach the processor without being passed to the Hugging "
+        "Face processor, as mm_processor_kwargs are.",
+        "0.32",
+        "vLLM's multimodal config takes plugin settings.",
+        wrapper=_create_engine_config,
+    ),
+)
+
+RESTRICTIONS: Final = (
+    Entry(
+        "vllm.config:CompilationConfig.cudagraph_mm_encoder",
+        "CUDA graphs of the encoder return all tokens of an image without calling "
+        "embed_multimodal, whatever its placeholder holds; they are turned off for covered models.",
+        "0.32",
+        "Graphs hand over to the model.",
+        "https://github.com/vllm-project/vllm/pull/49852",
+    ),
+    Entry(
+        "vllm.config:CompilationConfig.compile_mm_encoder",
+        "A compiled tower does not call the hooks that read the input of its attention; "
+        "compilation is turned off for covered models.",
+        "0.32",
+        "Towers return saliency.",
+        "https://github.com/vllm-project/vllm/pull/38888",
+    ),
+    Entry(
+        "vllm.config:LoRAConfig.enable_tower_connector_lora",
+        "vLLM maps adapters to rows of the tower's input once per step. Images with and without a "
+        "budget are encoded in separate calls, each of which starts at the first row, so an image "
+        "could be encoded with another request's adapter; the option is refused for covered "
+        "models.",
+        "0.32",
+        "Each call of the encoder has its own mapping.",
+        "https://github.com/vllm-project/vllm/pull/53849",
+    ),
+)

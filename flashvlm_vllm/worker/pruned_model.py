@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM model whose visual tokens are selected per request: one driver for every family.
+
+A family says how its items are read, encoded, cut into parts and laid out; the order of the steps
+is the same for all and stands in `PrunedModel.embed_multimodal`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tp_group
+from vllm.logger import init_logger
+from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from flashvlm_vllm.ipc.item_fields import ItemRequests
+from flashvlm_vllm.request.budget import spread_budget
+from flashvlm_vllm.selection import Selection, Selector
+from flashvlm_vllm.selection.registry import find_selector
+from flashvlm_vllm.selection.workspace import workspace_bytes
+from flashvlm_vllm.settings import settings_of
+from flashvlm_vllm.worker import trace
+from flashvlm_vllm.worker.candidates import Candidates, Item, Part
+from flashvlm_vllm.worker.choose import Chooser
+from flashvlm_vllm.worker.explain_record import record_of
+from flashvlm_vllm.worker.explain_watches import EXPLAIN_WATCHES
+from flashvlm_vllm.worker.feature_cache import FeatureCache, ImageFeatures
+from flashvlm_vllm.worker.kept import Kept
+from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
+from flashvlm_vllm.worker.positioned_model import PositionedModel
+
+logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+
+
+class PrunedModel(PositionedModel, ABC):
+    """Mixin of a vLLM model. Derive from this first and from vLLM's model second.
+
+    Four hooks are needed of every family: `read_items`, `encode`, `parts`, and `prompt_places`
+    where text stands between the visual tokens of an item. The others have defaults.
+    """
+
+    uses: ClassVar[tuple[str, ...]] = ("embed_multimodal",)
+    """Methods of vLLM's model that the hooks call. One that is missing is named at start."""
+
+    language_model: Any
+    multi_modal_projector: Any
+
+    # Hooks of a model family.
+
+    @abstractmethod
+    def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
+        """Read the images or videos from model inputs.
+
+        Args:
+            modality: of all of them.
+            kwargs: the model inputs, without those of `ItemRequests`.
+
+        """
+
+    @abstractmethod
+    def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
+        """Run vision tower and projector.
+
+        Args:
+            items: of one modality.
+            with_keys: whether to return the keys of the tower's attention.
+
+        Returns:
+            the features of each item, ``K`` crops or frames of ``N`` tokens.
+
+        """
+
+    @abstractmethod
+    def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
+        """Return the parts of an item, which share its budget in proportion to their tokens."""
+
+    def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
+        """Return where visual tokens stand in their item's unpruned placeholder.
+
+        Args:
+            item: the image or video.
+            spots: ``(T,)`` int64, their numbers among the item's visual tokens.
+
+        Returns:
+            ``(T,)``; by default nothing else stands in the placeholder.
+
+        """
+        return spots
+
+    def assemble(self, parts: Sequence[Part], chosen: Sequence[Selection]) -> Kept:
+        """Put the kept tokens of an item's parts together, one part after another."""
+        rows = torch.cat([self.embed(*each) for each in zip(parts, chosen, strict=True)])
+        spots = torch.cat(
+            [part.spots_of(each.spots) for part, each in zip(parts, chosen, strict=True)]
+        )
+        return Kept(rows, spots, any(each.indices is None for each in chosen))
+
+    def embed(self, part: Part, selection: Selection) -> Tensor:
+        """Return the embeddings ``(T, D)`` of a part's kept tokens."""
+        if selection.indices is None:
+            assert selection.merged is not None
+            return self.project_merged(selection.merged)
+        rows = part.projected if part.embeddings is None else part.embeddings
+        return rows[selection.indices]
+
+    def project_merged(self, merged: Tensor) -> Tensor:
+        """Return the embeddings ``(T, D)`` of merged features ``(T, C)``."""
+        embeddings: Tensor = self.multi_modal_projector(merged)
+        return embeddings
+
+    def whole_rows(self, item: Item, features: ImageFeatures) -> Tensor:
+        """Return an item's unpruned embeddings where those have more rows than visual tokens.
+
+        Such an item is kept whole beside a larger one of the same request.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rows beside visual tokens")
+
+    def finish(
+        self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]
+    ) -> list[Tensor]:
+        """Return the embeddings of each item's placeholder.
+
+        Args:
+            items: all of the call.
+            kept: of each.
+            gaps: positions that the dropped tokens of each keep free; see `ItemRequests.gaps`.
+
+        """
+        return [
+            self.in_prompt(each, gap, partial(self.prompt_places, item))
+            for item, each, gap in zip(items, kept, gaps, strict=True)
+        ]
+
+    def embed_whole(self, kwargs: dict[str, Any]) -> Any:
+        """Encode images or videos without a budget as vLLM does."""
+        return self._encode_as_vllm(kwargs)
+
+    # The driver.
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        missing = [name for name in self.uses if not hasattr(type(self), name)]
+        if missing:
+            raise TypeError(
+                f"flashvlm: vLLM's model of {type(self).__name__} has no {', '.join(missing)}, "
+                "which the selection calls. Serve it without --plugins flashvlm, and report it "
+                "with the versions of both"
+            )
+        scheduler = vllm_config.scheduler_config
+        self._encoder_tokens = min(
+            scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
+        )
+        self._chooser = Chooser()
+        self.set_up_positions(vllm_config)
+        config = vllm_config.model_config.hf_config
+        self._tower_width = getattr(getattr(config, "vision_config", None), "hidden_size", 0)
+        if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
+            # EAGLE drafters read this name unless the model's class is special-cased.
+            config.image_token_index = config.image_token_id
+        # Of a pipeline only the first stage encodes; the others do not use a cache.
+        encodes = get_pp_group().is_first_rank
+        self.feature_cache = FeatureCache(
+            settings_of(vllm_config.model_config).feature_cache_bytes if encodes else 0,
+            # The loader builds the model in the context of its device.
+            torch.get_default_device(),
+        )
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images or videos; of those with a budget return the kept tokens only."""
+        requests = ItemRequests.pop_from(kwargs)
+        if requests is None:
+            return self.embed_whole(kwargs)
+        items = self.read_items(requests.modality, kwargs)
+        words = self._embed_questions(requests.question_ids)
+        kept: list[Kept] = []
+        for batch in self.encoder_batches([item.tokens for item in items]):
+            kept += self._select_batch(items[batch], requests[batch], words[batch])
+        if trace.is_tracing():
+            trace.record(
+                get_tp_group().rank_in_group,
+                [item.tokens for item in items],
+                [each.order for each in kept],
+                requests.question_ids,
+            )
+        return self.finish(items, kept, requests.gaps)
+
+    def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
+        """Cut items into batches that the encoder was profiled for.
+
+        The scheduler counts the tokens that stay, so at a small budget it admits many more
+        images to a step than it would whole.
+
+        Args:
+            tokens: unpruned visual tokens of each item.
+
+        Yields:
+            consecutive slices, each of one item or of no more tokens than were profiled.
+
+        """
+        start, held = 0, 0
+        for index, count in enumerate(tokens):
+            if index > start and held + count > self._encoder_tokens:
+                yield slice(start, index)
+                start, held = index, 0
+            held += count
+        yield slice(start, len(tokens))
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load weights, and clear what was computed with earlier ones."""
+        self.clear_caches()
+        loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        return loaded
+
+    def clear_caches(self) -> None:
+        """Clear the features and selections of all items."""
+        self.feature_cache.clear()
+        self._chooser.clear()
+
+    def _select_batch(
+        self,
+        items: Sequence[Item],
+        requests: ItemRequests,
+        words: Sequence[Tensor | None],
+    ) -> list[Kept]:
+        with_keys = any(find_selector(name).uses_keys for name in requests.selectors)
+        features = self.feature_cache.features_of(
+            requests.item_keys,
+            lambda missing: self.encode([items[row] for row in missing], with_keys=with_keys),
+            with_keys=with_keys,
+        )
+        candidates = [
+            self._candidates(item, own, requests, row, words[row])
+            for row, (item, own) in enumerate(zip(items, features, strict=True))
+        ]
+        chosen = self.select([each for own in candidates for each in own])
+        bounds = accumulate((len(own) for own in candidates), initial=0)
+        kept = [
+            self.assemble([each.part for each in own], chosen[start:end])
+            for own, (start, end) in zip(candidates, pairwise(bounds), strict=True)
+        ]
+        return [
+            each if keep <= len(each.rows) else replace(each, rows=self.whole_rows(item, own))
+            for each, keep, item, own in zip(kept, requests.keep, items, features, strict=True)
+        ]
+
+    def _candidates(
+        self,
+        item: Item,
+        features: ImageFeatures,
+        requests: ItemRequests,
+        row: int,
+        text: Tensor | None,
+    ) -> list[Candidates]:
+        """Share an item's budget over its parts; a part without any is left out."""
+        name = requests.selectors[row]
+        parts = self.parts(item, features, find_selector(name))
+        sizes = [len(part.projected) for part in parts]
+        shares = spread_budget(min(requests.keep[row], sum(sizes)), sizes)
+        return [
+            Candidates(part, name, requests.selection_keys[row], share, text)
+            for part, share in zip(parts, shares, strict=True)
+            if share
+        ]
+
+    def select(self, candidates: Sequence[Candidates]) -> list[Selection]:
+        """Select, and record the scores of items that are explained."""
+        chosen = self._chooser.select(candidates)
+        if EXPLAIN_WATCHES.is_watching:
+            self._record(candidates, chosen)
+        return chosen
+
+    def _record(self, candidates: Sequence[Candidates], chosen: Sequence[Selection]) -> None:
+        """Record scores. Every rank has the same watches and looks up the same words."""
+        items: dict[str, dict[int, tuple[Candidates, Selection]]] = {}
+        for each, selection in zip(candidates, chosen, strict=True):
+            parts = items.setdefault(each.selection_key.hex(), {})
+            parts[each.part.number] = (each, selection)
+        device = candidates[0].part.projected.device
+        for key, parts in items.items():
+            for watch in EXPLAIN_WATCHES.of_item(key):
+                ids = torch.tensor(watch.question_ids, dtype=torch.int64, device=device)
+                (text,) = self._embed_questions([ids])
+                if get_tp_group().rank_in_group != 0:
+                    continue
+                try:
+                    with gpu_sync_allowed():
+                        watch.records[key] = record_of(parts, text)
+                # A failing explanation must not fail the requests being served.
+                except Exception as error:
+                    logger.error("flashvlm: no explanation: %s", type(error).__name__)
+
+    def _embed_questions(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the raw text embeddings ``(L_i, D)`` of each item's question.
+
+        One look-up for all: with a sharded vocabulary it is a collective, which every rank
+        must enter equally often. Without any words there is nothing to look up. The embeddings
+        are those of the base model, whatever adapter a request names: its tokens stay the same.
+        """
+        ids = torch.cat(list(question_ids))
+        if not len(ids):
+            return [None] * len(question_ids)
+        with without_adapters(self._adapted_embeddings):
+            embeddings = self.language_model.embed_input_ids(ids)
+        return list(embeddings.split([len(each) for each in question_ids]))
+
+    @cached_property
+    def _adapted_embeddings(self) -> list[VocabParallelEmbeddingWithLoRA]:
+        return adapted_embeddings(self.language_model)
+
+    _is_profiled = False
+
+    def _encode_as_vllm(self, kwargs: dict[str, Any]) -> Any:
+        """Encode whole images or videos.
+
+        The first ones are those that memory is profiled with. A selection's temporary tensors are
+        allocated beside them, so that the KV cache does not take their memory.
+        """
+        embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if not self._is_profiled and len(embeddings):
+            self._is_profiled = True
+            # Behind the projector rows may be wider than an embedding (features of deeper layers).
+            widest = max(self._tower_width, embeddings[0].shape[-1])
+            size = workspace_bytes(self._encoder_tokens, widest)
+            torch.empty(size, dtype=torch.uint8, device=embeddings[0].device)
+        return embeddings

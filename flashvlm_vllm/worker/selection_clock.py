@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times the selection in the worker without making the host wait for the device."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import torch
+from vllm.logger import init_logger
+
+from flashvlm_vllm.ipc.worker_calls import SelectionTotals
+
+logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+
+SLOW: Final = "FLASHVLM_SLOW_SELECTION_SECONDS"
+"""Environment variable: a selection that takes longer is a warning in the log."""
+DEFAULT_SLOW: Final = 1.0
+
+
+class Work(NamedTuple):
+    """One call of a selector."""
+
+    selector: str
+    items: int
+    """Images or videos."""
+    tokens: int
+    """Of the largest of them."""
+
+
+class SelectionClock:
+    """Adds up the seconds of selections; device times are read once they have finished."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, SelectionTotals] = {}
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event, Work]] = deque()
+
+    @contextmanager
+    def measure(self, device: torch.device, work: Work) -> Iterator[None]:
+        """Time the block, which selects on ``device``."""
+        if device.type == "cuda":
+            start = torch.cuda.Event(enable_timing=True)
+            stop = torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            stop.record()
+            self._pending.append((start, stop, work))
+            self._drain()
+        else:
+            begin = time.perf_counter()
+            yield
+            self._add(work, time.perf_counter() - begin)
+
+    def read(self) -> dict[str, SelectionTotals]:
+        """Return the totals by selector since the worker started."""
+        self._drain()
+        return {name: replace(total) for name, total in self._totals.items()}
+
+    def _drain(self) -> None:
+        while self._pending and self._pending[0][1].query():
+            start, stop, work = self._pending.popleft()
+            self._add(work, start.elapsed_time(stop) / 1000.0)
+
+    def _add(self, work: Work, seconds: float) -> None:
+        total = self._totals.setdefault(work.selector, SelectionTotals())
+        total.seconds += seconds
+        total.items += work.items
+        if seconds > slow_seconds():
+            logger.warning(
+                "flashvlm: selector %s took %.1f s for %d item(s) of up to %d visual tokens; all "
+                "requests of the step waited. %s is %g",
+                work.selector,
+                seconds,
+                work.items,
+                work.tokens,
+                SLOW,
+                slow_seconds(),
+            )
+
+
+def slow_seconds() -> float:
+    """Return from how many seconds on a selection is a warning; what is no number is the default.
+
+    A worker must not end for a setting of its log.
+    """
+    try:
+        return float(os.environ.get(SLOW, DEFAULT_SLOW))
+    except ValueError:
+        return DEFAULT_SLOW
+
+
+SELECTION_CLOCK = SelectionClock()
+"""The worker's clock: one per process, read over RPC when metrics are scraped."""

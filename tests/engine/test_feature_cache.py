@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of image features: the tower is not paid for twice, and no answer changes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashvlm_vllm.ipc.item_fields import (
+    GAP,
+    IDENTITY,
+    ITEM,
+    KEPT,
+    QUERY_IDS,
+    SELECTOR_NAME,
+    field_name,
+)
+from testing.photo import photo
+from tests.engine.conftest import Engine, StartEngine, token_ids
+
+QUESTIONS = ("what color is the suit?", "where is the flag?", "is there a rocket?")
+LLAVA_BYTES = 576 * (128 + 128 + 1) * 4
+"""Of one image of the test model: features, projected features and saliency in float32."""
+
+
+def cache_of(bytes_: int) -> dict[str, Any]:
+    return {"mm_processor_kwargs": {"visual_feature_cache_gb": bytes_ / 2**30}}
+
+
+@pytest.fixture(scope="module")
+def cold(start_engine: StartEngine, clip_llava: Path) -> dict[tuple[str, str], list[int]]:
+    """Answers without any cache of features, each from empty caches."""
+    with start_engine(clip_llava, **cache_of(0)) as engine:
+        answers = {}
+        for name in ("astronaut", "coffee", "rocket"):
+            for question in QUESTIONS:
+                engine.forget()
+                answers[name, question] = token_ids(engine.ask(question, 64, [photo(name)]))
+        assert engine.features() == {"hits": 0, "misses": 9, "bytes": 0}
+        return answers
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the worker here, so that the tower can be watched."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def watched(engine: Engine) -> list[int]:
+    """Return the batch sizes of the tower's calls, which grows as it is called."""
+    batches: list[int] = []
+
+    def watch(model: Any) -> None:
+        model.vision_tower.register_forward_pre_hook(
+            lambda module, inputs: batches.append(len(inputs[0]))
+        )
+
+    engine.llm.apply_model(watch)
+    return batches
+
+
+def test_another_question_about_an_image_makes_no_encoder_call(
+    start_engine: StartEngine,
+    clip_llava: Path,
+    cold: dict[tuple[str, str], list[int]],
+    in_process: None,
+) -> None:
+    with start_engine(clip_llava) as engine:
+        batches = watched(engine)
+        for number, question in enumerate(QUESTIONS):
+            answer = engine.ask(question, 64)
+            assert token_ids(answer) == cold["astronaut", question]
+            assert batches == [1], f"question {number} ran the tower"
+        engine.ask(QUESTIONS[0], 32)
+        engine.ask(QUESTIONS[0], 64, selector="vispruner")
+        assert batches == [1]
+        assert engine.features() == {"hits": 4, "misses": 1, "bytes": LLAVA_BYTES}
+
+        # Selectors that look at the keys need them from the tower, once.
+        engine.ask(QUESTIONS[0], 64, selector="visionzip")
+        engine.ask(QUESTIONS[0], 64, selector="prumerge+")
+        assert batches == [1, 1]
+
+        # Another image is another image, and several questions at once are one encoding.
+        engine.ask_all([(question, 64) for question in QUESTIONS], [photo("coffee")])
+        assert batches == [1, 1, 1]
+
+
+def test_a_second_question_is_not_preprocessed_again(
+    start_engine: StartEngine,
+    clip_llava: Path,
+    in_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.model_executor.models.llava import LlavaMultiModalProcessor
+
+    calls: list[int] = []
+    call = LlavaMultiModalProcessor._call_hf_processor
+
+    def counted(processor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return call(processor, *args, **kwargs)
+
+    with start_engine(clip_llava) as engine:
+        monkeypatch.setattr(LlavaMultiModalProcessor, "_call_hf_processor", counted)
+        for question in QUESTIONS:
+            engine.ask(question, 64)
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5])
+def test_too_little_room_changes_no_answer_and_is_never_exceeded(
+    start_engine: StartEngine,
+    clip_llava: Path,
+    cold: dict[tuple[str, str], list[int]],
+    room: float,
+) -> None:
+    with start_engine(clip_llava, **cache_of(int(room * LLAVA_BYTES))) as engine:
+        for question in QUESTIONS:
+            for name in ("astronaut", "coffee", "rocket"):
+                answer = engine.ask(question, 64, [photo(name)])
+                assert token_ids(answer) == cold[name, question]
+                assert engine.features()["bytes"] <= room * LLAVA_BYTES
+        # Three images take turns in room for one or none, the least recently used first.
+        whole = int(room) * LLAVA_BYTES
+        assert engine.features() == {"hits": 0, "misses": 9, "bytes": whole}
+
+
+def test_evicted_between_two_chunks_of_its_request(
+    start_engine: StartEngine, clip_llava: Path, in_process: None
+) -> None:
+    """Requests of several chunks, other images in between, and room for one image only."""
+    budget = 300
+    names = ("astronaut", "coffee", "rocket", "galaxies")
+    with start_engine(clip_llava, **cache_of(0)) as engine:
+        cold = [token_ids(engine.ask(QUESTIONS[0], budget, [photo(name)])) for name in names]
+    with start_engine(
+        clip_llava, max_num_batched_tokens=128, max_num_seqs=4, **cache_of(LLAVA_BYTES)
+    ) as engine:
+        from vllm import SamplingParams
+
+        prompts = [
+            {
+                "prompt": f"USER: <image>\n{QUESTIONS[0]} ASSISTANT:",
+                "multi_modal_data": {"image": photo(name)},
+                "mm_processor_kwargs": {"visual_budget": budget},
+            }
+            for name in names
+        ]
+        outputs = engine.llm.generate(
+            prompts,  # type: ignore[arg-type]
+            SamplingParams(temperature=0, max_tokens=8),
+            use_tqdm=False,
+        )
+        assert [token_ids(output) for output in outputs] == cold
+        assert engine.features()["bytes"] == LLAVA_BYTES
+        # All four again: the encoder cache does not hold four, the feature cache one.
+        engine.llm.reset_prefix_cache()
+        for name, answer in zip(names, cold, strict=True):
+            assert token_ids(engine.ask(QUESTIONS[0], budget, [photo(name)])) == answer
+
+
+def test_an_aborted_request_leaves_the_next_one_right(
+    start_engine: StartEngine,
+    clip_llava: Path,
+    cold: dict[tuple[str, str], list[int]],
+    in_process: None,
+) -> None:
+    from vllm import SamplingParams
+
+    with start_engine(clip_llava, max_num_batched_tokens=64) as engine:
+        llm_engine = engine.llm.llm_engine
+        batches = watched(engine)
+        prompt = {
+            "prompt": f"USER: <image>\n{QUESTIONS[0]} ASSISTANT:",
+            "multi_modal_data": {"image": photo("astronaut")},
+            "mm_processor_kwargs": {"visual_budget": 300},
+        }
+        (request,) = engine.llm.enqueue([prompt], SamplingParams(max_tokens=8))  # type: ignore[list-item]
+        llm_engine.step()  # its first chunk, for which the image is encoded
+        assert batches == [1]
+        llm_engine.abort_request([request])
+        while llm_engine.has_unfinished_requests():
+            llm_engine.step()
+        for question in QUESTIONS:
+            assert token_ids(engine.ask(question, 64)) == cold["astronaut", question]
+        assert batches == [1]
+
+
+def test_a_tower_that_fails_leaves_nothing_behind(
+    start_engine: StartEngine, clip_llava: Path, in_process: None
+) -> None:
+    """Half an encoding must not be remembered as a whole one."""
+    with start_engine(clip_llava) as engine:
+
+        def fail(model: Any) -> None:
+            import torch
+
+            def broken(module: Any, inputs: Any) -> None:
+                raise RuntimeError("broken tower")
+
+            hook = model.vision_tower.register_forward_pre_hook(broken)
+            try:
+                with pytest.raises(RuntimeError, match="broken tower"):
+                    encode(model, torch)
+            finally:
+                hook.remove()
+            assert model.feature_cache.read()["bytes"] == 0
+            encode(model, torch)
+            assert model.feature_cache.read()["bytes"] == LLAVA_BYTES
+
+        def encode(model: Any, torch: Any) -> None:
+            def name(text: bytes) -> Any:
+                return torch.tensor([list(text.ljust(32, b"\0"))], dtype=torch.uint8)
+
+            asked = {
+                KEPT: torch.tensor([64]),
+                QUERY_IDS: torch.tensor([[5, 6]]),
+                IDENTITY: name(b"identity"),
+                ITEM: name(b"image"),
+                SELECTOR_NAME: name(b"flashvlm"),
+                GAP: torch.tensor([576 - 64]),
+            }
+            model.embed_multimodal(
+                pixel_values=torch.zeros(1, 3, 336, 336),
+                **{field_name(field, "image"): value for field, value in asked.items()},
+            )
+
+        engine.llm.apply_model(fail)
+
+
+def test_new_weights_make_old_features_void(
+    start_engine: StartEngine, clip_llava: Path, in_process: None
+) -> None:
+    with start_engine(clip_llava) as engine:
+        batches = watched(engine)
+        answer = token_ids(engine.ask(QUESTIONS[0], 64))
+        engine.llm.collective_rpc("reload_weights")
+        assert engine.features()["bytes"] == 0
+        engine.forget()
+        assert token_ids(engine.ask(QUESTIONS[0], 64)) == answer
+        assert batches == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def next_engines(start_engine: StartEngine, llava_next: Path) -> Iterator[tuple[Engine, Engine]]:
+    with (
+        start_engine(llava_next, max_model_len=8192, **cache_of(0)) as without,
+        start_engine(llava_next, max_model_len=8192) as engine,
+    ):
+        yield without, engine
+
+
+def test_llava_next_images_of_several_sizes(next_engines: tuple[Engine, Engine]) -> None:
+    without, engine = next_engines
+    wide, high, small = (
+        photo("astronaut").resize(size) for size in ((600, 300), (300, 700), (200, 200))
+    )
+    rounds: tuple[list[Any], ...] = ([wide], [high, small], [small, wide])
+    for question in QUESTIONS[:2]:
+        for images in rounds:
+            expected = without.ask(question, 96, images)
+            assert token_ids(engine.ask(question, 96, images)) == token_ids(expected)
+    # Three images, and three again with another question; the last round of each question is in
+    # vLLM's own encoder cache.
+    assert (engine.features()["misses"], engine.features()["hits"]) == (3, 3)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GLM-4.1V: images with budgets against Transformers; videos stay whole, or are refused."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flashvlm_vllm.selection import fused_scores
+from testing.photo import photo
+from testing.tiny.glm4_1v import IMAGE, VIDEO, build_glm4_1v
+from tests.engine.conftest import REPOSITORY, Engine, StartEngine, token_ids
+from tests.engine.test_qwen_vl import Reference, received, with_metadata
+
+QUESTIONS = ("what color is the suit?", "where is the flag?")
+PICTURE = photo("astronaut").resize((200, 190))
+TALL = photo("cat").resize((40, 300))
+CLIP = np.stack([np.array(photo(name).resize((120, 100))) for name in ("cat", "coffee") * 2])
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"))
+
+
+@pytest.fixture(scope="module")
+def engine(start_engine: StartEngine) -> Iterator[Engine]:
+    # A chunk is shorter than most prompts here, so all of them pass in several.
+    with start_engine(
+        build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"),
+        max_num_batched_tokens=64,
+        block_size=32,
+        limit_mm_per_prompt={"image": 3, "video": 1},
+    ) as engine:
+        yield engine
+
+
+def text(question: str, images: int, videos: int = 0) -> str:
+    marks = IMAGE * images + VIDEO * videos
+    return f"[gMASK]<sop><|system|>\nYou are careful.<|user|>\n{marks}{question}<|assistant|>\n"
+
+
+def request(
+    question: str, budget: object, images: Sequence[Any] = (PICTURE,), videos: int = 0
+) -> dict[str, Any]:
+    data: dict[str, Any] = {"image": list(images)} if images else {}
+    data |= {"video": [with_metadata(CLIP)]} if videos else {}
+    return {
+        "prompt": text(question, len(images), videos),
+        "multi_modal_data": data,
+        **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+    }
+
+
+def run(engine: Engine, *requests: dict[str, Any], tokens: int = 8) -> list[Any]:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=tokens)
+    return list(engine.llm.generate(list(requests), sampling, use_tqdm=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "budget"),
+    [
+        ([PICTURE], None),
+        ([PICTURE], 4),
+        ([PICTURE, TALL], None),
+        ([PICTURE, TALL], 10),
+        ([PICTURE, TALL], 0.3),
+    ],
+)
+def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
+    engine: Engine, reference: Reference, images: list[Any], budget: object
+) -> None:
+    engine.forget()
+    (output,) = run(engine, request(QUESTIONS[0], budget, images))
+    grids = reference.processor.image_processor(images, return_tensors="pt")["image_grid_thw"]
+    lengths = [int(grid.prod()) // 4 for grid in grids]
+    kept = [list(range(length)) for length in lengths]
+    if budget is not None:
+        kept = [each["kept"] for each in engine.kept()[-len(images) :]]
+        asked = [
+            budget if isinstance(budget, int) else math.floor(length * 0.3 + 0.5)
+            for length in lengths
+        ]
+        assert [len(each) for each in kept] == asked
+    gone = sum(lengths) - sum(map(len, kept))
+    prompt = text(QUESTIONS[0], len(images))
+    whole = reference.processor(text=[prompt], images=images)["input_ids"][0]
+    assert len(output.prompt_token_ids) == len(whole) - gone
+    ids = token_ids(output)
+    assert ids == reference.answer(prompt, kept, images, [], len(ids))
+
+
+def test_the_important_half_follows_from_transformers_own_attention(
+    engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.forget()
+    run(engine, request(QUESTIONS[0], 20), tokens=1)
+    record = engine.kept()[-1]
+    inputs = reference.processor.image_processor([PICTURE], return_tensors="pt")
+    grid = inputs["image_grid_thw"]
+    saliency = received(reference.model, inputs["pixel_values"], grid, monkeypatch)
+    with torch.inference_mode():
+        features = reference.model.model.get_image_features(inputs["pixel_values"], grid)
+        words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
+        scores = fused_scores(features.pooler_output[0], saliency, words)
+    assert set(scores.topk(10).indices.tolist()) <= set(record["kept"])
+    tokenizer = reference.processor.tokenizer
+    assert record["query"] == tokenizer(QUESTIONS[0], add_special_tokens=False).input_ids
+
+
+def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+    requests = [
+        request(question, budget, images, videos)
+        for question in QUESTIONS
+        for budget, images, videos in (
+            (None, [PICTURE], 0),
+            (9, [PICTURE], 0),
+            (12, [PICTURE, TALL], 0),
+            (None, [PICTURE], 1),
+        )
+    ]
+    alone = []
+    for each in requests:
+        engine.forget()
+        alone.append(token_ids(run(engine, each)[0]))
+    engine.forget()
+    for _ in range(2):  # the second time from the caches
+        outputs = run(engine, *requests)
+        assert [token_ids(each) for each in outputs] == alone
+    assert any(each.num_cached_tokens >= 32 for each in outputs)
+    assert alone[1] != alone[5]
+
+
+def test_a_budget_that_does_not_bind_is_no_budget(engine: Engine) -> None:
+    engine.forget()
+    stock, whole = (run(engine, request(QUESTIONS[0], budget))[0] for budget in (None, 4096))
+    assert token_ids(stock) == token_ids(whole)
+    assert whole.num_cached_tokens >= 32
+    (other,) = run(engine, request(QUESTIONS[0], None, [photo("cat").resize(PICTURE.size)]))
+    assert token_ids(other) != token_ids(stock)
+
+
+def test_a_video_with_a_budget_is_refused_and_the_engine_goes_on(engine: Engine) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    for budget in (8, 0.5):
+        with pytest.raises(VLLMValidationError, match="images are pruned and videos are not"):
+            run(engine, request(QUESTIONS[0], budget, [], 1))
+    merging = request(QUESTIONS[0], 8)
+    merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
+    assert token_ids(run(engine, merging)[0])
+    assert token_ids(run(engine, request(QUESTIONS[0], None, [], 1))[0])
+
+
+def test_a_video_without_a_budget_is_answered_as_transformers_does(
+    engine: Engine, reference: Reference
+) -> None:
+    engine.forget()
+    (output,) = run(engine, request(QUESTIONS[0], None, [PICTURE], 1))
+    grid = reference.processor.video_processor([CLIP], do_sample_frames=False, return_tensors="pt")[
+        "video_grid_thw"
+    ]
+    kept = [list(range(49)), list(range(int(grid.prod()) // 4))]
+    ids = token_ids(output)
+    assert ids == reference.answer(text(QUESTIONS[0], 1, 1), kept, [PICTURE], [CLIP], len(ids))
+
+
+@pytest.mark.slow
+def test_a_default_budget_leaves_prompts_with_videos_whole(
+    start_engine: StartEngine, engine: Engine
+) -> None:
+    requests = [
+        request(QUESTIONS[0], budget, [PICTURE], videos) for budget, videos in ((8, 0), (None, 1))
+    ]
+    expected = [token_ids(each) for each in run(engine, *requests)]
+    del requests[0]["mm_processor_kwargs"]
+    with start_engine(
+        build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"),
+        mm_processor_kwargs={"visual_budget": 8},
+        limit_mm_per_prompt={"image": 1, "video": 1},
+    ) as other:
+        assert [token_ids(each) for each in run(other, *requests)] == expected
+        assert [len(each["kept"]) for each in other.kept()] == [8]
