@@ -22,7 +22,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock wheel-check bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ types: setup ## mypy
 
 lock: setup ## write requirements/dev-cpu.lock again (UPGRADE=1: with the newest versions)
 	@$(BIN)/python -m scripts.lock $(if $(UPGRADE),--upgrade)
+
+wheel-check: setup ## build the wheel, install it in a new environment and try it there
+	@$(BIN)/python -m scripts.try_wheel
 
 bench-selection: setup ## what choosing the tokens costs
 	@$(BIN)/python -m benchmarks.selection.run
