@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files around the code agree with the Makefile, the version and the window of releases."""
+
+import re
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flashvlm_vllm.versions import HIGHEST, LOWEST, release_of
+from scripts import try_wheel
+from scripts.test_versions import RELEASES
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ACTIONS = sorted((ROOT / ".github" / "actions").glob("*/action.yml"))
+TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml"))
+CI = ROOT / ".github" / "workflows" / "ci.yml"
+
+
+def parsed(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def make_targets() -> set[str]:
+    """Return the targets of the Makefile that `make help` lists."""
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+
+
+def steps() -> Iterator[dict[str, Any]]:
+    """Yield every step of the workflows and of their own actions."""
+    for path in WORKFLOWS:
+        for job in parsed(path)["jobs"].values():
+            yield from job["steps"]
+    for path in ACTIONS:
+        yield from parsed(path)["runs"]["steps"]
+
+
+# The workflow
+
+
+def test_every_command_of_a_workflow_is_a_target_of_the_makefile() -> None:
+    commands = [step["run"] for step in steps() if "run" in step]
+    assert commands
+    targets = [re.fullmatch(r"make ([a-z-]+)( [A-Z]+=\S.*)?", command) for command in commands]
+    assert all(targets), commands
+    assert {target[1] for target in targets if target} <= make_targets()
+
+
+def test_the_workflow_runs_each_check() -> None:
+    jobs = parsed(CI)["jobs"]
+    assert jobs.keys() == {"lint", "types", "test", "test-versions", "wheel"}
+    for job in jobs.values():
+        assert job["runs-on"] == "ubuntu-latest"
+        assert job["timeout-minutes"] > 0
+        checkout, set_up, check = job["steps"]
+        assert checkout["uses"].startswith("actions/checkout@")
+        assert (ROOT / set_up["uses"] / "action.yml") in ACTIONS
+        assert check["run"].startswith("make ")
+
+
+def test_every_release_of_the_window_with_a_cpu_wheel_is_tested() -> None:
+    releases = parsed(CI)["jobs"]["test-versions"]["strategy"]["matrix"]["release"]
+    assert releases == list(RELEASES)
+    minors = [release_of(release) for release in releases]
+    assert minors[0] == LOWEST
+    assert all(minor is not None and LOWEST <= minor <= HIGHEST for minor in minors)
+
+
+def test_actions_are_pinned() -> None:
+    used = [step["uses"] for step in steps() if "uses" in step]
+    assert all(re.search(r"@(v\d+|[0-9a-f]{40})$", name) or name[:2] == "./" for name in used)
+
+
+def test_a_workflow_may_only_read() -> None:
+    assert all(parsed(path)["permissions"] == {"contents": "read"} for path in WORKFLOWS)
+
+
+def test_a_workflow_names_no_package_index() -> None:
+    paths = [*WORKFLOWS, *ACTIONS]
+    assert not any("://" in path.read_text() for path in paths)
+
+
+# Hooks before a commit
+
+
+def test_hooks_are_targets_of_the_makefile() -> None:
+    (local,) = parsed(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert local["repo"] == "local"
+    for hook in local["hooks"]:
+        assert hook["entry"] == f"make {hook['id']}"
+        assert hook["id"] in make_targets()
+        assert hook["language"] == "system"
+        assert hook["pass_filenames"] is False
+
+
+# Templates
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_an_issue_template_is_a_form(path: Path) -> None:
+    form = parsed(path)
+    assert form.keys() == {"name", "description", "labels", "body"}
+    elements = [each for each in form["body"] if each["type"] != "markdown"]
+    names = [each["id"] for each in elements]
+    assert len(set(names)) == len(names)
+    assert {each["type"] for each in elements} <= {"textarea", "input", "checkboxes", "dropdown"}
+    assert all(each["attributes"]["label"] for each in elements)
+    assert any(each.get("validations", {}).get("required") for each in elements)
+
+
+def test_there_is_a_template_for_each_kind_of_issue() -> None:
+    kinds = {path.stem for path in TEMPLATES}
+    assert kinds == {"bug_report", "feature_request", "model_request"}
+
+
+def test_a_bug_report_asks_for_what_doctor_says() -> None:
+    elements = parsed(ROOT / ".github" / "ISSUE_TEMPLATE" / "bug_report.yml")["body"]
+    (doctor,) = (each for each in elements if each.get("id") == "doctor")
+    assert "flashvlm doctor" in doctor["attributes"]["label"]
+    assert doctor["validations"]["required"]
+
+
+# The changelog
+
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+"""The kinds of changes of Keep a Changelog 1.1.0, in its order."""
+
+
+def test_the_newest_version_of_the_changelog_is_that_of_the_package() -> None:
+    unreleased, newest, *_ = re.findall(r"^## \[(.+?)\]", CHANGELOG, re.M)
+    assert unreleased == "Unreleased"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert newest == project["version"]
+
+
+def test_versions_of_the_changelog_have_dates_newest_first() -> None:
+    headings = re.findall(r"^## (.*)$", CHANGELOG, re.M)
+    assert headings[0] == "[Unreleased]"
+    found = [re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d)", each) for each in headings[1:]]
+    assert all(found), headings
+    dates = [date.fromisoformat(each[1]) for each in found if each]
+    assert dates == sorted(dates, reverse=True)
+
+
+def test_changes_are_of_the_kinds_of_keep_a_changelog() -> None:
+    for part in CHANGELOG.split("\n## ")[1:]:
+        kinds = re.findall(r"^### (.*)$", part, re.M)
+        assert kinds == [kind for kind in KINDS if kind in kinds], part.splitlines()[0]
+
+
+def test_the_changelog_has_every_flag_and_variable() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "flashvlm_vllm").rglob("*.py"))
+    names = set(re.findall(r'"(--visual-[a-z-]+|FLASHVLM_[A-Z_]+)"', sources))
+    assert len(names) > 8
+    assert {name for name in names if f"`{name}" not in CHANGELOG} == set()
+
+
+# The security policy
+
+
+def test_the_security_policy_names_no_address() -> None:
+    policy = (ROOT / "SECURITY.md").read_text()
+    assert "private vulnerability reporting" in policy
+    assert "@" not in policy and "://" not in policy
+
+
+# The wheel
+
+
+def test_a_file_that_the_wheel_lacks_is_named(tmp_path: Path) -> None:
+    expected = try_wheel.package_files(ROOT)
+    assert {"flashvlm_vllm/py.typed", "flashvlm_vllm/__init__.py"} <= expected
+    metadata = "flashvlm_vllm-0.1.0.dist-info/METADATA"
+    wheel = tmp_path / "own.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in [*expected, metadata]:
+            archive.writestr(name, "")
+        try_wheel.check_contents(archive.namelist(), expected)
+    with pytest.raises(try_wheel.WheelError, match=r"flashvlm_vllm/py\.typed is missing"):
+        try_wheel.check_contents(expected - {"flashvlm_vllm/py.typed"}, expected)
+    with pytest.raises(try_wheel.WheelError, match=r"tests/__init__\.py is not part"):
+        try_wheel.check_contents([*expected, "tests/__init__.py"], expected)
+
+
+def test_the_wheel_is_tried_with_every_data_file_of_the_package() -> None:
+    expected = try_wheel.package_files(ROOT)
+    assert any(name.endswith(".html") for name in expected)
+    assert not any(name.endswith(".pyc") for name in expected)
