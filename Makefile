@@ -102,7 +102,7 @@ accuracy: setup ## how often the small VLM is right, by selector and budget (hou
 train: setup ## train the small VLM again (hours; goes on where it was interrupted)
 	@$(BIN)/python -m small_vlm.train
 
-playground-screenshots: setup ## the pictures in docs/playground.md (needs Chromium and chromedriver)
+playground-screenshots: setup ## the pictures in docs/users/playground.md (needs Chromium and chromedriver)
 	@$(BIN)/python -m demo.playground
 
 clean: ## remove what tools, tests and the demo left behind; .venv and .venvs stay

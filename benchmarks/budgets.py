@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a budget costs and buys, drawn from the committed results; nothing is measured here.
 
-``python -m benchmarks.budgets`` writes ``docs/budgets.svg`` and prints the tables that stand in
-``docs/choosing-a-budget.md``.
+``python -m benchmarks.budgets`` writes ``docs/users/budgets.svg`` and prints the tables of
+``docs/users/choosing-a-budget.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.measuring.pairs import Compared, compare
 from benchmarks.measuring.report import table
 
 HERE: Final = Path(__file__).parent
-PICTURE: Final = HERE.parent / "docs" / "budgets.svg"
+PICTURE: Final = HERE.parent / "docs" / "users" / "budgets.svg"
 KINDS: Final = ("color", "shape", "letter", "exist", "where")
 # What is drawn: the two that read the question, the best that does not, the lower bounds.
 ROWS: Final = ("flashvlm", "flashvlm-2", "vispruner", "random", "downscale")

@@ -18,7 +18,7 @@ from testing.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "demo" / "output" / "playground.log"
-BEFORE, AFTER = (ROOT / "docs" / f"playground-{name}.png" for name in ("before", "after"))
+BEFORE, AFTER = (ROOT / "docs" / "users" / f"playground-{name}.png" for name in ("before", "after"))
 ARGUMENTS = (
     *("--plugins", "flashvlm", "--visual-playground", "--max-model-len", "2048"),
     *("--block-size", "32", "--served-model-name", "small-vlm"),

@@ -3,9 +3,9 @@
 
 Each release gets an environment of its own, ``.venvs/RELEASE``, made on first use; the one that
 ``.venv`` has is tested there. What a run
-counts goes into ``docs/versions.json`` and, as a table, into
-``docs/compatibility.md``. Figures are kept by file, so that a run of some files, or of one release,
-replaces those and no others.
+counts goes into ``docs/contributors/versions.json`` and, as a table, into
+``docs/contributors/compatibility.md``. Figures are kept by file, so that a run of some files, or
+of one release, replaces those and no others.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from scripts.pages import with_part
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".venvs"
-FIGURES = ROOT / "docs" / "versions.json"
-PAGE = ROOT / "docs" / "compatibility.md"
+FIGURES = ROOT / "docs" / "contributors" / "versions.json"
+PAGE = ROOT / "docs" / "contributors" / "compatibility.md"
 PART = "matrix"
 
 RELEASES = ("0.31.0", "0.32.0")

@@ -107,8 +107,10 @@ def second_question(results: Results) -> str:
 
 PASSAGES: Final[dict[tuple[str, str], Callable[[Results], str]]] = {
     ("README.md", "overview"): lambda results: overview(results, ""),
-    ("docs/benchmarks.md", "overview"): lambda results: overview(results, "../"),
-    ("docs/limitations.md", "overview"): lambda results: "* " + overview(results, "../"),
+    ("docs/contributors/benchmarks.md", "overview"): lambda results: overview(results, "../../"),
+    ("docs/operators/limitations.md", "overview"): lambda results: (
+        "* " + overview(results, "../../")
+    ),
     ("benchmarks/README.md", "overview"): lambda results: overview(results, "../"),
     ("benchmarks/selection/README.md", "marks"): lambda results: marks_of(
         results, "selection", figures.GPU_TESTS

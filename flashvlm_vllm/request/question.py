@@ -2,7 +2,7 @@
 """Which words steer the selection: those of the latest user message, and nothing else.
 
 Template, role and system words would enter every query alike and steer nothing
-(the released code scores them all; see docs/how-it-works.md, "What steers").
+(the released code scores them all; see docs/contributors/how-it-works.md).
 """
 
 from collections.abc import Callable, Iterable, Mapping

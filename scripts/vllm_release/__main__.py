@@ -19,7 +19,7 @@ from scripts.vllm_release.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / ".wheels"
-PAGE = ROOT / "docs" / "compatibility.md"
+PAGE = ROOT / "docs" / "contributors" / "compatibility.md"
 
 
 def unpacked(release: str) -> Path:

@@ -73,7 +73,7 @@ def test_the_dashboard_uses_the_variables_that_it_has() -> None:
 
 
 def test_every_alert_says_what_to_do_and_is_in_the_documentation() -> None:
-    pages = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    pages = (FOLDER.parents[1] / "docs" / "operators" / "operations.md").read_text()
     for rule in rules():
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
         assert set(rule["annotations"]) == {"summary", "description"}

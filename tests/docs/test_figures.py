@@ -34,7 +34,7 @@ def served() -> dict:
 
 def between(name: str) -> str:
     """What stands in the page where the command's output belongs."""
-    page = (DOCS / "choosing-a-budget.md").read_text()
+    page = (DOCS / "users" / "choosing-a-budget.md").read_text()
     begin, end = (f"<!-- python -m benchmarks.budgets: {mark} -->" for mark in (name, "end"))
     found = re.search(rf"{begin}\n\n(.*?)\n\n{end}", page, re.DOTALL)
     assert found is not None

@@ -200,7 +200,7 @@ def test_the_report_is_drawn_from_its_figures() -> None:
     found = json.loads((folder / "report.json").read_text())
     assert (folder / "report.md").read_text() == report.draw(found)
     # What the documentation shows of it is copied, not typed.
-    shown = (folder.parents[1] / "docs" / "hardening.md").read_text()
+    shown = (folder.parents[1] / "docs" / "operators" / "hardening.md").read_text()
     assert report.summary(found) in shown
     for section in found.values():
         for run in [section] if "requests" in section else section.values():
