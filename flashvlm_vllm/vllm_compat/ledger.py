@@ -39,3 +39,7 @@ def as_table() -> str:
         link = "" if each.link is None else f"[{each.link.rpartition('/')[2]}]({each.link})"
         lines.append(f"| `{name}` | {each.why} | {each.seen} | {each.ends} | {link} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_table())

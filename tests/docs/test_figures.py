@@ -19,6 +19,7 @@ from benchmarks.budgets import (
     speed_of,
     speed_table,
 )
+from flashvlm_vllm.vllm_compat.ledger import as_table
 from tests.docs.markdown import DOCS, README
 
 
@@ -69,3 +70,11 @@ def test_the_readme_quotes_the_results(plain: Set, served: dict) -> None:
     ]
     assert f"| {ours[0][0]} (`flashvlm`), {ours[0][1]} (`flashvlm-2`) |" in readme
     assert f"| {ours[1][0]}, {ours[1][1]} |" in readme
+
+
+def test_the_wraps_of_the_compatibility_page_are_those_of_the_ledger() -> None:
+    page = (DOCS / "contributors" / "compatibility.md").read_text()
+    mark = "python -m flashvlm_vllm.vllm_compat.ledger"
+    found = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n<!-- {mark}: end -->", page, re.DOTALL)
+    assert found is not None
+    assert found[1] == as_table()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flashvlm_vllm.versions import HIGHEST, LOWEST, release_of
+from flashvlm_vllm.vllm_releases import HIGHEST, LOWEST, release_of
 from scripts import try_wheel
 from scripts.test_versions import RELEASES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 ACTIONS = sorted((ROOT / ".github" / "actions").glob("*/action.yml"))
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml"))
