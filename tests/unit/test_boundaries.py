@@ -4,12 +4,13 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from scripts import architecture
+from scripts.architecture import ROOMS, imports, names_of, room_imports, room_of
 
 PACKAGE = Path(__file__).parents[2] / "flashvlm_vllm"
 NAME = PACKAGE.name
@@ -59,39 +60,18 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_of(path): path for path in files("**/*.py")}
-
-
-def imports_of(path: Path) -> Iterator[str]:
+def imports_of(path: Path) -> set[str]:
     """Every module that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    return set(names_of(ast.parse(path.read_text())))
 
 
-@cache
-def own_imports(module: str) -> frozenset[str]:
-    """The package's modules that a module imports itself, those of strings in tables left out."""
-    found = {name for name in imports_of(MODULES[module]) if name in MODULES}
-    # `from package.room import module` names the room, too.
-    return frozenset(
-        name
-        for name in found - {module}
-        if not any(other.startswith(f"{name}.") for other in found)
-    )
-
-
-def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+MODULES = {module_of(path): path for path in files("**/*.py")}
 
 
 def reached_from(module: str) -> set[str]:
     found, waiting = set(), [module]
     while waiting:
-        for name in own_imports(waiting.pop()):
+        for name in imports()[waiting.pop()]:
             if name not in found:
                 found.add(name)
                 waiting.append(name)
@@ -99,7 +79,12 @@ def reached_from(module: str) -> set[str]:
 
 
 def test_every_room_has_a_rule() -> None:
-    assert {room_of(module) for module in MODULES} - {""} == set(RULES)
+    assert {room_of(module) for module in MODULES} - {""} == set(RULES) == set(ROOMS)
+
+
+def test_the_architecture_page_shows_the_imports_and_every_module() -> None:
+    # Written by `python -m scripts.architecture`.
+    assert architecture.PAGE.read_text() == architecture.page()
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {NAME}))
@@ -121,18 +106,14 @@ def test_requests_need_nothing_of_vllm_but_its_error() -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     try:
-        tuple(TopologicalSorter({name: own_imports(name) for name in MODULES}).static_order())
+        tuple(TopologicalSorter(imports()).static_order())
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
 def test_no_rooms_import_each_other_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for name in MODULES:
-        rooms = {room_of(each) for each in own_imports(name)} - {room_of(name), ""}
-        graph.setdefault(room_of(name), set()).update(rooms)
     try:
-        tuple(TopologicalSorter(graph).static_order())
+        tuple(TopologicalSorter(room_imports()).static_order())
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
