@@ -12,8 +12,16 @@ import pytest
 
 from flashvlm_vllm import vllm_releases
 from flashvlm_vllm.plugin import register
-from flashvlm_vllm.vllm_releases import ANYWAY, UnsupportedVLLMError, check_vllm
+from flashvlm_vllm.vllm_releases import (
+    ANYWAY,
+    HIGHEST,
+    UnsupportedVLLMError,
+    check_vllm,
+    window,
+)
 from scripts.vllm_release.__main__ import compared, installed
+
+NEXT = f"{HIGHEST[0]}.{HIGHEST[1] + 1}.0"
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def test_inside_the_window_nothing_is_said(version: str, told: list[str]) -> Non
     assert told == []
 
 
-@pytest.mark.parametrize("version", ["0.34.0", "1.0.0", "dev"])
+@pytest.mark.parametrize("version", [NEXT, "1.0.0", "dev"])
 def test_above_the_window_a_line_is_said(version: str, told: list[str]) -> None:
     check_vllm(version)
     assert told == [version]
@@ -45,7 +53,7 @@ def test_above_the_window_a_line_is_said(version: str, told: list[str]) -> None:
 def test_below_the_window_it_refuses_unless_told_otherwise(
     version: str, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnsupportedVLLMError, match=rf"{version} is older .* \(0.31 to 0.33\)"):
+    with pytest.raises(UnsupportedVLLMError, match=rf"{version} is older .* \({window()}\)"):
         check_vllm(version)
     assert told == []
     monkeypatch.setenv(ANYWAY, "1")

@@ -13,7 +13,7 @@ from tests.docs.markdown import DOCS, README, REPOSITORY, Block, anchors, blocks
 
 PARSERS = {"json": json.loads, "toml": tomllib.loads}
 # Executed; parsed; only looked at.
-LANGUAGES = {"bash", "python", *PARSERS, "yaml", "text", "mermaid"}
+LANGUAGES = {"bash", "python", *PARSERS, "yaml", "text", "mermaid", "diff"}
 
 
 def tracked() -> list[Path]:
