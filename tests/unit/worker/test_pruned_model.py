@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a family must supply is checked when its model is built, not at the first image."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from flashvlm_vllm.worker.candidates import Item, Part
+from flashvlm_vllm.worker.pruned_model import PrunedModel
+
+
+class VLLMModel:
+    """A model of vLLM's, as far as building one goes."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        self.built = True
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        return []
+
+
+class Incomplete(PrunedModel, VLLMModel):
+    def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
+        return []
+
+
+class Complete(Incomplete):
+    uses: ClassVar[tuple[str, ...]] = ("embed_multimodal", "resample", "see")
+
+    def encode(self, items: Any, *, with_keys: bool) -> Any:
+        return []
+
+    def parts(self, item: Item, features: Any, selector: Any) -> list[Part]:
+        return []
+
+
+def test_a_family_without_a_hook_cannot_be_built() -> None:
+    with pytest.raises(TypeError, match=r"abstract.* encode, parts|abstract.*'encode'.*'parts'"):
+        Incomplete(vllm_config=None)
+
+
+def test_a_method_that_vllms_model_no_longer_has_is_named() -> None:
+    with pytest.raises(TypeError, match="of Complete has no resample, see, which"):
+        Complete(vllm_config=None)
