@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger of changes to vLLM: each target is there, and another package's change is noticed."""
+"""The ledger of changes to vLLM: each target exists, and replaced targets are detected."""
 
 import importlib
 from types import FunctionType, ModuleType
@@ -22,7 +22,7 @@ def resolved(target: str) -> Any:
 
 
 @pytest.mark.parametrize("entry", ledger.LEDGER, ids=lambda entry: entry.target)
-def test_a_target_is_there_and_its_entry_says_why_and_until_when(entry: Entry) -> None:
+def test_each_target_exists_and_its_entry_states_a_reason_and_an_end(entry: Entry) -> None:
     assert resolved(entry.target) is not None
     assert is_tested(entry.seen)
     for text in (entry.why, entry.ends):
@@ -37,7 +37,7 @@ def test_no_target_is_listed_twice() -> None:
 
 @pytest.fixture
 def owner(monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class as of vLLM, whose functions come from its modules."""
+    """A stand-in for a class of vLLM, whose functions come from its modules."""
     functions = {
         name: FunctionType(code, {"__name__": "vllm.somewhere"}, name)
         for name, code in {
@@ -91,7 +91,7 @@ def test_a_wrapper_calls_the_original_once(
     assert (found if kind is Kind.PROPERTY else found(2)) == expected
 
 
-def test_a_target_that_another_package_has_replaced_is_wrapped_with_a_warning(
+def test_wrapping_a_target_that_another_package_replaced_logs_a_warning(
     owner: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vllm.logger
@@ -113,13 +113,13 @@ def test_a_target_that_another_package_has_replaced_is_wrapped_with_a_warning(
     assert "Owner.plain was replaced by other_plugin before" in lines[0]
 
 
-def test_a_module_that_is_not_imported_stays_so() -> None:
+def test_module_that_is_not_imported_is_not_imported_by_a_wrap() -> None:
     own = Wrap("vllm_absent:X.y", "", "", "", wrapper=print, only_if_imported=True)
     own.apply()
     assert own.state() is None
 
 
-def test_in_a_process_with_the_plugin_nobody_else_has_replaced_anything(
+def test_no_other_package_replaces_a_target_in_a_process_with_the_plugin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from flashvlm_vllm.plugin import register

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wraps by which kept tokens keep their positions: there, for covered models only, needed."""
+"""The wraps that preserve positions of kept tokens: needed, and installed for covered models."""
 
 import inspect
 import logging
@@ -22,7 +22,7 @@ from testing.tiny.qwen_vl import build_qwen_vl
 
 
 @pytest.mark.parametrize("family", ["with M-RoPE", "with RoPE", "not known", "not covered"])
-def test_runners_ask_for_positions_where_a_covered_model_has_rotary_ones(
+def test_runners_request_positions_for_covered_models_with_rotary_embeddings(
     family: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -48,19 +48,19 @@ def test_runners_ask_for_positions_where_a_covered_model_has_rotary_ones(
     assert config.uses_mrope is bool(channels)
     assert config.mrope_num_dims == channels
     messages = [each.message for each in caplog.records]
-    said = {each for each in messages if "places of kept tokens close up" in each}
-    assert len(said) == (family == "not known")
+    warnings = {each for each in messages if "places of kept tokens close up" in each}
+    assert len(warnings) == (family == "not known")
     multimodal = config.multimodal_config
     if family == "not covered":
         assert multimodal is None
         return
     assert multimodal is not None
     assert multimodal.is_multimodal_pruning_enabled() is bool(channels)
-    # Nothing is said about vLLM's own pruning, which stays off.
+    # vLLM's own pruning stays off.
     assert multimodal.get_video_pruning_spec() is None
 
 
-def test_stock_vllm_still_asks_only_models_with_three_axes_for_positions() -> None:
+def test_stock_vllm_still_requests_positions_only_for_models_with_mrope() -> None:
     from vllm.config import ModelConfig
 
     for name in ("uses_mrope", "mrope_num_dims"):
@@ -70,8 +70,8 @@ def test_stock_vllm_still_asks_only_models_with_three_axes_for_positions() -> No
 
 
 @pytest.mark.parametrize("form", ["decoding", "one prefills", "two tokens", "embeddings", "M-RoPE"])
-def test_positions_of_a_step_are_those_of_vllms_own_loop(form: str) -> None:
-    """Where all requests decode they are computed together."""
+def test_positions_of_a_step_equal_those_of_vllms_loop(form: str) -> None:
+    """If all requests decode, their positions are computed together."""
     draw = np.random.default_rng(0)
     names = [str(number) for number in range(9)]
     prompts = {name: int(draw.integers(3, 50)) for name in names}
@@ -118,7 +118,7 @@ def test_positions_of_a_step_are_those_of_vllms_own_loop(form: str) -> None:
     assert (ours[0] >= 0).sum() == sum(scheduled.values())
 
 
-def test_prompt_and_sampling_parameters_still_meet_where_requests_are_made() -> None:
+def test_vllm_still_has_prompt_and_sampling_parameters_in_process_inputs() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     made = getattr(InputProcessor.process_inputs, "__wrapped__", InputProcessor.process_inputs)
@@ -133,25 +133,25 @@ def test_prompt_and_sampling_parameters_still_meet_where_requests_are_made() -> 
     assert "identifier=" in source
 
 
-def test_stock_vllm_still_asks_for_positions_where_it_prunes_videos_only() -> None:
+def test_stock_vllm_still_enables_pruning_positions_only_for_video_pruning() -> None:
     from vllm.config import MultiModalConfig
 
     source = inspect.getsource(MultiModalConfig.is_multimodal_pruning_enabled)
     assert "get_video_pruning_spec" in source
 
 
-def test_the_cpu_runner_still_does_not_ask_whether_a_model_prunes() -> None:
+def test_the_cpu_runner_still_does_not_check_whether_pruning_is_enabled() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    asks = "is_multimodal_pruning_enabled"
-    assert asks in inspect.getsource(GPUModelRunner.load_model)
+    check = "is_multimodal_pruning_enabled"
+    assert check in inspect.getsource(GPUModelRunner.load_model)
     stock = getattr(CPUModelRunner.load_model, "__wrapped__", CPUModelRunner.load_model)
-    assert asks not in inspect.getsource(stock)
+    assert check not in inspect.getsource(stock)
 
 
 @pytest.mark.parametrize(("rows", "fits"), [([64, 64], True), ([64, 63], False), ([], True)])
-def test_a_rotary_table_that_is_too_short_stops_the_start(rows: list[int], fits: bool) -> None:
+def test_a_rotary_table_that_is_too_short_fails_at_start(rows: list[int], fits: bool) -> None:
     language_model = torch.nn.Module()
     for number, length in enumerate(rows):
         layer = torch.nn.Module()

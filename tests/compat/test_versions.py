@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin does on a vLLM inside its window, above it and below it."""
+"""Behaviour of the plugin on vLLM releases inside, above and below the supported window."""
 
 import logging
 import os
@@ -25,44 +25,46 @@ NEXT = f"{HIGHEST[0]}.{HIGHEST[1] + 1}.0"
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def warned_versions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(vllm_releases, "_tell", lines.append)
     monkeypatch.delenv(ANYWAY, raising=False)
     return lines
 
 
-def test_the_tests_run_on_a_release_inside_the_window(told: list[str]) -> None:
+def test_the_installed_release_is_inside_the_window(warned_versions: list[str]) -> None:
     check_vllm()
-    assert told == []
+    assert warned_versions == []
 
 
 @pytest.mark.parametrize("version", ["0.31.0", "0.32.1", "0.33.0+cpu", "0.33.0rc2.dev5+gabc"])
-def test_inside_the_window_nothing_is_said(version: str, told: list[str]) -> None:
+def test_release_inside_the_window_logs_no_warning(
+    version: str, warned_versions: list[str]
+) -> None:
     check_vllm(version)
-    assert told == []
+    assert warned_versions == []
 
 
 @pytest.mark.parametrize("version", [NEXT, "1.0.0", "dev"])
-def test_above_the_window_a_line_is_said(version: str, told: list[str]) -> None:
+def test_release_above_the_window_logs_a_warning(version: str, warned_versions: list[str]) -> None:
     check_vllm(version)
-    assert told == [version]
+    assert warned_versions == [version]
 
 
 @pytest.mark.parametrize("version", ["0.30.2", "0.9.0"])
-def test_below_the_window_it_refuses_unless_told_otherwise(
-    version: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+def test_release_below_the_window_is_refused_unless_overridden(
+    version: str, warned_versions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnsupportedVLLMError, match=rf"{version} is older .* \({window()}\)"):
         check_vllm(version)
-    assert told == []
+    assert warned_versions == []
     monkeypatch.setenv(ANYWAY, "1")
     check_vllm(version)
-    assert told == [version]
+    assert warned_versions == [version]
 
 
 @pytest.mark.parametrize("is_flag", [True, False])
-def test_an_older_release_ends_a_server_with_one_line(is_flag: bool) -> None:
+def test_older_release_ends_a_server_with_a_one_line_error(is_flag: bool) -> None:
     arguments = ["--plugins", "flashvlm"] if is_flag else []
     program = (
         "import sys, vllm\n"
@@ -88,7 +90,7 @@ def test_an_older_release_ends_a_server_with_one_line(is_flag: bool) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_older_release_raises_in_a_program_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_release_raises_in_offline_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.30.0")
     monkeypatch.setattr("flashvlm_vllm.vllm_compat.command_line.is_command_line", lambda: False)
     monkeypatch.delenv(ANYWAY, raising=False)
@@ -97,7 +99,7 @@ def test_an_older_release_raises_in_a_program_of_ones_own(monkeypatch: pytest.Mo
         register()
 
 
-def test_an_older_release_is_left_alone_where_the_plugin_is_not_named(
+def test_older_release_is_not_checked_if_the_plugin_is_not_enabled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vllm.__version__", "0.30.0")
@@ -105,7 +107,7 @@ def test_an_older_release_is_left_alone_where_the_plugin_is_not_named(
     register()
 
 
-def test_a_newer_release_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_release_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
@@ -121,7 +123,7 @@ def test_a_newer_release_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ["vLLM 0.99.0 is not among the releases" in line for line in lines] == [True]
 
 
-def test_the_pins_and_the_window_agree() -> None:
+def test_pyproject_pins_match_the_window() -> None:
     root = Path(__file__).parents[2]
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
@@ -132,7 +134,7 @@ def test_the_pins_and_the_window_agree() -> None:
     assert extras["gpu"] == [f"vllm>={low},<{high}"]
 
 
-def test_all_that_is_touched_is_found_in_the_installed_release() -> None:
+def test_all_used_symbols_exist_in_the_installed_release() -> None:
     result, touched = compared(installed())
     assert result.unknown == []
     assert not result.breaks

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `vllm_compat` wraps is there, is wrapped once, and is still needed.
+"""The targets that `vllm_compat` wraps exist, are wrapped once, and still need the wrap.
 
-A test of the last kind fails on the vLLM release that makes a wrap superfluous: delete the
+A test that a wrap is still needed fails on the vLLM release that makes it unnecessary: delete the
 wrap then, once that release is the lowest supported one.
 """
 
@@ -20,7 +20,7 @@ def parameters(function: object) -> list[str]:
 
 
 def stock(program: str) -> str:
-    """Run a program in a process where no plugin is loaded; returns what it prints."""
+    """Run a program in a process where no plugin is loaded; return its output."""
     result = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "VLLM_PLUGINS": "", "VLLM_LOGGING_LEVEL": "ERROR"},
@@ -33,7 +33,7 @@ def stock(program: str) -> str:
     return result.stdout
 
 
-def test_the_wrapped_calls_take_what_is_passed_to_them() -> None:
+def test_wrapped_calls_have_the_expected_parameters() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
@@ -63,7 +63,7 @@ def test_the_wrapped_calls_take_what_is_passed_to_them() -> None:
         assert parameters(create)[:3] == ["self", "request", "raw_request"]
 
 
-def test_the_processor_hooks_are_called_by_the_names_that_the_mixin_overrides() -> None:
+def test_processor_hooks_that_the_mixin_overrides_have_the_expected_parameters() -> None:
     from vllm.multimodal.processing import BaseMultiModalProcessor
     from vllm.multimodal.processing.inputs import ProcessorInputs
 
@@ -93,7 +93,7 @@ def test_registering_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert once == (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
 
 
-def test_stock_vllm_still_has_no_flag_that_names_plugins() -> None:
+def test_stock_vllm_still_has_no_flag_to_select_plugins() -> None:
     program = (
         "from vllm.utils.argparse_utils import FlexibleArgumentParser as P\n"
         "from vllm.engine.arg_utils import EngineArgs\n"
@@ -103,7 +103,7 @@ def test_stock_vllm_still_has_no_flag_that_names_plugins() -> None:
     assert stock(program).split() == ["False", "False"]
 
 
-def test_stock_vllm_still_passes_unknown_processor_arguments_on() -> None:
+def test_stock_vllm_still_has_no_config_field_for_plugin_settings() -> None:
     program = (
         "import dataclasses\n"
         "from vllm.config import MultiModalConfig\n"
@@ -113,7 +113,7 @@ def test_stock_vllm_still_passes_unknown_processor_arguments_on() -> None:
     assert stock(program).strip() == "[]"
 
 
-def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> None:
+def test_without_being_enabled_the_plugin_registers_no_model_and_wraps_nothing() -> None:
     program = (
         "import os\n"
         "os.environ.pop('VLLM_PLUGINS')\n"
@@ -133,7 +133,7 @@ def test_unnamed_the_plugin_registers_no_model_and_touches_no_serving_code() -> 
 
 @pytest.mark.parametrize("covered", [True, False])
 @pytest.mark.parametrize("setting", ["cudagraph_mm_encoder", "compile_mm_encoder"])
-def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
+def test_encoder_graphs_are_disabled_for_covered_models(
     covered: bool, setting: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
@@ -150,7 +150,7 @@ def test_encoder_graphs_are_off_where_they_would_bypass_the_selection(
 
 
 @pytest.mark.parametrize("covered", [True, False])
-def test_adapters_on_towers_are_refused_where_budgets_would_mix_them_up(
+def test_lora_on_the_vision_tower_is_refused_for_covered_models(
     covered: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
@@ -176,7 +176,7 @@ def test_adapters_on_towers_are_refused_where_budgets_would_mix_them_up(
     assert arguments.create_engine_config().lora_config is not None
 
 
-def test_stock_vllm_still_maps_adapters_to_rows_once_for_all_calls_of_the_encoder() -> None:
+def test_stock_vllm_still_maps_lora_adapters_to_rows_once_for_all_encoder_calls() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     source = inspect.getsource(GPUModelRunner._execute_mm_encoder)
@@ -191,13 +191,13 @@ def test_stock_vllm_still_runs_encoder_graphs_instead_of_the_model() -> None:
     assert "encoder_cudagraph_manager.execute" in source
 
 
-def test_stock_vllm_still_counts_an_item_by_the_embeddings_that_stay() -> None:
+def test_stock_vllm_still_counts_the_encoder_embeds_of_an_item_by_its_kept_embeddings() -> None:
     from vllm.v1.request import Request
 
     assert "mm_position.get_num_embeds()" in inspect.getsource(Request.get_num_encoder_embeds)
 
 
-def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None:
+def test_stock_vllm_still_does_not_notify_models_of_reset_encoder_cache() -> None:
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -205,18 +205,18 @@ def test_stock_vllm_still_has_models_not_told_of_a_reset_encoder_cache() -> None
     assert "self.model" not in inspect.getsource(GPUModelRunner.reset_encoder_cache)
 
 
-def test_stock_vllm_still_returns_the_answers_of_the_first_engine_only() -> None:
+def test_stock_vllm_still_returns_only_the_first_engines_result_from_collective_rpc() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
 
     assert "call_utility_async" in inspect.getsource(AsyncMPClient.collective_rpc_async)
     assert ")[0]" in inspect.getsource(DPLBAsyncMPClient.call_utility_async)
-    # What is called in its place.
+    # Called in its place.
     assert parameters(AsyncMPClient._call_utility_async) == ["self", "method", "args", "engine"]
     assert "self.engine_core" in inspect.getsource(AsyncLLM.collective_rpc)
 
 
-def test_the_lowest_release_still_sorts_no_arguments_by_modality() -> None:
+def test_the_lowest_release_still_does_not_sort_processor_arguments_by_modality() -> None:
     from vllm.model_executor.models.qwen3_vl import Qwen3VLProcessingInfo
 
     from flashvlm_vllm.vllm_releases import LOWEST, release_of
@@ -226,7 +226,7 @@ def test_the_lowest_release_still_sorts_no_arguments_by_modality() -> None:
     assert LOWEST == (0, 31), "`video_arguments` is not needed any more"
 
 
-def test_the_lowest_release_still_lets_the_first_of_two_routes_answer() -> None:
+def test_the_lowest_release_still_lets_the_first_of_two_equal_routes_answer() -> None:
     from vllm.plugins.endpoint_plugins import interface
 
     from flashvlm_vllm.vllm_releases import LOWEST, release_of
