@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is under deploy/, read and rendered."""
+"""Helpers that read and render the files under deploy/."""
 
 import io
 import json
@@ -20,13 +20,13 @@ DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 
 
 def tool(name: str) -> str:
-    """A command that the dev dependencies put next to this Python."""
+    """Return the path of a command that the dev dependencies install next to this Python."""
     return str(Path(sys.executable).with_name(name))
 
 
 @cache
 def rendered(overlay: str) -> tuple[dict[str, Any], ...]:
-    """What ``kubectl apply -k`` would send for an overlay."""
+    """Return the objects that ``kubectl apply -k`` would send for an overlay."""
     folder = DEPLOY / "kubernetes" / "overlays" / overlay
     done = subprocess.run(
         [tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, check=False
@@ -41,7 +41,7 @@ def one(overlay: str, kind: str) -> dict[str, Any]:
 
 
 def pod(overlay: str) -> dict[str, Any]:
-    """The pod's spec of an overlay's Deployment."""
+    """Return the pod spec of an overlay's Deployment."""
     return dict(one(overlay, "Deployment")["spec"]["template"]["spec"])
 
 
@@ -56,13 +56,13 @@ def production_stack() -> dict[str, Any]:
 
 
 def engine() -> dict[str, Any]:
-    """The one model of the values for the production stack."""
+    """Return the only model of the values for the production stack."""
     (only,) = production_stack()["servingEngineSpec"]["modelSpec"]
     return dict(only)
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile with their values, comments left out."""
+    """Return the instructions of a Dockerfile with their values, without comments."""
     parser = DockerfileParser(fileobj=io.BytesIO((DEPLOY / dockerfile).read_bytes()))
     return [
         (step["instruction"], step["value"])
@@ -72,12 +72,12 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
 
 
 def environment(dockerfile: str) -> dict[str, str]:
-    """What the last ``ENV`` of a Dockerfile sets."""
+    """Return the variables that the last ``ENV`` of a Dockerfile sets."""
     (*_, value) = (value for name, value in instructions(dockerfile) if name == "ENV")
     return dict(pair.split("=", 1) for pair in shlex.split(value))
 
 
 def in_exec_form(dockerfile: str, instruction: str) -> list[str]:
-    """The words of the last ``CMD`` or ``ENTRYPOINT``."""
+    """Return the words of the last ``CMD`` or ``ENTRYPOINT``."""
     (*_, value) = (value for name, value in instructions(dockerfile) if name == instruction)
     return list(json.loads(value))

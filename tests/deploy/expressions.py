@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PromQL in ``deploy/observability``, and what it asks for."""
+"""The PromQL expressions in ``deploy/observability`` and the metrics they use."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every expression, with its panel's title or its alert's name."""
+    """Yield every expression with its panel's title or its alert's name."""
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", ()):
             text = target["expr"]
@@ -45,7 +45,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def series(text: str) -> set[tuple[str, frozenset[str]]]:
-    """Parse an expression; returns the names in it with the labels that are matched."""
+    """Parse an expression; return the names in it with the labels that are matched."""
     return {
         (selector.name, frozenset(each.name for each in selector.matchers.matchers))
         for selector in _selectors(promql_parser.parse(text))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds an image without a container engine, as far as that goes, and starts what came out.
+"""Builds an image without a container engine, as far as possible, and starts the result.
 
-A virtual environment stands in for the Python of the base image, and a folder for the root of
-each stage: absolute paths of the Dockerfile are moved below it. Steps that change the system
-(packages of Debian, the user) are left out and listed. ``ARG`` counts as given with the build:
-where this machine's pip finds packages is in its own configuration.
+A virtual environment replaces the Python of the base image, and a folder replaces the root of
+each stage: absolute paths of the Dockerfile are moved into it. Steps that change the system
+(packages of Debian, the user) are skipped and listed. ``ARG`` has no effect: the package index
+comes from this machine's pip configuration.
 """
 
 import os
@@ -20,11 +20,11 @@ from tests.deploy.conftest import ROOT, instructions
 
 SYSTEM_COMMANDS = ("apt-get", "useradd")
 PLACES = ("/source", "/wheels", "/setup", "/cache", "/home/flashvlm", "/tmp")
-"""Folders of the image that its steps and its variables name."""
+"""Folders of the image that appear in its steps and its variables."""
 
 
 class BuildError(RuntimeError):
-    """A step failed; the message has the step and the end of what it printed."""
+    """A step failed; the message has the step and the end of its output."""
 
 
 class Image:
@@ -39,22 +39,22 @@ class Image:
         self._stages: dict[str, Path] = {}
 
     def build(self) -> None:
-        """Go through the steps in their order; the last stage is what is left."""
+        """Run the steps in order; the last stage is the image."""
         for name, value in instructions(self.dockerfile):
             step = getattr(self, f"_{name.lower()}", None)
             if step is not None:
                 step(value)
 
     def place(self, path: str) -> Path:
-        """Where an absolute path of the image lies on this machine."""
+        """Return where an absolute path of the image lies on this machine."""
         return self._stage / path.lstrip("/")
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """A command of the image, with the program as a path of this machine."""
+        """Return a command of the image, with the program as a path of this machine."""
         return [str(self._stage / "python" / "bin" / words[0]), *words[1:]]
 
     def variables(self) -> dict[str, str]:
-        """The environment of a container, next to what any process on this machine needs."""
+        """Return the environment of a container, plus what every process on this machine needs."""
         kept = {
             "HOME",
             "LANG",
@@ -89,7 +89,7 @@ class Image:
             root = self._stages[sources.pop(0).removeprefix("--from=")]
         for source in sources:
             path = root / source.lstrip("/")
-            if path.is_dir():  # Docker copies what is in a folder
+            if path.is_dir():  # Docker copies the content of a folder
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(path, self.place(target), ignore=ignored, dirs_exist_ok=True)
             else:
@@ -108,7 +108,7 @@ class Image:
             self.environment[name] = self._moved(text)
 
     def _moved(self, text: str) -> str:
-        """The text with absolute paths below the stage's folder."""
+        """Return the text with absolute paths moved into the stage's folder."""
         for path in re.findall(r"(?<![\w.:/*-])/[a-z][\w/]*", text):
             if not any(Path(path).is_relative_to(place) for place in PLACES):
                 raise BuildError(f"{path} would be this machine's own; add it to PLACES: {text}")
@@ -129,9 +129,9 @@ class Image:
 
 
 def as_kubernetes_starts_it(command: Sequence[str], writable: Sequence[Path]) -> list[str] | None:
-    """The command in a mount namespace where only some folders can be written, without rights.
+    """Wrap a command in a mount namespace without privileges where only some folders are writable.
 
-    None where this machine does not make that true: it takes root and ``CAP_SYS_ADMIN``.
+    None if this machine does not allow it: it needs root and ``CAP_SYS_ADMIN``.
     """
     lines = ["mount --make-rprivate /"]
     lines += [

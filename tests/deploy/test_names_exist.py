@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every flag and environment variable that is named under deploy/ exists. vLLM itself is asked."""
+"""Every flag and environment variable used under deploy/ exists, checked against vLLM itself."""
 
 import ctypes.util
 import json
@@ -30,9 +30,9 @@ CHART_COMMAND = [engine()["modelURL"], *engine()["vllmConfig"]["extraArgs"]]
 
 
 def ask_vllm(commands: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What ``vllm serve`` makes of each command line, and the variables that vLLM reads.
+    """Return the parsed arguments of each ``vllm serve`` command, and the variables vLLM reads.
 
-    Fails on a flag that is not known. The plugin is named by the variable that the images set.
+    Fails on an unknown flag. The plugin is enabled by the variable that the images set.
     """
     program = (
         "import json, sys\n"
@@ -58,14 +58,14 @@ def ask_vllm(commands: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
 
 @cache
-def vllm_says() -> dict[str, Any]:
-    """One start of vLLM answers for everything: it takes seconds."""
+def vllm_report() -> dict[str, Any]:
+    """Call vLLM once for all tests: starting it takes seconds."""
     images = {dockerfile: in_exec_form(dockerfile, "CMD") for dockerfile in DOCKERFILES}
     return ask_vllm({**OVERLAY_COMMANDS, **images, "chart": CHART_COMMAND})
 
 
 def is_read_by_glibc(variable: str) -> bool:
-    """Ask the dynamic loader what it makes of the variable: a number nobody would choose."""
+    """Return whether the dynamic loader reports the value of the tunable that a variable sets."""
     program = Path("/proc/self/maps").read_text()
     loader = next(line.split()[-1] for line in program.splitlines() if "/ld-linux" in line)
     done = subprocess.run(
@@ -79,7 +79,7 @@ def is_read_by_glibc(variable: str) -> bool:
 
 
 def is_read_by_the_loader(variable: str) -> bool:
-    """Have it preload what is not there: it says so, and goes on."""
+    """Return whether the loader reports a missing library that the variable names."""
     done = subprocess.run(
         [sys.executable, "-c", ""],
         env={variable: "no-such-library.so"},
@@ -91,9 +91,9 @@ def is_read_by_the_loader(variable: str) -> bool:
 
 
 def exists(variable: str) -> bool:
-    """Tell whether somebody who runs in the images reads an environment variable."""
-    if variable in vllm_says()["variables"] or variable in ("HOME", "MALLOC_CONF"):
-        return True  # MALLOC_CONF is jemalloc's; a test of its own asks it
+    """Return whether any program in the images reads an environment variable."""
+    if variable in vllm_report()["variables"] or variable in ("HOME", "MALLOC_CONF"):
+        return True  # MALLOC_CONF belongs to jemalloc and has a test of its own
     if variable.startswith("LD_"):
         return is_read_by_the_loader(variable)
     if variable.startswith("MALLOC_"):
@@ -104,31 +104,31 @@ def exists(variable: str) -> bool:
     return any(f'"{variable}"' in source.read_text() for source in sources)
 
 
-def test_flags_of_the_overlays() -> None:
+def test_flags_of_the_overlays_exist() -> None:
     for overlay in OVERLAYS:
-        arguments = vllm_says()[overlay]
+        arguments = vllm_report()[overlay]
         assert arguments["visual_budget"] is None
         gpus = container(overlay)["resources"]["limits"].get("nvidia.com/gpu", "1")
         assert arguments["tensor_parallel_size"] == int(gpus)
-        # Answers under way, and the preStop hook before them, fit into what the pod is given.
+        # Running requests and the preStop hook must end within the pod's grace period.
         hook = int(container(overlay)["lifecycle"]["preStop"]["exec"]["command"][-1])
         grace = pod(overlay)["terminationGracePeriodSeconds"]
         assert 0 < arguments["shutdown_timeout"] + hook < grace
 
 
-def test_flags_of_the_images() -> None:
+def test_flags_of_the_images_exist() -> None:
     for dockerfile in DOCKERFILES:
         assert in_exec_form(dockerfile, "ENTRYPOINT") == ["vllm", "serve"]
-        assert vllm_says()[dockerfile]["model_tag"] == in_exec_form(dockerfile, "CMD")[0]
+        assert vllm_report()[dockerfile]["model_tag"] == in_exec_form(dockerfile, "CMD")[0]
 
 
-def test_flags_of_the_chart() -> None:
-    arguments = vllm_says()["chart"]
+def test_flags_of_the_chart_exist() -> None:
+    arguments = vllm_report()["chart"]
     assert arguments["visual_budget"] is None
     assert 0 < arguments["shutdown_timeout"] < 30  # the chart sets no grace period
 
 
-def test_variables() -> None:
+def test_environment_variables_exist() -> None:
     names = {variable["name"] for overlay in OVERLAYS for variable in container(overlay)["env"]}
     names |= {variable["name"] for variable in engine()["env"]}
     for dockerfile in DOCKERFILES:
@@ -141,7 +141,7 @@ def test_variables() -> None:
 
 
 def complaints(settings: str) -> str:
-    """What jemalloc says about settings in a process that preloads it as the CPU image does."""
+    """Return what jemalloc reports about settings, preloaded as in the CPU image."""
     preloaded = environment("Dockerfile.cpu")["LD_PRELOAD"]
     done = subprocess.run(
         [sys.executable, "-c", ""],
@@ -156,15 +156,15 @@ def complaints(settings: str) -> str:
 @pytest.mark.skipif(
     ctypes.util.find_library("jemalloc") is None, reason="jemalloc (libjemalloc2) not installed"
 )
-def test_settings_of_jemalloc() -> None:
+def test_jemalloc_accepts_its_settings() -> None:
     assert complaints(environment("Dockerfile.cpu")["MALLOC_CONF"]) == ""
     assert "no_such_setting" in complaints("no_such_setting:true")
 
 
-def test_variables_while_building() -> None:
+def test_build_arguments_are_options_of_pip() -> None:
     names = {value.split("=")[0] for d in DOCKERFILES for i, value in instructions(d) if i == "ARG"}
     assert names == {"PIP_EXTRA_INDEX_URL"}
-    # pip reads each of its options from PIP_ and the option's name.
+    # pip reads each option from a variable named PIP_ and the option's name.
     options = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--help"],
         capture_output=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard and the alert rules. That a server has what they ask for is in test_sight."""
+"""The dashboard and the alert rules. tests/engine/test_observability.py has the metrics."""
 
 import re
 import shutil
@@ -23,14 +23,14 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("name", "text"), list(expressions()), ids=lambda value: value[:40])
-def test_expressions_parse_and_ask_for_metrics_of_this_server(name: str, text: str) -> None:
+def test_expressions_parse_and_use_metrics_of_this_server(name: str, text: str) -> None:
     assert "$" not in text
-    asked = {metric for metric, _ in series(text)}
-    assert asked
-    assert all(re.match(r"flashvlm_|vllm:|http_requests_total$", metric) for metric in asked)
+    metrics = {metric for metric, _ in series(text)}
+    assert metrics
+    assert all(re.match(r"flashvlm_|vllm:|http_requests_total$", metric) for metric in metrics)
 
 
-def test_the_parser_that_the_other_tests_rely_on_refuses_nonsense() -> None:
+def test_the_promql_parser_rejects_invalid_expressions() -> None:
     with pytest.raises(ValueError, match="unclosed left parenthesis"):
         series("sum(rate(flashvlm_refusals_total[5m])")
     assert series('sum by (x) (rate(a{y="z"}[5m])) / b > 0') == {
@@ -39,7 +39,7 @@ def test_the_parser_that_the_other_tests_rely_on_refuses_nonsense() -> None:
     }
 
 
-def test_panels_have_a_place_a_unit_and_words() -> None:
+def test_panels_have_a_position_a_unit_and_a_description() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
@@ -65,14 +65,14 @@ def test_panels_have_a_place_a_unit_and_words() -> None:
         assert len(set(names)) == len(names)
 
 
-def test_the_dashboard_uses_the_variables_that_it_has() -> None:
+def test_the_dashboard_uses_exactly_its_declared_variables() -> None:
     board = dashboard()
     variables = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", str(board["panels"])))
     assert used - {"__rate_interval", "__range"} == variables
 
 
-def test_every_alert_says_what_to_do_and_is_in_the_documentation() -> None:
+def test_every_alert_has_a_description_and_is_documented() -> None:
     pages = (FOLDER.parents[1] / "docs" / "operators" / "operations.md").read_text()
     for rule in rules():
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
@@ -80,14 +80,14 @@ def test_every_alert_says_what_to_do_and_is_in_the_documentation() -> None:
         assert rule["alert"] in pages
 
 
-def test_the_operators_resource_holds_the_same_rules() -> None:
+def test_the_prometheusrule_resource_has_the_same_rules() -> None:
     resource = yaml.safe_load((FOLDER / "prometheus-rule.yaml").read_text())
     assert resource["kind"] == "PrometheusRule"
     assert resource["spec"] == yaml.safe_load((FOLDER / "rules.yaml").read_text())
 
 
 @needs_promtool
-def test_prometheus_takes_the_rules_and_their_tests_pass() -> None:
+def test_promtool_accepts_the_rules_and_their_unit_tests_pass() -> None:
     for arguments in (("check", "rules", "rules.yaml"), ("test", "rules", "rules.test.yaml")):
         verb, kind, name = arguments
         result = promtool(verb, kind, FOLDER / name)
@@ -97,7 +97,7 @@ def test_prometheus_takes_the_rules_and_their_tests_pass() -> None:
 @needs_promtool
 @pytest.mark.parametrize("alert", ALERTS)
 @pytest.mark.parametrize("never", [True, False])
-def test_the_rules_tests_notice_an_alert_that_never_fires_or_always(
+def test_the_rule_unit_tests_fail_for_an_alert_that_never_or_always_fires(
     alert: str, never: bool, tmp_path: Path
 ) -> None:
     document: dict[str, Any] = yaml.safe_load((FOLDER / "rules.yaml").read_text())
@@ -110,7 +110,7 @@ def test_the_rules_tests_notice_an_alert_that_never_fires_or_always(
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_the_component_adds_rules_and_dashboard(tmp_path: Path) -> None:
+def test_the_kustomize_component_adds_rules_and_dashboard(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "observability")
     overlay = tmp_path / "overlay"
     overlay.mkdir()

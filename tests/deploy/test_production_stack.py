@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The values for the vLLM production stack's chart.
 
-The chart is not part of this repository. With a checkout of it, the values are held against its
-schema and rendered: ``PRODUCTION_STACK=.../production-stack``, and
+The chart is not part of this repository. With a checkout of it, the values are checked against
+its schema and rendered: ``PRODUCTION_STACK=.../production-stack``, and
 ``pip install helm-python-sdk``.
 """
 
@@ -26,9 +26,9 @@ needs_chart = pytest.mark.skipif(
 )
 
 
-def test_caches_are_on_and_the_image_is_the_manifests() -> None:
+def test_caches_are_enabled_and_the_image_is_that_of_the_manifests() -> None:
     config = engine()["vllmConfig"]
-    # Left out, the chart turns the prefix cache off; without tensorParallelSize no /dev/shm.
+    # By default the chart disables the prefix cache; without tensorParallelSize, no /dev/shm.
     assert config["enablePrefixCaching"] is True
     assert config["tensorParallelSize"] == int(engine()["requestGPU"])
     base = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "kustomization.yaml").read_text())
@@ -45,26 +45,26 @@ def test_probes_are_those_of_the_manifests() -> None:
             assert ours[field] == container[name][field], (name, field)
 
 
-def test_the_router_keeps_sessions_together() -> None:
+def test_the_router_routes_by_session() -> None:
     router = production_stack()["routerSpec"]
     assert (router["routingLogic"], router["sessionKey"]) == ("session", "x-session-id")
 
 
 @needs_chart
-def test_values_fit_the_schema_of_the_chart() -> None:
+def test_values_match_the_schema_of_the_chart() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    # The schema describes one trigger where the chart's template and KEDA take a list of them.
-    # The schema is not packaged with the chart, so that Helm never compares.
+    # The schema describes a single trigger; the chart's template and KEDA take a list of them.
+    # The schema is not packaged with the chart, so Helm never checks it.
     values = json.loads(json.dumps(production_stack()))
     del values["servingEngineSpec"]["modelSpec"][0]["keda"]["triggers"]
     jsonschema.validate(values, schema)
 
 
 @needs_chart
-def test_the_chart_renders_what_kubernetes_takes(tmp_path: Path) -> None:
+def test_the_rendered_chart_is_valid_kubernetes(tmp_path: Path) -> None:
     helm = pytest.importorskip("helm_python")
     folder = shutil.copytree(CHART, tmp_path / "chart")
-    # Dashboards and adapters of others, which are off by default, and not at hand offline.
+    # Dependencies (dashboards, adapters) are off by default and not available offline.
     description = yaml.safe_load((folder / "Chart.yaml").read_text())
     version = re.findall(
         r"vllm-stack (\S+):", (DEPLOY / "production-stack" / "values.yaml").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two pods behind the production stack's router: what its ways of routing mean for images.
+"""Two pods behind the production stack's router: effect of its routing policies on images.
 
 The router is not on PyPI. It is run from a checkout with a Python that has its requirements
 (``src/vllm_router/requirements.txt``): ``PRODUCTION_STACK=.../production-stack`` and
@@ -41,7 +41,7 @@ LONG = "Look at the picture carefully, and then say in one short sentence what y
 
 
 class Work(NamedTuple):
-    """What a pod has done."""
+    """Requests and encoded images of a pod."""
 
     requests: int
     images_encoded: int
@@ -69,7 +69,7 @@ class Pods:
         return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)))
 
     def work(self) -> list[Work]:
-        """What each pod did since this was last asked, the one that did most first."""
+        """Return the work of each pod since the last call, the busiest first."""
         before, self._before = self._before, self._count()
         done = [
             Work(*(n - b for n, b in zip(*pair, strict=True)))
@@ -78,7 +78,7 @@ class Pods:
         return sorted(done, reverse=True)
 
     def image(self) -> str:
-        """One that no pod has seen."""
+        """Return an image that no pod has seen."""
         pixels = numpy.random.default_rng(next(self._images)).integers(0, 255, (64, 64, 3))
         file = io.BytesIO()
         Image.fromarray(pixels.astype(numpy.uint8)).save(file, "PNG")
@@ -142,7 +142,7 @@ def ask(url: str, text: str, image: str, budget: Any = 64, session: str | None =
 SESSIONS = ("--routing-logic", "session", "--session-key", HEADER)
 
 
-def test_budgets_answers_and_refusals_pass_through(pods: Pods) -> None:
+def test_budgets_and_refusals_pass_through_the_router(pods: Pods) -> None:
     with pods.router(*SESSIONS) as url:
         answer = ask(url, "what is it?", pods.image())
         assert answer.json()["usage"]["visual_tokens"]["kept"] == 64
@@ -150,7 +150,7 @@ def test_budgets_answers_and_refusals_pass_through(pods: Pods) -> None:
         assert refused.status_code == 400 and "visual_budget" in refused.text
 
 
-def test_a_session_stays_with_the_pod_that_has_the_image(pods: Pods) -> None:
+def test_session_routing_sends_all_requests_for_an_image_to_one_pod(pods: Pods) -> None:
     image = pods.image()
     with pods.router(*SESSIONS) as url:
         for number in range(12):
@@ -158,14 +158,14 @@ def test_a_session_stays_with_the_pod_that_has_the_image(pods: Pods) -> None:
         assert pods.work() == [Work(12, 1), Work(0, 0)]
 
 
-def test_a_prefix_aware_router_does_not_look_at_images(pods: Pods) -> None:
+def test_prefix_aware_routing_ignores_images(pods: Pods) -> None:
     with pods.router("--routing-logic", "prefixaware") as url:
-        # Different questions: different pods, and each encodes the same image.
+        # Different questions go to different pods, and each encodes the same image.
         image = pods.image()
         for number in range(12):
             assert ask(url, f"{number}?", image).status_code == 200
         assert sum(pod.images_encoded for pod in pods.work()) == 2
-        # The same long question: one pod, though no two images are the same.
+        # The same long question goes to one pod, although all images differ.
         for _ in range(8):
             assert ask(url, LONG, pods.image()).status_code == 200
         assert pods.work() == [Work(8, 8), Work(0, 0)]
