@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Markdown file holds: fenced blocks, headings' anchors, links."""
+"""Parses a Markdown file: fenced blocks, anchors of headings, links."""
 
 import re
 from functools import cache
@@ -19,19 +19,19 @@ class Block(NamedTuple):
     """One fenced block."""
 
     page: Path
-    line: int  # of the fence, from 1
+    line: int  # line of the fence, from 1
     language: str
     file: str | None  # ```python title=NAME: the reader saves it under that name
     text: str
 
     @property
     def name(self) -> str:
-        """Where it stands, as an editor jumps to it."""
+        """Return its position as path:line."""
         return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
 
 
 def pages() -> list[Path]:
-    """Those whose commands are executed: the README and everything under docs/."""
+    """Return the pages whose commands are executed: the README and everything under docs/."""
     return [README, *sorted(DOCS.rglob("*.md"))]
 
 
@@ -57,7 +57,7 @@ def links(page: Path) -> list[str]:
     found = []
     for token in _tokens(page):
         for part in [token, *(token.children or [])]:
-            if part.type.startswith("html"):  # a picture with a width
+            if part.type.startswith("html"):  # an image tag with a width
                 found += re.findall(r'(?:src|href)="([^"]+)"', part.content)
             elif (target := part.attrGet("href") or part.attrGet("src")) is not None:
                 found.append(str(target))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the pages that cannot run as they are, and what is checked in their place.
+"""Stand-ins for commands of the pages that cannot run unchanged, and the checks they do instead.
 
-``room.py`` puts these names on PATH, next to links to ``RUN_AS_THEY_ARE``, and nothing else: a
-command in neither list is "command not found", and so fails its page.
+``workspace.py`` puts these names on PATH, next to links to ``RUN_AS_THEY_ARE``, and nothing else:
+a command in neither list is "command not found", so its page fails.
 Called as ``python stand_in.py NAME ARGUMENT...``; exits with 1 and a reason when the check fails.
 """
 
@@ -23,33 +23,33 @@ RUN_AS_THEY_ARE = [
     *("sort", "tail", "tee", "touch", "tr", "true", "uniq", "wc", "xargs"),
 ]
 
-# Modules that `python -m` runs for minutes or hours. Their flags are looked up in their source.
+# Modules that `python -m` runs for minutes or hours. Only their flags are checked, in their source.
 HEAVY = ("benchmarks", "demo", "small_vlm.train")
 
 
 class Wrong(Exception):
-    """A command of a page that would not do what the page says."""
+    """A command of a page would not do what the page says."""
 
 
 def vllm(arguments: Sequence[str]) -> None:
-    """`serve` has a block of its own and is started by the runner; the rest is real."""
+    """`serve` needs a block of its own and is started by the runner; other subcommands are run."""
     if arguments[:1] == ["serve"]:
         raise Wrong("write `vllm serve` in a block of its own: it does not return")
     run([str(Path(sys.executable).with_name("vllm")), *arguments])
 
 
 def flashvlm(arguments: Sequence[str]) -> None:
-    """Real."""
-    # By its module: an installed script may be of another checkout.
+    """Run the command."""
+    # As a module: the installed script may belong to another checkout.
     run([sys.executable, "-m", "flashvlm_vllm.cli.main", *arguments])
 
 
 def python(arguments: Sequence[str]) -> None:
-    """Real, but: no environment is made or filled, and heavy modules only have their flags."""
+    """Run Python, but create or fill no environment, and check only the flags of heavy modules."""
     if arguments[:2] == ["-m", "pip"]:
         return pip(arguments[2:])
     if arguments[:2] == ["-m", "venv"]:
-        # An empty one would hide the vLLM that is installed here; `activate` then does nothing.
+        # An empty environment would hide the installed vLLM, so `activate` does nothing.
         activate = Path(arguments[2]) / "bin" / "activate"
         activate.parent.mkdir(parents=True, exist_ok=True)
         activate.write_text("")
@@ -60,7 +60,7 @@ def python(arguments: Sequence[str]) -> None:
 
 
 def pip(arguments: Sequence[str]) -> None:
-    """Folders of the page are installed for the page; vLLM's pin is compared with pyproject's."""
+    """Install folders of the page for the page; compare vLLM's pin with pyproject.toml."""
     if arguments[0] != "install":
         raise Wrong(f"pip {arguments[0]} is not known here")
     pins = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -86,14 +86,14 @@ def pip(arguments: Sequence[str]) -> None:
 
 
 def make(arguments: Sequence[str]) -> None:
-    """Targets exist, and what they would run exists. (`make` itself runs in the repository.)"""
+    """Check that targets and the modules they run exist. (`make` itself runs in the repository.)"""
     shown = output(["make", "-n", "-C", str(REPOSITORY), *arguments])
     for module in re.findall(r"-m ((?:benchmarks|demo|small_vlm)[\w.]*)", shown):
         module_has_flags(module, [])
 
 
 def curl(arguments: Sequence[str]) -> None:
-    """Real; an HTTP error is one, except where a comment of the block announces its number."""
+    """Run curl; fail on an HTTP error unless a comment of the block announces its status."""
     expected = os.environ.get("DOCS_HTTP_ERROR")
     status = subprocess.run(["curl", "--fail-with-body", "-sS", *arguments], check=False).returncode
     if expected and status == 0:
@@ -103,7 +103,7 @@ def curl(arguments: Sequence[str]) -> None:
 
 
 def docker(arguments: Sequence[str]) -> None:
-    """No container engine here: the files of a build exist, an image of a run is one of ours."""
+    """No container engine: check that build files exist and that images are built by the pages."""
     options = dict(pairs(arguments[1:]))
     if arguments[0] == "build":
         context = Path(arguments[-1])
@@ -120,7 +120,7 @@ def docker(arguments: Sequence[str]) -> None:
 
 
 def kubectl(arguments: Sequence[str]) -> None:
-    """No cluster here: folders are rendered, objects are made without sending, verbs exist."""
+    """No cluster: render folders, create objects with --dry-run, check that flags exist."""
     if arguments[:1] == ["kustomize"]:
         return run(["kubectl", *arguments])
     options = dict(pairs(arguments))
@@ -139,7 +139,7 @@ def kubectl(arguments: Sequence[str]) -> None:
 
 
 def helm(arguments: Sequence[str]) -> None:
-    """No cluster and no chart repository here: the values exist."""
+    """No cluster and no chart repository: check that the values files exist."""
     if arguments[0] not in ("repo", "install", "upgrade", "template", "uninstall"):
         raise Wrong(f"helm {arguments[0]} is not known here")
     for name, value in pairs(arguments):
@@ -163,7 +163,7 @@ STAND_INS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Return every option with the word behind it, or behind its equals sign."""
+    """Return every option with the word after it, or after its equals sign."""
     split = [
         part
         for word in arguments
@@ -183,7 +183,7 @@ def has_flags(command: Sequence[str], arguments: Sequence[str]) -> None:
 
 def module_has_flags(module: str, arguments: Sequence[str]) -> None:
     """Check that a module exists and its source names every flag."""
-    # By path: importing takes seconds.
+    # Find the file by path: importing takes seconds.
     path = REPOSITORY / module.replace(".", "/")
     file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.is_file():
@@ -195,14 +195,14 @@ def module_has_flags(module: str, arguments: Sequence[str]) -> None:
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a command in this one's place: same input and output, same status."""
+    """Run a command with the same input, output and status."""
     status = subprocess.run(command, check=False, env=real_environment()).returncode
     if status:
         raise Wrong(f"{' '.join(command)} ended with {status}")
 
 
 def output(command: Sequence[str]) -> str:
-    """Run a command for what it prints."""
+    """Run a command and return its output."""
     ended = subprocess.run(
         command, capture_output=True, text=True, check=False, env=real_environment()
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is exchanged in a page's commands so that they run here. Everything else runs as written.
+"""Replacements in a page's commands so that they run in the tests. Everything else is unchanged.
 
-The commands that cannot run here at all are in ``stand_in.py``.
+Commands that cannot run in the tests at all are in ``stand_in.py``.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from testing.tiny.onevision import build_onevision
 from testing.tiny.qwen3_vl import build_qwen3_vl
 from testing.tiny.qwen_vl import build_qwen_vl
 
-# A published checkpoint: the small one with random weights that takes its place, and its folder.
+# Published checkpoint -> folder and builder of the small random-weight model that replaces it.
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "llava-hf/llava-1.5-7b-hf": ("llava-clip", build_llava),
     "llava-hf/llava-v1.6-vicuna-7b-hf": ("llava-next", lambda path: build_llava(path, next=True)),
@@ -23,22 +23,22 @@ MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "OpenGVLab/InternVL3-8B-hf": ("internvl-hf", build_internvl_hf),
 }
 
-# Files that a reader is told to bring: drawn into the folder that the page runs in.
+# Files that the reader supplies; the tests create them in the folder where the page runs.
 PHOTOS = ("photo.jpg", "other.jpg", "page.png")
 CLIP = "clip.mp4"
 
-SERVER = "localhost:8000"  # becomes the port of the page's server
-PICTURES = "https://example.com/"  # becomes a server of those files
+SERVER = "localhost:8000"  # replaced by the address of the page's server
+PICTURES = "https://example.com/"  # replaced by a server of those files
 
-# Other text. What vLLM needs on two CPU cores, as testing.server adds to `vllm serve`.
+# Other replacements: what vLLM needs on two CPU cores, as testing.server adds to `vllm serve`.
 TEXT = {
     "LLM(model=": 'LLM(dtype="float32", enforce_eager=True, max_num_seqs=8, model=',
 }
 
-# The server that most pages talk to is started once. Another one takes too long for the quick
-# tests, and so does a block with one of these words: engines of its own, vLLM's parser again.
+# The server that most pages use is started once. Another server takes too long for the quick
+# tests, and so does a block with one of these words: it starts an engine or vLLM's parser.
 SHARED_SERVER = ("llava-hf/llava-1.5-7b-hf", "--plugins", "flashvlm")
 SLOW = ("LLM(", "vllm run-batch", "vllm bench", "doctor --model", "doctor -- ")
 
-# Flags of `vllm serve` that need what is not here; the rest of the command runs.
+# Flags of `vllm serve` that cannot be used in the tests; the rest of the command runs.
 DROPPED_FLAGS: dict[str, str] = {}

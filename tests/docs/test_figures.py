@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures in the pages are those of the committed results."""
+"""Figures in the pages equal those of the committed results."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def served() -> dict:
 
 
 def between(name: str) -> str:
-    """What stands in the page where the command's output belongs."""
+    """Return the part of the page that holds the command's output."""
     page = (DOCS / "users" / "choosing-a-budget.md").read_text()
     begin, end = (f"<!-- python -m benchmarks.budgets: {mark} -->" for mark in (name, "end"))
     found = re.search(rf"{begin}\n\n(.*?)\n\n{end}", page, re.DOTALL)
@@ -42,14 +42,14 @@ def between(name: str) -> str:
     return found[1]
 
 
-def test_the_tables_of_choosing_a_budget_are_what_the_command_prints(
+def test_the_tables_in_choosing_a_budget_are_the_output_of_the_command(
     plain: Set, served: dict
 ) -> None:
     assert between("kinds") == kinds_table(plain)
     assert between("speed") == speed_table(served)
 
 
-def test_the_picture_can_be_drawn_and_is_committed(plain: Set, served: dict, tmp_path) -> None:
+def test_the_plot_can_be_drawn_and_is_committed(plain: Set, served: dict, tmp_path) -> None:
     draw(plain, served, tmp_path / "drawn.svg")
     drawn, committed = (file.read_text() for file in (tmp_path / "drawn.svg", PICTURE))
     for word in ("flashvlm-2", "8 clients", "visual tokens kept of 576"):
@@ -72,7 +72,7 @@ def test_the_readme_quotes_the_results(plain: Set, served: dict) -> None:
     assert f"| {ours[1][0]}, {ours[1][1]} |" in readme
 
 
-def test_the_wraps_of_the_compatibility_page_are_those_of_the_ledger() -> None:
+def test_the_compatibility_page_lists_the_wraps_of_the_ledger() -> None:
     page = (DOCS / "contributors" / "compatibility.md").read_text()
     mark = "python -m flashvlm_vllm.vllm_compat.ledger"
     found = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n<!-- {mark}: end -->", page, re.DOTALL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links of every Markdown file lead somewhere; blocks have a language, and data in them parses."""
+"""Links of every Markdown file resolve; blocks have a language, and data in them parses."""
 
 import json
 import subprocess
@@ -12,12 +12,12 @@ import pytest
 from tests.docs.markdown import DOCS, README, REPOSITORY, Block, anchors, blocks, links, pages
 
 PARSERS = {"json": json.loads, "toml": tomllib.loads}
-# Executed; parsed; only looked at.
+# Executed, parsed, or only displayed.
 LANGUAGES = {"bash", "python", *PARSERS, "yaml", "text", "mermaid", "diff"}
 
 
 def tracked() -> list[Path]:
-    """Every Markdown file of the repository, new ones included."""
+    """Return every Markdown file of the repository, including new ones."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
         cwd=REPOSITORY,
@@ -25,7 +25,7 @@ def tracked() -> list[Path]:
         text=True,
         check=False,
     )
-    if listed.returncode:  # an unpacked archive
+    if listed.returncode:  # an unpacked archive without git
         return pages()
     return [path for line in listed.stdout.splitlines() if (path := REPOSITORY / line).exists()]
 
@@ -45,7 +45,7 @@ def test_every_relative_link_resolves(page: Path) -> None:
     assert not broken, "\n".join(broken)
 
 
-def test_every_page_is_reached_from_the_index_and_the_index_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_index_and_the_index_from_the_readme() -> None:
     index = DOCS / "README.md"
     reached = {(index.parent / urlsplit(link).path).resolve() for link in links(index)}
     pages_of_docs = {page for page in pages() if page not in (README, index)}
@@ -57,7 +57,7 @@ def test_every_page_is_reached_from_the_index_and_the_index_from_the_readme() ->
     "block", [each for page in pages() for each in blocks(page)], ids=lambda block: block.name
 )
 def test_blocks_name_a_language_and_data_parses(block: Block) -> None:
-    # A command in an unnamed block, or under another shell's name, would escape its test.
+    # A command in a block without a language, or with another shell's name, would not be tested.
     assert block.language in LANGUAGES, f"one of {sorted(LANGUAGES)}, not {block.language!r}"
     if block.language in PARSERS:
         PARSERS[block.language](block.text)

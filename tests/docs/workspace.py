@@ -37,19 +37,19 @@ LIMIT = 600  # seconds for a block
 
 
 class Step(NamedTuple):
-    """A block to execute, and the command of the server that is up by then."""
+    """A block to execute, and the command of the server that is running by then."""
 
     block: Block
     server: tuple[str, ...] | None
 
     @property
     def starts_server(self) -> bool:
-        """Whether the block is that command."""
+        """Whether the block is the command that starts a server."""
         return self.block.language == "bash" and serve_command(self.block.text) is not None
 
     @property
     def is_slow(self) -> bool:
-        """Whether it takes too long for the quick tests."""
+        """Whether the block takes too long for the quick tests."""
         needed = self.starts_server or SERVER in self.block.text
         own = needed and self.server not in (None, SHARED_SERVER)
         return own or any(word in self.block.text for word in SLOW)
@@ -69,7 +69,7 @@ def steps(page: Path) -> list[Step]:
 
 
 def serve_command(text: str) -> tuple[str, ...] | None:
-    """Return model and flags if the block is a `vllm serve`, with nothing but it."""
+    """Return model and flags if the block consists of a single `vllm serve`, else None."""
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if len(lines) != 1 or not lines[0].startswith("vllm serve "):
@@ -77,14 +77,14 @@ def serve_command(text: str) -> tuple[str, ...] | None:
     words = list(shlex.shlex(lines[0], posix=True, punctuation_chars=True))
     if words[-1] == "&":
         words.pop()
-    # A second command, a pipe: not a server alone.
+    # A second command or a pipe: not a server alone.
     if any(set(word) <= set(";&|<>()") for word in words):
         return None
     return tuple(words[2:])
 
 
 def exchanged(text: str, server: str | None, pictures: str) -> str:
-    """Return a block's text as it runs here."""
+    """Return a block's text with the replacements of ``table.py``."""
     for name, (folder, build) in MODELS.items():
         if name in text:
             text = text.replace(name, str(build(REPOSITORY / ".models" / folder)))
@@ -97,18 +97,18 @@ def exchanged(text: str, server: str | None, pictures: str) -> str:
     return text
 
 
-class Room:
+class Workspace:
     """A folder with the repository's files, the page's own, and pictures."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.site = folder / ".site"  # what `pip install` in a page installs
+        self.site = folder / ".site"  # target of `pip install` in a page
         self._bin = folder / ".bin"
         self._prepared: set[Path] = set()
         for path in REPOSITORY.iterdir():
             if not path.name.startswith(".") and path.name not in PHOTOS:
                 (folder / path.name).symlink_to(path)
-        # As after `make setup`; what it would activate is here already.
+        # As after `make setup`; the environment is already active.
         activate = folder / ".venv" / "bin" / "activate"
         activate.parent.mkdir(parents=True)
         activate.touch()
@@ -116,10 +116,10 @@ class Room:
         self._fill_bin()
 
     def prepare(self, page: Path) -> None:
-        """Save the blocks that the reader is told to save, and install the page's own packages.
+        """Save the blocks that the reader is asked to save, and install the page's own packages.
 
-        Once a page, before its first block that runs: the block with the `pip install` may be
-        among the tests that are left out.
+        Once a page, before its first block that runs: the block with the `pip install` may not
+        be among the selected tests.
         """
         if page in self._prepared:
             return
@@ -134,10 +134,10 @@ class Room:
                 self.run(block, block.text)
 
     def run(self, block: Block, text: str) -> None:
-        """Execute a block; an assertion fails with what it printed."""
+        """Execute a block; on failure, raise an assertion with its output."""
         shell = ["bash", "-euo", "pipefail", "-c", text]
         command = shell if block.language == "bash" else [sys.executable, "-c", text]
-        # Only the shell's commands are looked through; a program finds what it needs.
+        # Only shell blocks have the restricted PATH; a Python program has the whole one.
         path = self._bin if block.language == "bash" else os.environ["PATH"]
         announced = re.search(r"#.*\b([45]\d\d)\b", text)
         ended = subprocess.run(
@@ -159,7 +159,7 @@ class Room:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What blocks and servers see."""
+        """Return the environment of blocks and servers."""
         inherited = {
             name: text
             for name, text in os.environ.items()
@@ -169,7 +169,7 @@ class Room:
         return {
             **inherited,
             **CPU_ENVIRONMENT,
-            "HF_HUB_OFFLINE": "1",  # a model that the table lacks is an error, not a download
+            "HF_HUB_OFFLINE": "1",  # a model missing from the table is an error, not a download
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "DOCS_REAL_PATH": os.environ["PATH"],
             "DOCS_SITE": str(self.site),
@@ -201,13 +201,13 @@ class Room:
 class Servers:
     """The shared server, and at most one other."""
 
-    def __init__(self, room: Room, logs: Path) -> None:
-        self._room = room
+    def __init__(self, workspace: Workspace, logs: Path) -> None:
+        self._workspace = workspace
         self._logs = logs
         self._up: dict[tuple[str, ...], Server] = {}
 
     def url(self, command: Sequence[str]) -> str:
-        """Return where a server of this command listens; starts it unless it is up."""
+        """Return the URL of a server with this command; start it if needed."""
         wanted = tuple(command)
         if wanted not in self._up:
             for other in [each for each in self._up if each != SHARED_SERVER]:
@@ -216,7 +216,7 @@ class Servers:
         return self._up[wanted].url
 
     def stop(self) -> None:
-        """Stop all."""
+        """Stop all servers."""
         while self._up:
             self._up.popitem()[1].stop()
 
@@ -225,7 +225,7 @@ class Servers:
         model, *flags = [word for word in shlex.split(text) if word not in DROPPED_FLAGS]
         environment = {
             name: text
-            for name, text in self._room.environment.items()
+            for name, text in self._workspace.environment.items()
             if name.startswith("DOCS_") or name in ("PYTHONPATH", "HF_HUB_OFFLINE")
         }
         log = self._logs / f"server-{len(list(self._logs.iterdir()))}.log"
@@ -234,7 +234,7 @@ class Servers:
 
 
 class Pictures:
-    """Serves a room's files over HTTP, as the addresses in the pages do."""
+    """Serves a workspace's files over HTTP at the addresses that replace those in the pages."""
 
     def __init__(self, folder: Path) -> None:
         quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": _nothing})
