@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers, as in ``tests/engine``, which sets up the processes' cores and the model."""
+"""Real servers, as in ``tests/engine``, which sets up CPU binding and the model."""
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A middleware as an operator may bring one: marks whatever passes through it."""
+"""A middleware as an operator may configure one: adds a header to every response."""
 
 from typing import Any
 
 HEADER = "x-witness"
 
 
-class Witness:
+class AddHeader:
     """Adds a header to every response."""
 
     def __init__(self, app: Any) -> None:

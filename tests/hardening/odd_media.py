@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and videos that nobody means to send: odd, broken, cut, far too large."""
+"""Unusual images and videos: odd formats, broken, truncated, far too large."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def small(mode: str = "RGB") -> Image.Image:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a hundred bytes or so whose header promises any size; its data is a few rows."""
+    """Return a small PNG whose header declares any size; its data is a few rows."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(name + content)
@@ -65,7 +65,7 @@ def gif(frames: int) -> bytes:
 
 
 def flipped(content: bytes, seed: int, share: float = 0.01) -> bytes:
-    """The same with some bytes replaced."""
+    """Return the content with some bytes replaced."""
     chance = random.Random(seed)
     changed = bytearray(content)
     for _ in range(max(1, int(share * len(changed)))):
@@ -74,7 +74,7 @@ def flipped(content: bytes, seed: int, share: float = 0.01) -> bytes:
 
 
 def whole_images() -> Iterator[tuple[str, Media]]:
-    """Images that are odd but whole, and small enough to be looked at."""
+    """Yield images that are unusual but valid, and small enough to be encoded."""
     for width, height in ((1, 1), (1, 2), (2, 1), (3, 3), (1, 60), (60, 1), (7, 400), (1000, 9)):
         drawn = photo("coffee").resize((width, height))
         yield f"{width}x{height}", ("image_url", url("image/png", encoded(drawn, "PNG")))
@@ -88,20 +88,20 @@ def whole_images() -> Iterator[tuple[str, Media]]:
         yield f"{mode} {form}", ("image_url", url(kind, encoded(drawn, form)))
     yield "many frames", ("image_url", url("image/gif", gif(5)))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     turned = encoded(small(), "JPEG", exif=exif)
     yield "turned by EXIF", ("image_url", url("image/jpeg", turned))
     yield "the wrong type", ("image_url", url("image/jpeg", encoded(small(), "PNG")))
 
 
 def huge_image() -> Media:
-    """64 megapixels in a small file."""
+    """Return 64 megapixels in a small file."""
     blocks = photo("coffee").resize((16, 16)).resize((8000, 8000), Image.Resampling.NEAREST)
     return "image_url", url("image/png", encoded(blocks, "PNG"))
 
 
 def broken_images() -> Iterator[tuple[str, Media]]:
-    """What is no image, or no longer one."""
+    """Yield content that is not a valid image."""
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
         content = encoded(small(), form)
         kind = f"image/{form.lower()}"
@@ -137,7 +137,7 @@ def broken_images() -> Iterator[tuple[str, Media]]:
 
 
 def videos() -> Iterator[tuple[str, Media]]:
-    """Videos, whole and not."""
+    """Yield valid and invalid videos."""
     frame = base64.b64encode(encoded(small(), "JPEG")).decode("ascii")
     clip = mp4(6)
     for name, content in {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odd and broken media over HTTP: a right answer or a refusal, as from stock vLLM, and no harm.
+"""Unusual and broken media over HTTP: answered or refused as by stock vLLM; the server survives.
 
-Both servers get everything. What stock vLLM refuses, the plugin refuses in the same words; what it
-answers, the plugin answers alike, and with a budget with the right count.
+Both servers get every request. The plugin refuses what stock vLLM refuses, with the same message,
+and gives the same answers otherwise; with a budget, the token count is exact.
 """
 
 import random
@@ -33,11 +33,11 @@ from tests.hardening.odd_media import (
 
 BUDGET = 9
 SECONDS = 60
-"""The longest that an answer may take; the largest picture takes a few."""
+"""Maximum time for an answer; the largest picture takes a few seconds."""
 REFUSALS = frozenset({400, 422, 501})
-"""Stock vLLM's: 422 for a URL that is none, 501 for data that is not in base64."""
+"""Status codes of stock vLLM: 422 for an invalid URL, 501 for data that is not in base64."""
 FAIL_IN_STOCK = frozenset({"bomb of 3.6 gigapixels", "2^31 - 1 wide"})
-"""What vLLM answers with 500 as it is: Pillow refuses it with an error that vLLM does not know."""
+"""Stock vLLM answers these with 500: Pillow raises an error that vLLM does not handle."""
 
 MEDIA = {**dict(whole_images()), **dict(broken_images()), **dict(videos())}
 WHOLE = frozenset(dict(whole_images())) | {"mp4", "gif", "frames", "one frame"}
@@ -73,7 +73,7 @@ def ask(client: Client, media: Media, **fields: Any) -> httpx.Response:
         "temperature": 0,
         **fields,
     }
-    # A connection of its own: vLLM closes one, unannounced, after an error it does not know.
+    # A new connection: vLLM closes one without notice after an error it does not handle.
     return httpx.post(f"{client.server.url}/v1/chat/completions", json=body, timeout=SECONDS)
 
 
@@ -81,7 +81,7 @@ def error(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["message"]).replace(answer.request.url.netloc.decode(), "")
 
 
-def said(answer: httpx.Response) -> Any:
+def text_and_prompt_tokens(answer: httpx.Response) -> Any:
     data = answer.json()
     return data["choices"][0]["message"]["content"], data["usage"]["prompt_tokens"]
 
@@ -92,14 +92,14 @@ def ordinary(client: Client) -> str:
 
 
 def assert_like_stock(client: Client, stock: Client, media: Media) -> int:
-    """Compare both servers' answers; returns the status."""
+    """Compare both servers' answers; return the status."""
     theirs = ask(stock, media)
     plain = ask(client, media)
     pruned = ask(client, media, visual_budget=BUDGET)
     assert plain.status_code == theirs.status_code
     if theirs.status_code == 200:
-        assert said(plain) == said(theirs)
-        # Of a video the budget may be less than its time steps.
+        assert text_and_prompt_tokens(plain) == text_and_prompt_tokens(theirs)
+        # The budget may be less than the time steps of a video.
         if pruned.status_code == 400:
             assert "visual_budget" in error(pruned)
         else:
@@ -116,7 +116,9 @@ def assert_like_stock(client: Client, stock: Client, media: Media) -> int:
 
 
 @pytest.mark.parametrize("name", MEDIA)
-def test_odd_and_broken_media(client: Client, stock: Client, ordinary: str, name: str) -> None:
+def test_odd_and_broken_media_are_answered_as_by_stock_vllm(
+    client: Client, stock: Client, ordinary: str, name: str
+) -> None:
     status = assert_like_stock(client, stock, MEDIA[name])
     if name in WHOLE:
         assert status == 200
@@ -126,12 +128,12 @@ def test_odd_and_broken_media(client: Client, stock: Client, ordinary: str, name
     assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
 
 
-def test_an_image_of_64_megapixels(client: Client, stock: Client, ordinary: str) -> None:
+def test_image_of_64_megapixels_is_answered(client: Client, stock: Client, ordinary: str) -> None:
     assert assert_like_stock(client, stock, huge_image()) == 200
     assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
 
 
-def test_nothing_of_all_this_was_an_error_of_the_engine(client: Client, ordinary: str) -> None:
+def test_the_engine_logged_no_error(client: Client, ordinary: str) -> None:
     assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
     for line in client.server.log.splitlines():
         assert "EngineDeadError" not in line
@@ -139,7 +141,9 @@ def test_nothing_of_all_this_was_an_error_of_the_engine(client: Client, ordinary
     assert client.metric("vllm:num_requests_running") == 0
 
 
-def test_a_request_of_many_media_fails_as_a_whole_and_alone(client: Client, ordinary: str) -> None:
+def test_request_with_one_broken_image_fails_without_affecting_others(
+    client: Client, ordinary: str
+) -> None:
     good, bad = MEDIA["L PNG"], MEDIA["JPEG, 50% of it"]
     parts = [{"type": kind, kind: {"url": text}} for kind, text in (good, bad, good)]
     answer = client.post(
@@ -157,7 +161,9 @@ def test_a_request_of_many_media_fails_as_a_whole_and_alone(client: Client, ordi
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "<image>", "\u202e" * 50, "a\n" * 999, " "])
 @pytest.mark.parametrize("field", ["visual_query", "question"])
-def test_odd_words(client: Client, stock: Client, ordinary: str, field: str, text: str) -> None:
+def test_odd_questions_are_answered_as_by_stock_vllm(
+    client: Client, stock: Client, ordinary: str, field: str, text: str
+) -> None:
     question = text if field == "question" else "what is it?"
     more = {"visual_query": text} if field == "visual_query" else {}
     body = {"messages": conversation(question), "max_tokens": 4, "temperature": 0, **more}
@@ -171,7 +177,7 @@ def test_odd_words(client: Client, stock: Client, ordinary: str, field: str, tex
 
 
 @pytest.mark.parametrize("count", [9_000, 400_000])
-def test_words_that_steer_are_no_more_than_the_context_holds(
+def test_visual_query_longer_than_the_context_is_refused(
     client: Client, ordinary: str, count: int
 ) -> None:
     body = {"model": client.server.model, "messages": conversation(), "max_tokens": 4}
@@ -189,8 +195,10 @@ def test_words_that_steer_are_no_more_than_the_context_holds(
 
 
 @pytest.mark.slow
-def test_three_hundred_broken_files(client: Client, stock: Client, ordinary: str) -> None:
-    """Bytes replaced and ends cut at random; the seed is the test's."""
+def test_three_hundred_broken_files_are_answered_as_by_stock_vllm(
+    client: Client, stock: Client, ordinary: str
+) -> None:
+    """Bytes are replaced and ends truncated at random, with a fixed seed."""
     chance = random.Random(0)
     files = [
         *(("image_url", f"image/{form.lower()}", encoded(small(), form)) for form in FORMS),
@@ -206,7 +214,7 @@ def test_three_hundred_broken_files(client: Client, stock: Client, ordinary: str
         statuses.add(assert_like_stock(client, stock, (part, url(kind, broken))))
         if number % 20 == 0:
             assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
-    # 500 where the flips made a picture of gigapixels.
+    # 500 if the replaced bytes declare an image of gigapixels.
     assert statuses <= {200, 500, *REFUSALS}
     assert {200, 400} <= statuses
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every route that this plugin adds or types anew stays behind what guards vLLM's own.
+"""Every route that this plugin adds or redefines keeps the protections of vLLM's own routes.
 
-API keys, operators' middlewares, CORS and request ids apply; no URL is read that vLLM would not
-read; and each route answers within its OpenAPI description.
+API keys, operators' middlewares, CORS and request ids apply; no URL is fetched that vLLM would
+not fetch; and each route answers as its OpenAPI description says.
 """
 
 import argparse
@@ -39,19 +39,19 @@ RESPONSES = "/v1/responses"
 EXPLAIN = "/v1/visual_tokens"
 PAGE = "/flashvlm"
 OPEN = {PAGE}
-"""Served without a key, as ``/health`` is: a page that holds nothing; what it calls is guarded."""
+"""Served without a key, as ``/health`` is: a static page; the routes that it calls need the key."""
 
 
 def our_routes() -> list[tuple[str, str]]:
-    """Method and path of every route that the endpoint plugin attaches, all of it turned on."""
+    """Return method and path of every route of the endpoint plugin, with all options enabled."""
     app = FastAPI()
     app.state.args = argparse.Namespace(visual_explain_per_minute=60, visual_playground=True)
 
-    async def stands_in(request: dict[str, Any], raw_request: Request) -> None: ...
+    async def placeholder(request: dict[str, Any], raw_request: Request) -> None: ...
 
     for path in REQUEST_MODELS:
-        app.add_api_route(path, stands_in, methods=["POST"])
-    # Held, not by their ids alone: a route that is removed hands its id on to the next one.
+        app.add_api_route(path, placeholder, methods=["POST"])
+    # Compare the objects, not their ids: the id of a removed route may be reused.
     before = list(app.routes)
     FlashVLMEndpoint().attach_router(app)
     found = []
@@ -66,7 +66,7 @@ ROUTES = our_routes()
 
 
 class Listener:
-    """A web server on this machine that counts who asks it for pictures."""
+    """A local web server that counts requests for pictures."""
 
     def __init__(self) -> None:
         self.hits: list[str] = []
@@ -110,7 +110,7 @@ def server(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         *("--visual-explain-per-minute", "10000"),
         "--visual-playground",
         *("--api-key", KEY, "--enable-request-id-headers"),
-        *("--middleware", f"{header_middleware.__name__}.{header_middleware.Witness.__name__}"),
+        *("--middleware", f"{header_middleware.__name__}.{header_middleware.AddHeader.__name__}"),
         *("--allowed-origins", f'["{ORIGIN}"]'),
         *("--allowed-media-domains", "127.0.0.1"),
     )
@@ -124,7 +124,7 @@ def server(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def body_of(path: str, server: Server, url: str | None = None) -> dict[str, Any]:
-    """A request that each route answers with 200."""
+    """Return a request that the route answers with 200."""
     messages = conversation("a dog?", url) if url else conversation("a dog?")
     given = {"model": server.model, "visual_budget": 9, "temperature": 0}
     if path == RESPONSES:
@@ -146,13 +146,13 @@ def call(server: Server, method: str, path: str, key: str | None = KEY, **more: 
     return httpx.request(method, server.url + path, headers=headers, timeout=120, **more)
 
 
-def test_the_list_of_routes_is_what_it_is_thought_to_be() -> None:
+def test_the_plugin_attaches_the_expected_routes() -> None:
     paths = {path for _, path in ROUTES}
     assert paths == {CHAT, BATCH, RESPONSES, EXPLAIN, PAGE}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_without_the_key_there_is_no_answer(server: Server, method: str, path: str) -> None:
+def test_requests_without_the_key_are_refused(server: Server, method: str, path: str) -> None:
     for key in (None, "another", KEY.upper()):
         answer = call(server, method, path, key)
         if path in OPEN:
@@ -161,7 +161,7 @@ def test_without_the_key_there_is_no_answer(server: Server, method: str, path: s
         else:
             assert answer.status_code == 401
             assert answer.json() == {"error": "Unauthorized"}
-    # Nor by way of another spelling of the path.
+    # Another spelling of the path does not bypass the key.
     for odd in (f"/{path}", f"{path}/", path.replace("/v1", "/./v1"), path.upper()):
         if path not in OPEN:
             assert call(server, method, odd, None).status_code in {401, 404, 307, 405}
@@ -182,11 +182,11 @@ TAKING = [path for method, path in ROUTES if method == "POST"] + ["/tokenize", "
 
 
 @pytest.mark.parametrize("path", TAKING)
-def test_no_url_is_read_that_vllm_would_not_read(
+def test_media_urls_are_restricted_as_in_vllm(
     server: Server, listener: Listener, tmp_path: Path, path: str
 ) -> None:
     def status(url: str) -> int:
-        # A connection of its own, which vLLM may close.
+        # A new connection, because vLLM may close it.
         return int(call(server, "POST", path, json=body_of(path, server, url)).status_code)
 
     port, hits = listener.port, listener.hits
@@ -208,7 +208,7 @@ def test_no_url_is_read_that_vllm_would_not_read(
     secret = tmp_path / "secret.png"
     photo("cat").save(secret)
     answer = call(server, "POST", path, json=body_of(path, server, f"file://{secret}"))
-    # 500 is vLLM's own answer: its error handler does not know what its loader raises.
+    # vLLM itself answers 500: its error handler does not handle its loader's exception.
     assert answer.status_code in {400, 500}
     assert "allowed-local-media-path" in answer.text
 
@@ -224,12 +224,12 @@ DRAWN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def description(server: Server) -> Any:
-    """The server's OpenAPI."""
+    """Return the server's OpenAPI description."""
     return httpx.get(f"{server.url}/openapi.json", timeout=60).json()
 
 
 def our_part(description: Any, path: str) -> Any:
-    """The description of one route with nothing in its request but what is ours."""
+    """Return the description of one route with only the plugin's fields in its request."""
     operation = copy.deepcopy(description["paths"][path]["post"])
     media = operation["requestBody"]["content"]["application/json"]
     name = media["schema"]["$ref"].rsplit("/", 1)[1]
@@ -240,10 +240,10 @@ def our_part(description: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
-def test_what_the_description_allows_is_answered_and_nothing_is_a_server_error(
+def test_documented_field_values_are_answered_without_server_errors(
     server: Server, description: Any, path: str
 ) -> None:
-    """Our fields as schemathesis draws them from OpenAPI, in a request that is fine otherwise."""
+    """Valid requests in which schemathesis draws the plugin's fields from OpenAPI."""
     schema = schemathesis.openapi.from_dict(our_part(description, path))
     statuses: list[int] = []
 
@@ -255,8 +255,8 @@ def test_what_the_description_allows_is_answered_and_nothing_is_a_server_error(
         statuses.append(answer.status_code)
         assert answer.status_code in {200, 400}, answer.text
         if answer.status_code == 400:
-            # What OpenAPI cannot say: the names there are, that 64.0 is no integer, and that
-            # there must be a budget to explain.
+            # What OpenAPI cannot express: the known selectors, that 64.0 is not an integer, and
+            # that an explanation needs a budget.
             assert re.search("selector|ambiguous|whole number|nothing to explain", answer.text)
 
     check()
@@ -265,10 +265,8 @@ def test_what_the_description_allows_is_answered_and_nothing_is_a_server_error(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
-def test_any_body_is_answered_with_a_documented_status(
-    server: Server, description: Any, path: str
-) -> None:
-    """Whole requests as schemathesis draws them, most of which make no sense."""
+def test_any_body_gets_a_documented_status(server: Server, description: Any, path: str) -> None:
+    """Whole requests drawn by schemathesis, most of which are invalid."""
     schema = schemathesis.openapi.from_dict(
         {**description, "paths": {path: {"post": description["paths"][path]["post"]}}}
     )
@@ -279,7 +277,7 @@ def test_any_body_is_answered_with_a_documented_status(
     def check(case: Any) -> None:
         body = case.body
         if isinstance(body, dict):
-            # Short, or a drawn request may ask for all that the model can say.
+            # Short, because a drawn request may ask for the maximum output.
             body = {**body, "max_tokens": 2, "max_output_tokens": 2, "n": 1, "stream": False}
             body.pop("max_completion_tokens", None)
         answer = call(server, "POST", path, json=body)

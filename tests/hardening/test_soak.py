@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A minute of the soak: nothing wrong, nothing lost."""
+"""One minute of the soak test: no wrong answer and no lost request."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from tests.engine.conftest import REPOSITORY
 pytestmark = pytest.mark.slow
 
 
-def test_a_minute_under_the_worst_clients() -> None:
-    # glibc: the library of another allocator is not on every machine.
+def test_one_minute_of_the_soak_has_no_wrong_answers_and_no_lost_requests() -> None:
+    # glibc: the library of another allocator is not installed on every machine.
     options = ["--minutes", "1", "--calls", "80", "--allocator", "glibc"]
     command = [sys.executable, "-m", "benchmarks.soak.run", *options]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
