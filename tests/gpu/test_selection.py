@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selection on a GPU: never waits, same rounds as in torch, fast enough."""
+"""The selection on a GPU: no device synchronisation, same rounds as in torch, time limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def no_waiting() -> Iterator[None]:
 
 
 class Batch:
-    """Images of random features; `select` takes them all at once."""
+    """Images of random features; `select` takes all of them in one call."""
 
     def __init__(self, counts: list[int], seed: int = 0, dtype: torch.dtype = torch.float32):
         random = torch.Generator("cuda").manual_seed(seed)
@@ -59,7 +59,9 @@ class Batch:
 
 @pytest.mark.parametrize("config", [SelectionConfig(), VIDEO], ids=["fixed", "geometric"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_waits_for_the_device(config: SelectionConfig, dtype: torch.dtype) -> None:
+def test_the_selection_does_not_synchronise_with_the_device(
+    config: SelectionConfig, dtype: torch.dtype
+) -> None:
     counts, budgets = [576, 576, 300, 1200, 9], [64, 128, 300, 77, 4]
     batch = Batch(counts, dtype=dtype)
     batch.text[1] = None
@@ -74,14 +76,14 @@ def test_nothing_waits_for_the_device(config: SelectionConfig, dtype: torch.dtyp
         assert chosen == sorted(set(chosen)) and chosen[0] >= 0 and chosen[-1] < count
 
 
-def test_repeated_runs_agree() -> None:
+def test_repeated_runs_select_the_same_tokens() -> None:
     batch = Batch([576] * 8)
     first, second = batch.select([64] * 8), batch.select([64] * 8)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def test_exact_inputs_select_as_on_the_cpu() -> None:
-    """Entries of +-1, widths powers of four: norms and cosines have no rounding to differ in."""
+def test_exact_inputs_select_the_same_tokens_as_on_the_cpu() -> None:
+    """Entries of +-1, widths powers of four: norms and cosines have no rounding."""
     random = torch.Generator().manual_seed(0)
     counts, budgets = [576, 400, 577, 33], [64, 101, 32, 8]
     features = [torch.randint(0, 2, (n, 64), generator=random) * 2.0 - 1 for n in counts]
@@ -102,7 +104,7 @@ def test_exact_inputs_select_as_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("removed_per_round", [1, 8, 64])
 @pytest.mark.parametrize("width", [16, 544, 560, 1000, 2560])
-def test_the_kernel_is_the_loop_in_torch(width: int, removed_per_round: int) -> None:
+def test_the_kernel_equals_the_loop_in_torch(width: int, removed_per_round: int) -> None:
     from flashvlm_vllm.selection.kernels.rounds import remove_near_duplicates_batched
 
     random = torch.Generator("cuda").manual_seed(width)
@@ -126,7 +128,7 @@ def test_the_kernel_is_the_loop_in_torch(width: int, removed_per_round: int) -> 
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Median between two events, the host's launches included."""
+    """Return the median time between two events, including the host's launches."""
     for _ in range(5):
         call()
     times = []
@@ -146,6 +148,8 @@ def milliseconds(call: Callable[[], object]) -> float:
     [([576], 64, 0.5), ([576] * 32, 64, 2.0), ([576] * 5, 128, 1.5), ([2880], 640, 1.5)],
     ids=["one image", "32 images", "five crops", "2880 as one list"],
 )
-def test_it_is_fast_enough(counts: list[int], budget: int, allowed_ms: float) -> None:
+def test_the_selection_meets_its_time_limits(
+    counts: list[int], budget: int, allowed_ms: float
+) -> None:
     batch = Batch(counts, dtype=torch.bfloat16)
     assert milliseconds(lambda: batch.select([budget] * len(counts))) <= allowed_ms
