@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with the structure that matters here: neighbours alike, a shared mean, a few subjects."""
+"""Random images with a realistic structure: similar neighbours, a shared mean, a few subjects."""
 
 from __future__ import annotations
 

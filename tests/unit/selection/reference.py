@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The method once more, slowly: Python floats and lists, one formula after the other.
+"""A slow reference implementation of the method: Python floats and lists, one formula at a time.
 
-Written from the paper's equations and not from the package, of which it shares only the
-configuration. It knows nothing of NaN, of speed or of devices.
+Written from the paper's equations, independently of the package; only the configuration is
+shared. It does not handle NaN and is not optimised.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def gated_words(text: Matrix, config: SelectionConfig) -> list[list[float]]:
 
 def relevance(image: Matrix, text: Matrix, config: SelectionConfig) -> list[float]:
     words = gated_words(text, config)
-    answers = []
+    aggregated = []
     for patch in image:
         similarities = [dot(unit(patch), word) for word in words]
         weights = softmax([s / config.aggregation_temperature for s in similarities])
-        answers.append(math.fsum(w * s for w, s in zip(weights, similarities, strict=True)))
+        aggregated.append(math.fsum(w * s for w, s in zip(weights, similarities, strict=True)))
     if not config.sharpening:
-        return scaled_to_unit_range(answers, config.epsilon)
+        return scaled_to_unit_range(aggregated, config.epsilon)
 
-    probabilities = softmax([a / config.sharpening_temperature for a in answers])
+    probabilities = softmax([a / config.sharpening_temperature for a in aggregated])
     strong = scaled_to_unit_range(
         [p**config.sharpening_power for p in probabilities], config.epsilon
     )
@@ -100,7 +100,7 @@ def scores(
 
 
 def algorithm_1_round(features: Matrix, listed: Sequence[int], removed: int) -> list[int]:
-    """One round; products are taken anew. Of few compared tokens all may be removed."""
+    """One round; products are computed again. All compared tokens may be removed."""
     compared, anchors = listed[0::2], listed[1::2]
     largest = {a: max(dot(features[a], features[b]) for b in anchors) for a in compared}
     # sorted() is stable: equal similarities stay in list order.
@@ -111,7 +111,7 @@ def algorithm_1_round(features: Matrix, listed: Sequence[int], removed: int) -> 
 def algorithm_1(
     features: Matrix, candidates: Sequence[int], keep: int, removed_per_round: int
 ) -> tuple[list[int], int]:
-    """The round-by-round loop. Also counts the rounds."""
+    """The loop over rounds; return the tokens left and the number of rounds."""
     left = list(candidates)
     rounds = 0
     while len(left) > keep:

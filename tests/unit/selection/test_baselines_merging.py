@@ -37,7 +37,7 @@ def test_every_budget_is_met_exactly(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", MERGING)
-def test_a_budget_of_everything_changes_nothing(name: str) -> None:
+def test_a_budget_of_all_tokens_returns_the_features_unchanged(name: str) -> None:
     tower = make_tower(9)
     for budget in (9, 10, 10_000):
         assert torch.equal(MERGING[name](*tower, budget), tower[0])
@@ -46,20 +46,20 @@ def test_a_budget_of_everything_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
 @pytest.mark.parametrize("field", range(3))
-def test_a_broken_row_spoils_no_other(name: str, value: float, field: int) -> None:
+def test_a_non_finite_row_does_not_affect_other_rows(name: str, value: float, field: int) -> None:
     tower = make_tower(40)
-    tower[1][13] = 0.0  # not dominant, and no target
+    tower[1][13] = 0.0  # neither dominant nor a target
     tower[field][13] = value
     for budget in (1, 2, 9, 32, 39):
         merged = MERGING[name](*tower, budget)
         assert merged.shape == (budget, 24)
-        if budget < 39:  # at 39 VisionZip passes it on
+        if budget < 39:  # at 39 VisionZip keeps the row itself
             assert torch.isfinite(merged).all()
 
 
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan])
-def test_tokens_that_are_all_alike_cannot_break_the_count(name: str, value: float) -> None:
+def test_identical_tokens_still_give_the_exact_count(name: str, value: float) -> None:
     tower = [torch.full_like(tensor, value) for tensor in make_tower(40)]
     for budget in range(1, 40):
         assert MERGING[name](*tower, budget).shape == (budget, 24)
@@ -67,9 +67,7 @@ def test_tokens_that_are_all_alike_cannot_break_the_count(name: str, value: floa
 
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sums_are_float32_and_the_result_has_the_dtype_of_the_tower(
-    name: str, dtype: torch.dtype
-) -> None:
+def test_sums_are_float32_and_the_result_has_the_tower_dtype(name: str, dtype: torch.dtype) -> None:
     tower = [tensor.to(dtype) for tensor in make_tower(40)]
     merged = MERGING[name](*tower, 13)
     single = MERGING[name](*(tensor.float() for tensor in tower), 13)
@@ -78,7 +76,7 @@ def test_sums_are_float32_and_the_result_has_the_dtype_of_the_tower(
 
 
 @pytest.mark.parametrize("name", MERGING)
-def test_nothing_is_read_back_from_the_device(name: str) -> None:
+def test_no_value_is_read_back_from_the_device(name: str) -> None:
     """Meta tensors have no values: reading one, even to decide on a shape, raises."""
     merged = MERGING[name](*(tensor.to("meta") for tensor in make_tower(40)), 13)
     assert merged.shape == (13, 24) and merged.device.type == "meta"
@@ -86,7 +84,7 @@ def test_nothing_is_read_back_from_the_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", MERGING)
 @pytest.mark.parametrize("budget", [11, 40])
-def test_the_input_is_left_as_it_was_and_is_not_the_output(name: str, budget: int) -> None:
+def test_inputs_are_not_modified_and_not_aliased(name: str, budget: int) -> None:
     tower = make_tower(40)
     before = [tensor.clone() for tensor in tower]
     MERGING[name](*tower, budget).fill_(0.0)
@@ -110,7 +108,7 @@ def test_the_input_is_left_as_it_was_and_is_not_the_output(name: str, budget: in
         ({"keys": torch.ones(4, 2, device="meta")}, ValueError, "keys is on meta; allowed: cpu"),
     ],
 )
-def test_refusals(
+def test_invalid_arguments_are_refused(
     name: str, changed: dict[str, object], error: type[Exception], message: str
 ) -> None:
     arguments: dict[str, Any] = {
@@ -128,11 +126,13 @@ class TestVisionZip:
         ("budget", "contextual"),
         [(192, 30), (128, 20), (64, 10), (32, 5), (1, 0), (3, 0), (4, 1), (33, 5), (35, 5)],
     )
-    def test_the_split_is_27_to_5(self, budget: int, contextual: int) -> None:
+    def test_dominant_and_contextual_tokens_are_split_27_to_5(
+        self, budget: int, contextual: int
+    ) -> None:
         assert contextual_count(budget) == contextual
 
-    def test_by_hand(self) -> None:
-        # Of 13 tokens 8 are dominant (all but one of the first nine); of the other five, at
+    def test_hand_computed_example(self) -> None:
+        # Of 13 tokens 8 are dominant (all but one of the first nine); for the other five, at
         # 3, 9, 10, 11 and 12, the stride 5 // 2 makes 3 and 10 targets (list positions 0 and 2).
         features = torch.arange(13.0)[:, None] ** 2
         attention = torch.tensor([9.0, 1, 8, 0.1, 7, 2, 6, 3, 5, 0.2, 0.3, 0.4, 0.5])
@@ -143,14 +143,14 @@ class TestVisionZip:
         dominant = [0.0, 1, 4, 16, 25, 36, 49, 64]
         assert merged[:, 0].tolist() == [*dominant, 9 + (121 + 144) / 2, 100 + 81]
 
-    def test_a_target_that_nobody_joins_stays_itself(self) -> None:
-        # Equal keys: everyone joins the first of the three targets 14, 16 and 18.
+    def test_a_target_without_members_is_unchanged(self) -> None:
+        # With equal keys, all join the first of the three targets 14, 16 and 18.
         features = torch.arange(20.0)[:, None]
         merged = visionzip(features, 20.0 - torch.arange(20.0), torch.ones(20, 2), 17)
         assert merged[:14, 0].tolist() == [*range(14)]
         assert merged[14:, 0].tolist() == [14 + (15 + 17 + 19) / 3, 16, 18]
 
-    def test_a_broken_patch_is_not_counted_in_the_mean(self) -> None:
+    def test_a_non_finite_patch_is_not_counted_in_the_mean(self) -> None:
         features = torch.arange(20.0)[:, None]
         features[17] = math.nan
         merged = visionzip(features, 20.0 - torch.arange(20.0), torch.ones(20, 2), 17)
@@ -170,7 +170,7 @@ class TestVisionZip:
         assert torch.equal(merged[:27], features[best[:27].sort().values])
 
     @pytest.mark.parametrize("budget", [4, 17, 32, 60])
-    def test_it_is_the_plain_loop(self, budget: int) -> None:
+    def test_result_equals_the_plain_loop(self, budget: int) -> None:
         features, attention, keys = make_tower(67)
         contextual = contextual_count(budget)
         dominant = sorted(sorted(range(67), key=lambda i: -attention[i])[: budget - contextual])
@@ -188,7 +188,7 @@ class TestVisionZip:
         merged = visionzip(features, attention, keys, budget)
         torch.testing.assert_close(merged, torch.stack(expected))
 
-    def test_cls_must_be_as_wide_as_a_patch(self) -> None:
+    def test_cls_must_have_the_width_of_a_patch(self) -> None:
         with pytest.raises(ValueError, match=r"^cls_feature is \(1, 3\); allowed: \(3,\)"):
             visionzip(
                 torch.ones(4, 3),
@@ -201,7 +201,7 @@ class TestVisionZip:
 
 class TestPruMergePlus:
     @pytest.mark.parametrize(("share", "count"), [(6, 193), (9, 129), (18, 65), (36, 33)])
-    def test_published_ratios_of_576(self, share: int, count: int) -> None:
+    def test_published_ratios_of_576_tokens_are_reproduced(self, share: int, count: int) -> None:
         each = 576 // share
         assert 2 * each + 1 == count
         features, attention, keys = make_tower(576)
@@ -209,15 +209,15 @@ class TestPruMergePlus:
         assert kept.unique().numel() == 2 * each
         assert kept[:each].tolist() == attention.argsort(descending=True)[:each].tolist()
         assert (kept[each:].diff() > 0).all()
-        # Each salient token in between widens a gap of the spaced ones by one.
+        # Each salient token between two spaced ones widens their gap by one.
         assert kept[each:].diff().min() >= (576 - each) // each
         assert prumerge_plus(features, attention, keys, count).shape == (count, 24)
         assert prumerge_plus(features, attention, keys, count - 1).shape == (count - 1, 24)
 
-    def test_by_hand(self) -> None:
+    def test_hand_computed_example(self) -> None:
         # Budget 3 of 34: token 5 by attention, the middle one of the other 33 (17 counted without
-        # token 5), and one for all others. Keys on a quarter circle: nearest is nearest in index,
-        # so the one token out of reach of 5 is 33, and that of 17 is 0.
+        # token 5), and one for all others. With keys on a quarter circle, the nearest key is the
+        # nearest index, so only 33 is outside the neighbours of 5, and only 0 outside those of 17.
         angles = torch.linspace(0, 1.5, 34)
         keys = torch.stack([angles.cos(), angles.sin()], dim=1)
         features = torch.zeros(34, 3)
@@ -232,7 +232,7 @@ class TestPruMergePlus:
         assert torch.equal(prumerge_plus(features, attention, keys, 2), merged[:2])
 
     @pytest.mark.parametrize("budget", [1, 2, 7, 20, 41])
-    def test_it_is_the_plain_loop(self, budget: int) -> None:
+    def test_result_equals_the_plain_loop(self, budget: int) -> None:
         features, attention, keys = make_tower(67)
         kept = salient_and_spaced(attention, budget // 2).tolist()
         unit = keys.double() / keys.double().norm(dim=1, keepdim=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines that choose indices, against slow references and hand-made cases."""
+"""The baselines that choose indices, against slow references and hand-computed cases."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_budget_is_met_exactly(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("value", [0.0, 1.0, -2.0, math.nan, math.inf, 3e38])
-def test_tokens_that_are_all_alike_cannot_break_the_count(name: str, value: float) -> None:
+def test_identical_tokens_still_give_the_exact_count(name: str, value: float) -> None:
     alike = Image(*(torch.full_like(tensor, value) for tensor in make_image(19)))
     for budget in (1, 2, 9, 18):
         assert_exact(SELECTORS[name](alike, budget), budget, 19)
@@ -64,7 +64,7 @@ def test_tokens_that_are_all_alike_cannot_break_the_count(name: str, value: floa
 @pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 3e38])
 @pytest.mark.parametrize("field", range(4))
-def test_a_broken_row_cannot_break_the_count(name: str, value: float, field: int) -> None:
+def test_a_non_finite_row_does_not_change_the_count(name: str, value: float, field: int) -> None:
     image = make_image(19)
     image[field][4] = value
     for budget in (1, 2, 9, 18):
@@ -73,14 +73,14 @@ def test_a_broken_row_cannot_break_the_count(name: str, value: float, field: int
 
 @pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_float_dtype_is_selected_as_float32(name: str, dtype: torch.dtype) -> None:
+def test_float_inputs_of_any_dtype_are_selected_in_float32(name: str, dtype: torch.dtype) -> None:
     image = Image(*(tensor.to(dtype) for tensor in make_image(40)))
     single = Image(*(tensor.float() for tensor in image))
     assert torch.equal(SELECTORS[name](image, 13), SELECTORS[name](single, 13))
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_nothing_is_read_back_from_the_device(name: str) -> None:
+def test_no_value_is_read_back_from_the_device(name: str) -> None:
     """Meta tensors have no values: reading one, even to decide on a shape, raises."""
     image = Image(*(tensor.to("meta") for tensor in make_image(40)))
     kept = SELECTORS[name](image, 13)
@@ -88,7 +88,7 @@ def test_nothing_is_read_back_from_the_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_inputs_are_left_as_they_were(name: str) -> None:
+def test_inputs_are_not_modified(name: str) -> None:
     image = make_image(30)
     before = [tensor.clone() for tensor in image]
     SELECTORS[name](image, 11)
@@ -97,7 +97,7 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
 
 class TestVisPruner:
     @pytest.mark.parametrize("count", [40, 57])
-    def test_it_is_flashvlm_without_a_question(self, count: int) -> None:
+    def test_vispruner_equals_flashvlm_without_a_question(self, count: int) -> None:
         image = make_image(count)
         config = SelectionConfig(important_fraction=0.5)
         for budget in range(1, count + 1):
@@ -107,7 +107,7 @@ class TestVisPruner:
             assert torch.equal(vispruner(image.saliency, image.diversity, budget), expected)
 
     @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.75, 1.0])
-    def test_the_parts_are_those_of_the_slow_reference(self, fraction: float) -> None:
+    def test_the_selection_equals_the_slow_reference(self, fraction: float) -> None:
         image = make_image(50)
         ranking = image.saliency.argsort(descending=True).tolist()
         important = int(fraction * 20)
@@ -138,7 +138,7 @@ class TestVisPruner:
             ),
         ],
     )
-    def test_refusals(
+    def test_invalid_arguments_are_refused(
         self, changed: dict[str, object], error: type[Exception], message: str
     ) -> None:
         arguments: dict[str, Any] = {
@@ -153,7 +153,7 @@ class TestVisPruner:
 class TestCDPruner:
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize("negated", [False, True])
-    def test_each_step_takes_the_largest_determinant(self, seed: int, negated: bool) -> None:
+    def test_each_step_maximises_the_determinant(self, seed: int, negated: bool) -> None:
         image = make_image(12, seed)
         features, text = image.features.double(), image.text.double()
         unit = features / features.norm(dim=1, keepdim=True)
@@ -172,27 +172,27 @@ class TestCDPruner:
             selected = cdpruner(image.features, image.text, budget, negated=negated)
             assert selected.tolist() == sorted(kept)
 
-    def test_similar_to_the_question_is_relevant_unless_negated(self) -> None:
+    def test_tokens_similar_to_the_question_are_relevant_unless_negated(self) -> None:
         features = torch.eye(4)
         question = torch.tensor([[0.1, 0.9, 0.2, 0.3]])
         assert cdpruner(features, question, 1).tolist() == [1]
         assert cdpruner(features, question, 2).tolist() == [1, 3]
         assert cdpruner(features, question, 1, negated=True).tolist() == [0]
 
-    def test_the_relevance_may_come_from_another_space(self) -> None:
+    def test_relevance_can_use_other_features(self) -> None:
         features, elsewhere = torch.eye(4), torch.eye(4)[:, [2, 3, 0, 1]]
         question = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.0]])
         elsewhere = torch.cat([elsewhere, torch.zeros(4, 1)], dim=1)
         assert cdpruner(features, question, 1, relevance_features=elsewhere).tolist() == [3]
 
-    def test_a_copy_adds_nothing_however_relevant(self) -> None:
+    def test_a_duplicate_token_is_not_kept_even_if_relevant(self) -> None:
         features = torch.eye(5)
         features[2] = features[1]
         question = torch.tensor([[0.1, 0.9, 0.0, 0.3, 0.2]])
         assert cdpruner(features, question, 3).tolist() == [1, 3, 4]
 
-    def test_once_all_directions_are_kept_relevance_decides(self) -> None:
-        # Six tokens in a plane; nothing is left of any after two of them.
+    def test_relevance_decides_once_all_directions_are_kept(self) -> None:
+        # Six tokens in a plane: after two of them the others add no volume.
         angles = torch.tensor([0.0, 0.3, 0.6, 0.9, 1.2, 1.5])
         features = torch.stack([angles.cos(), angles.sin()], dim=1)
         question = torch.tensor([[1.0, 0.0]])
@@ -201,15 +201,15 @@ class TestCDPruner:
         for more in range(1, 4):
             assert cdpruner(features, question, 2 + more).tolist() == sorted(pair + others[:more])
 
-    def test_rounding_does_not_grow_once_nothing_is_left(self) -> None:
-        """236 steps after the last direction; unguarded, they end in NaN and repeated tokens."""
+    def test_rounding_errors_do_not_grow_after_the_last_direction(self) -> None:
+        """236 steps after the last direction; without a guard they give NaN and repeated tokens."""
         random = torch.Generator().manual_seed(64)
         similarity = cosine_gram(torch.randn(300, 64, generator=random))
         weight = torch.rand(300, generator=random) + 0.1
         kept = largest_determinant(similarity, weight, 300).tolist()
         assert sorted(kept) == list(range(300))
 
-    def test_without_a_question_or_with_equal_relevance_it_is_diversity(self) -> None:
+    def test_without_a_question_or_with_equal_relevance_only_diversity_counts(self) -> None:
         image = make_image(30)
         alone = cdpruner(image.features, None, 9)
         assert torch.equal(cdpruner(image.features, image.text[:0], 9), alone)
@@ -224,13 +224,13 @@ class TestCDPruner:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
     @pytest.mark.parametrize("negated", [False, True])
-    def test_a_broken_token_comes_last(self, value: float, negated: bool) -> None:
+    def test_a_non_finite_or_zero_token_is_kept_last(self, value: float, negated: bool) -> None:
         image = make_image(20)
         image.features[6] = value
         kept = cdpruner(image.features, image.text, 19, negated=negated).tolist()
         assert kept == [index for index in range(20) if index != 6]
 
-    def test_a_broken_word_is_left_out(self) -> None:
+    def test_a_non_finite_word_is_ignored(self) -> None:
         image = make_image(20)
         broken = torch.cat([image.text, torch.full_like(image.text[:1], math.nan)])
         expected = cdpruner(image.features, image.text, 8)
@@ -265,7 +265,7 @@ class TestCDPruner:
             ),
         ],
     )
-    def test_refusals(
+    def test_invalid_arguments_are_refused(
         self, changed: dict[str, object], error: type[Exception], message: str
     ) -> None:
         arguments: dict[str, Any] = {
@@ -279,7 +279,7 @@ class TestCDPruner:
 
 class TestDivPrune:
     @pytest.mark.parametrize("seed", range(4))
-    def test_it_is_the_naive_loop(self, seed: int) -> None:
+    def test_result_equals_the_naive_loop(self, seed: int) -> None:
         image = make_image(15, seed)
         rows = [reference.unit(row) for row in image.features.tolist()]
 
@@ -293,29 +293,31 @@ class TestDivPrune:
                 for i in range(15)
                 if i not in kept
             }
-            # The best pair to start from is each other's neighbour: equal but for the last bit.
+            # The two tokens of the best pair are each other's neighbour: equal up to the last bit.
             largest = max(others.values())
             kept.append(next(i for i, nearest in others.items() if nearest > largest - 1e-9))
             assert divprune(image.features, budget).tolist() == sorted(kept)
 
-    def test_by_hand(self) -> None:
+    def test_hand_computed_example(self) -> None:
         degrees = torch.tensor([0.0, 10.0, 20.0, 90.0, 100.0, 240.0])
         angles = degrees.deg2rad()
         features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.arange(1, 7)[:, None]
-        # 240 has the farthest neighbour (0 or 100 degrees); then 90, as 0, 10 and 20 are nearer
-        # to 240 the other way round: 150 against 120, 130 and 140.
+        # 240 has the farthest neighbour (0 or 100 degrees); then 90, since 0, 10 and 20 are nearer
+        # to 240 in the other direction: 150 against 120, 130 and 140.
         assert divprune(features, 1).tolist() == [5]
         assert divprune(features, 2).tolist() == [3, 5]
         assert divprune(features, 3).tolist() == [0, 3, 5]
 
-    def test_copies_come_last_and_in_order(self) -> None:
+    def test_duplicates_are_kept_last_and_in_order(self) -> None:
         features = torch.nn.functional.normalize(make_image(8).features).repeat(3, 1)
         assert sorted(i % 8 for i in divprune(features, 8).tolist()) == list(range(8))
         assert divprune(features, 8).tolist() == list(range(8))
         assert divprune(features, 12).tolist() == list(range(12))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 3e38])
-    def test_a_broken_token_comes_last_and_is_nobodys_neighbour(self, value: float) -> None:
+    def test_a_non_finite_or_zero_token_is_kept_last_and_ignored_as_a_neighbour(
+        self, value: float
+    ) -> None:
         image = make_image(20)
         intact = torch.cat([image.features[:6], image.features[7:]])
         image.features[6] = value
@@ -324,7 +326,7 @@ class TestDivPrune:
             assert divprune(image.features, budget).tolist() == expected
         assert 6 not in divprune(image.features, 19).tolist()
 
-    def test_a_broken_token_is_no_neighbour_at_right_angles(self) -> None:
+    def test_a_non_finite_token_does_not_count_as_orthogonal(self) -> None:
         angles = torch.tensor([0.0, 100.0, 240.0, math.nan]).deg2rad()
         features = torch.stack([angles.cos(), angles.sin()], dim=1)
         assert divprune(features, 1).tolist() == [2]
@@ -338,7 +340,7 @@ class TestDivPrune:
             (torch.ones(4, 3).long(), 2, TypeError, r"image_features is torch\.int64; allowed: "),
         ],
     )
-    def test_refusals(
+    def test_invalid_arguments_are_refused(
         self, features: Tensor, budget: Any, error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=f"^{message}"):
@@ -350,10 +352,12 @@ class TestUniform:
         ("total", "budget", "expected"),
         [(9, 1, [4]), (9, 3, [1, 4, 7]), (10, 4, [1, 3, 6, 8]), (3, 3, [0, 1, 2])],
     )
-    def test_the_middle_of_each_stretch(self, total: int, budget: int, expected: list[int]) -> None:
+    def test_the_middle_of_each_interval_is_kept(
+        self, total: int, budget: int, expected: list[int]
+    ) -> None:
         assert uniform(total, budget).tolist() == expected
 
-    def test_gaps_differ_by_one_at_most_and_both_ends_are_alike(self) -> None:
+    def test_gaps_differ_by_at_most_one_and_both_margins_match(self) -> None:
         for budget in range(2, 97):
             kept = uniform(97, budget)
             gaps = kept.diff()
@@ -368,13 +372,15 @@ class TestUniform:
             (4, 0, ValueError, "budget is 0; allowed: "),
         ],
     )
-    def test_refusals(self, total: Any, budget: Any, error: type[Exception], message: str) -> None:
+    def test_invalid_arguments_are_refused(
+        self, total: Any, budget: Any, error: type[Exception], message: str
+    ) -> None:
         with pytest.raises(error, match=f"^{message}"):
             uniform(total, budget)
 
 
 class TestRandomTokens:
-    def test_the_seed_alone_decides(self) -> None:
+    def test_only_the_seed_determines_the_tokens(self) -> None:
         torch.manual_seed(1)
         first = random_tokens(100, 20, 5)
         torch.manual_seed(2)
@@ -388,7 +394,7 @@ class TestRandomTokens:
     def test_a_larger_budget_keeps_the_tokens_of_a_smaller_one(self) -> None:
         assert set(random_tokens(100, 20, 5).tolist()) < set(random_tokens(100, 21, 5).tolist())
 
-    def test_every_token_has_its_chance(self) -> None:
+    def test_every_token_is_drawn_about_equally_often(self) -> None:
         counts = torch.zeros(10)
         for seed in range(400):
             counts[random_tokens(10, 3, seed)] += 1
@@ -405,14 +411,14 @@ class TestRandomTokens:
             (4, 2, "0", TypeError, "seed is '0'; allowed: "),
         ],
     )
-    def test_refusals(
+    def test_invalid_arguments_are_refused(
         self, total: Any, budget: Any, seed: Any, error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=f"^{message}"):
             random_tokens(total, budget, seed)
 
 
-def test_the_baselines_need_torch_and_the_selection_only() -> None:
+def test_baselines_import_only_torch_and_the_selection_package() -> None:
     named = set()
     for source in Path(baselines.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Padded batches select what single images select; they run on CUDA, and here on the CPU."""
+"""Padded batches select the same tokens as single images; used on CUDA, tested here on the CPU."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def signs(*shape: int, generator: torch.Generator) -> Tensor:
 def exact_item(
     count: int, words: int | None, budget: int, seed: int, *, seen: bool, own: bool
 ) -> Item:
-    """Entries of +-1 in 16 or 64 dimensions: norms and cosines are exact, and ties abound.
+    """Entries of +-1 in 16 or 64 dimensions: norms and cosines are exact, and ties are frequent.
 
-    At most one word, whose weight is 1, and no saliency beside it: with more, scores are equal
-    but for the rounding of a softmax.
+    At most one word, whose weight is 1, and no saliency with it: otherwise scores are equal only
+    up to the rounding of a softmax.
     """
     seen = seen and not words
     random = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def exact_item(
     own=st.booleans(),
     name=st.sampled_from(sorted(set(CONFIGS) - {"without_text_sharpening"})),
 )
-def test_exact_inputs_full_of_ties_select_alike(
+def test_exact_inputs_with_many_ties_select_the_same_tokens_batched(
     shapes: list[tuple[int, int | None, int, bool]], seed: int, own: bool, name: str
 ) -> None:
     items = [
@@ -105,7 +105,7 @@ def ragged_items() -> list[Item]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_ragged_images_select_alike(name: str) -> None:
+def test_images_of_different_sizes_select_the_same_tokens_batched(name: str) -> None:
     items = ragged_items()
     together = select_batched(items, CONFIGS[name])
     for item, kept in zip(items, together, strict=True):
@@ -113,19 +113,19 @@ def test_ragged_images_select_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_scores_of_a_batch_are_those_of_its_images(name: str) -> None:
+def test_batched_scores_equal_single_scores(name: str) -> None:
     items = ragged_items()
     counts = torch.tensor([item.count for item in items])
     words = [0 if item.text_embeds is None else len(item.text_embeds) for item in items]
-    tokens, asked = Padding.of(counts, 200), Padding.of(torch.tensor(words), max(words))
+    tokens, word_padding = Padding.of(counts, 200), Padding.of(torch.tensor(words), max(words))
     none = items[0].image_features[:0]
     batched = score(
         pad([item.image_features for item in items], tokens),
         pad([torch.zeros(i.count) if i.saliency is None else i.saliency for i in items], tokens),
-        pad([none if i.text_embeds is None else i.text_embeds for i in items], asked),
+        pad([none if i.text_embeds is None else i.text_embeds for i in items], word_padding),
         CONFIGS[name],
         tokens,
-        asked,
+        word_padding,
     )
     for row, item in zip(batched, items, strict=True):
         single = score(item.image_features, item.saliency, item.text_embeds, CONFIGS[name])
@@ -135,7 +135,7 @@ def test_scores_of_a_batch_are_those_of_its_images(name: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", ["image_features", "saliency", "text_embeds", "diversity"])
 @pytest.mark.parametrize("is_all", [False, True])
-def test_a_broken_image_does_not_touch_its_neighbours(
+def test_a_non_finite_image_does_not_affect_the_other_images(
     field: str, value: float, is_all: bool
 ) -> None:
     field = "diversity_features" if field == "diversity" else field
@@ -152,7 +152,7 @@ def test_a_broken_image_does_not_touch_its_neighbours(
             assert torch.equal(kept, intact[number])
 
 
-def test_images_of_other_widths_and_types_are_batches_of_their_own() -> None:
+def test_images_of_other_widths_and_dtypes_are_selected_correctly() -> None:
     items = ragged_items()
     items[0] = replace(items[0], diversity_features=None)
     items[2] = Item(torch.randn(40, 7), None, torch.randn(2, 7), 9, torch.randn(40, 5))
@@ -162,7 +162,7 @@ def test_images_of_other_widths_and_types_are_batches_of_their_own() -> None:
         assert kept.tolist() == alone(item, SelectionConfig()).tolist()
 
 
-def test_a_batch_is_cut_before_it_needs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_split_to_limit_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [exact_item(40 + n, 1, 9, n, seen=True, own=False) for n in range(6)]
     whole = [group for group in batch_module._groups(items, range(6))]
     assert whole == [[0, 1, 2, 3, 4, 5]]
@@ -172,13 +172,13 @@ def test_a_batch_is_cut_before_it_needs_too_much(monkeypatch: pytest.MonkeyPatch
     assert [kept.tolist() for kept in select_batched(items, SelectionConfig())] == expected
 
 
-def test_a_short_image_is_not_padded_to_a_long_one() -> None:
+def test_images_of_very_different_lengths_are_not_padded_together() -> None:
     items = [exact_item(count, 1, 3, 0, seen=True, own=False) for count in (40, 400, 49, 51)]
     assert list(batch_module._groups(items, range(4))) == [[0, 2], [3], [1]]
 
 
 @pytest.mark.parametrize("name", ["published", "video"])
-def test_nothing_is_read_back_from_the_device(name: str) -> None:
+def test_no_value_is_read_back_from_the_device(name: str) -> None:
     """Meta tensors have no values: reading one, even to decide on a shape, raises."""
 
     def without_values(tensor: Tensor | None) -> Tensor | None:
@@ -199,11 +199,11 @@ def test_nothing_is_read_back_from_the_device(name: str) -> None:
     assert all(kept.device.type == "meta" for kept in together)
 
 
-def test_no_items_is_no_result() -> None:
+def test_an_empty_batch_returns_an_empty_list() -> None:
     assert select_batched([], SelectionConfig()) == []
 
 
-def test_padding_has_no_part_in_a_min_max() -> None:
+def test_padding_does_not_affect_min_max() -> None:
     values = torch.tensor([[3.0, 1.0, 2.0, 9.0], [5.0, math.nan, 7.0, -4.0]])
     scaled = min_max(values, 0.5, Padding.of(torch.tensor([3, 3]), 4))
     torch.testing.assert_close(scaled, torch.tensor([[0.8, 0, 0.4, 0], [0, 0, 0.8, 0]]))

@@ -22,7 +22,7 @@ from .conftest import assert_exact, make_image
 def plain_loop(
     features: list[list[float]], keep: int, removed_fraction: float, block_length: int
 ) -> list[int]:
-    """The rule of the docstring in Python lists."""
+    """The rule of the function's docstring, with Python lists."""
     left = list(range(len(features)))
     while len(left) > keep:
         removed = min(max(1, int(removed_fraction * len(left))), len(left) - keep)
@@ -44,10 +44,10 @@ def plain_loop(
     block_length=st.integers(4, 40),
     seed=st.integers(0, 10_000),
 )
-def test_it_is_the_plain_loop(
+def test_result_equals_the_plain_loop(
     count: int, data: st.DataObject, fraction: float, block_length: int, seed: int
 ) -> None:
-    """Rows of +-1 in 16 dimensions: cosines are exact, and ties abound."""
+    """Rows of +-1 in 16 dimensions: cosines are exact, and ties are frequent."""
     keep = data.draw(st.integers(1, count))
     random = torch.Generator().manual_seed(seed)
     features = torch.randint(0, 2, (count, 16), generator=random).float() * 2 - 1
@@ -77,7 +77,7 @@ def test_every_budget_is_met_exactly(count: int, fraction: float) -> None:
 
 
 @pytest.mark.parametrize(("count", "budget"), [(2049, 1), (3001, 333), (4096, 4095), (5000, 280)])
-def test_thousands_of_tokens(count: int, budget: int) -> None:
+def test_thousands_of_tokens_give_the_exact_count(count: int, budget: int) -> None:
     image = make_image(count)
     kept = select_visual_tokens(
         image.features, image.saliency, image.text, budget, image.diversity, VIDEO
@@ -86,14 +86,14 @@ def test_thousands_of_tokens(count: int, budget: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
-def test_tokens_that_are_all_alike_leave_in_list_order(value: float) -> None:
+def test_identical_tokens_are_removed_in_list_order(value: float) -> None:
     features = torch.full((50, 16), value)
     kept = remove_near_duplicates_in_blocks(features, 7, 0.25, 12)
     expected = plain_loop([[1.0]] * 50, 7, 0.25, 12)
     assert kept.tolist() == expected
 
 
-def test_a_broken_token_is_similar_to_nothing() -> None:
+def test_a_non_finite_token_has_zero_similarity() -> None:
     features = make_image(60).diversity
     features[[8, 21]] = math.nan
     zeros = features.nan_to_num(nan=0.0)
@@ -103,8 +103,8 @@ def test_a_broken_token_is_similar_to_nothing() -> None:
     )
 
 
-def test_duplicates_go_first_wherever_they_are_listed() -> None:
-    """A copy of each token: half of the list can go without losing anything."""
+def test_duplicates_are_removed_first_in_any_order() -> None:
+    """Every token has a duplicate: half of the list can be removed without loss."""
     features = torch.eye(200).repeat(2, 1)
     order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
     kept = order[remove_near_duplicates_in_blocks(features[order], 200, 0.1, 64)] % 200
@@ -112,7 +112,7 @@ def test_duplicates_go_first_wherever_they_are_listed() -> None:
     assert len(kept.unique()) > by_chance + 15
 
 
-def test_the_schedule_is_repeatable_and_not_the_published_one() -> None:
+def test_the_schedule_is_deterministic_and_differs_from_the_published_one() -> None:
     image = make_image(1500)
     given = (image.features, image.saliency, image.text, 100, image.diversity)
     first, second = (select_visual_tokens(*given, VIDEO) for _ in range(2))
@@ -130,13 +130,13 @@ def memory_of(count: int, config: SelectionConfig) -> TensorMemory:
     return memory
 
 
-def test_memory_grows_with_the_number_of_tokens() -> None:
+def test_memory_is_linear_in_the_number_of_tokens() -> None:
     short, long = (memory_of(count, VIDEO) for count in (4096, 16384))
     assert long.largest <= 4.2 * short.largest
     assert long.peak <= 4.2 * short.peak
-    assert short.largest < 4096**2  # far from a byte per pair
+    assert short.largest < 4096**2  # much less than a byte per pair
 
 
-def test_the_measure_sees_memory_that_grows_with_the_square() -> None:
+def test_the_memory_measurement_detects_quadratic_growth() -> None:
     short, long = (memory_of(count, SelectionConfig()) for count in (256, 1024))
     assert long.largest > 12 * short.largest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selection is usable from a notebook: torch and the standard library, never vLLM."""
+"""The selection package depends only on torch and the standard library, not on vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE = Path(flashvlm_vllm.selection.__file__).parent
 KERNELS = set(PACKAGE.glob("kernels/*.py"))
 
 
-def test_importing_it_does_not_import_vllm() -> None:
+def test_importing_the_selection_does_not_import_vllm() -> None:
     listing = "import sys, flashvlm_vllm.selection; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", listing],
@@ -28,16 +28,16 @@ def test_importing_it_does_not_import_vllm() -> None:
     assert "triton" not in loaded
 
 
-def test_it_names_no_other_dependency() -> None:
+def test_torch_is_the_only_dependency() -> None:
     assert dependencies(set(PACKAGE.rglob("*.py")) - KERNELS) == {"torch"}
 
 
-def test_only_kernels_name_triton_too() -> None:
+def test_only_kernels_also_depend_on_triton() -> None:
     assert dependencies(KERNELS) == {"torch", "triton"}
 
 
-def test_kernels_are_imported_where_one_is_launched() -> None:
-    """Not before: triton is there with most builds of torch, but not with all."""
+def test_kernels_are_not_imported_at_module_level() -> None:
+    """They are imported at launch: not every build of torch has triton."""
     for source in PACKAGE.rglob("*.py"):
         for statement in ast.parse(source.read_text()).body:
             if isinstance(statement, ast.ImportFrom) and statement.module:
@@ -45,7 +45,7 @@ def test_kernels_are_imported_where_one_is_launched() -> None:
 
 
 def dependencies(sources: set[Path]) -> set[str]:
-    """Foreign packages that some files import."""
+    """Return the third-party packages that some files import."""
     named = set()
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):

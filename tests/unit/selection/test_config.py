@@ -40,7 +40,7 @@ from flashvlm_vllm.selection import ABLATIONS, SelectionConfig
         ("epsilon", 1.0),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(field: str, value: object) -> None:
+def test_a_value_out_of_range_is_refused_with_the_field_name(field: str, value: object) -> None:
     with pytest.raises(ValueError) as refusal:
         SelectionConfig(**{field: value})  # type: ignore[arg-type]
     assert f"SelectionConfig.{field} is {value!r}; allowed: " in str(refusal.value)
@@ -62,11 +62,11 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: object) -> N
         ("block_length", 4),
     ],
 )
-def test_the_ends_of_a_range_belong_to_it(field: str, value: int) -> None:
+def test_limits_of_a_range_are_allowed(field: str, value: int) -> None:
     assert getattr(SelectionConfig(**{field: value}), field) == value  # type: ignore[arg-type]
 
 
-def test_it_cannot_be_changed_after_validation() -> None:
+def test_the_config_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SelectionConfig().text_weight = 7.0  # type: ignore[misc]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flashvlm-2`: its score by hand-made cases, its choice by the determinant it maximises."""
+"""`flashvlm-2`: hand-computed scores, and the determinant that its choice maximises."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_every_budget_is_met_exactly(count: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -2.0, math.nan, math.inf, 3e38])
-def test_tokens_that_are_all_alike_cannot_break_the_count(value: float) -> None:
+def test_identical_tokens_still_give_the_exact_count(value: float) -> None:
     alike = Image(*(torch.full_like(tensor, value) for tensor in make_image(19)))
     for budget in (1, 2, 9, 18):
         assert_exact(choose(alike, budget, alike.text), budget, 19)
 
 
-def test_one_broken_token_or_word_leaves_the_others_as_they_are() -> None:
+def test_a_non_finite_token_or_word_does_not_affect_the_others() -> None:
     image = make_image(36)
     text = torch.cat([image.text, torch.full((1, image.text.shape[1]), math.nan)])
     whole = coherent_scores(image.features, image.saliency, image.text, GRID)
@@ -59,13 +59,13 @@ def test_one_broken_token_or_word_leaves_the_others_as_they_are() -> None:
     assert coherent_scores(features, saliency, image.text, GRID).isfinite().all()
 
 
-def test_neighbours_are_averaged_as_a_box_filter_does() -> None:
+def test_neighbours_are_averaged_as_by_a_box_filter() -> None:
     values = torch.randn(SIDE * SIDE, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.avg_pool2d(
         values.view(1, 1, SIDE, SIDE), 3, stride=1, padding=1, count_include_pad=False
     )
     torch.testing.assert_close(mean_of_near(values, GRID), expected.flatten())
-    # Where a column is missing, as after unpadding, the rest is averaged.
+    # If a column is missing, as after unpadding, the remaining values are averaged.
     there = GRID[:, 1] != 2
     wide = torch.where(there, values, torch.nan).view(SIDE, SIDE)
     expected = torch.stack(
@@ -77,7 +77,7 @@ def test_neighbours_are_averaged_as_a_box_filter_does() -> None:
     torch.testing.assert_close(mean_of_near(values[there], GRID[there]), expected)
 
 
-def test_standardised_by_hand() -> None:
+def test_standardised_hand_computed_example() -> None:
     values = torch.tensor([1.0, 3.0, 5.0, 7.0])
     expected = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
     torch.testing.assert_close(standardised(values), expected)
@@ -87,8 +87,8 @@ def test_standardised_by_hand() -> None:
 
 
 def planted() -> dict[str, Any]:
-    """A dull 6 x 6 image where two 2 x 2 objects resemble one word each; a third word is near
-    everything.
+    """A uniform 6 x 6 image where two 2 x 2 objects each resemble one word; a third word is similar
+    to everything.
     """
     generator = torch.Generator().manual_seed(3)
     words = torch.linalg.qr(torch.randn(12, 12, generator=generator))[0][:3]
@@ -100,7 +100,7 @@ def planted() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("word", "corner"), [(0, (0, 0)), (1, (4, 3))])
-def test_the_word_decides_although_another_is_nearer_to_everything(
+def test_a_specific_word_outweighs_a_word_similar_to_everything(
     word: int, corner: tuple[int, int]
 ) -> None:
     image = planted()
@@ -110,7 +110,7 @@ def test_the_word_decides_although_another_is_nearer_to_everything(
     assert ((best - torch.tensor(corner)) // 2 == 0).all()
 
 
-def test_without_a_question_the_saliency_decides() -> None:
+def test_without_a_question_only_saliency_counts() -> None:
     image = make_image(36)
     expected = mean_of_near(standardised(image.saliency.log()), GRID)
     torch.testing.assert_close(
@@ -120,7 +120,7 @@ def test_without_a_question_the_saliency_decides() -> None:
     torch.testing.assert_close(none, expected)
 
 
-def test_score_and_choice_step_by_step() -> None:
+def test_score_and_choice_equal_a_step_by_step_computation() -> None:
     image = make_image(36)
     unit = torch.nn.functional.normalize
     cosines = unit(image.features) @ unit(image.text).T

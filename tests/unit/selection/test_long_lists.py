@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists that are too long to compare all pairs: exact numbers, bounded memory, little lost."""
+"""Lists too long to compare all pairs: exact counts, bounded memory, small quality loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ visionzip_module = import_module("flashvlm_vllm.selection.baselines.visionzip")
 
 
 def features_of(rows: int, columns: int, width: int, seed: int) -> Tensor:
-    """Smooth over the image at two scales, with noise and a shared mean, as a tower's are."""
+    """Smooth over the image at two scales, with noise and a shared mean, as features of a tower."""
     random = torch.Generator().manual_seed(seed)
 
     def field(side: int) -> Tensor:
@@ -57,7 +57,7 @@ def tokens_of(count: int, budget: int, columns: int = 128, width: int = 32) -> V
     [(4096, 600), (12_000, 1), (12_000, 2), (12_000, 900), (12_000, 5_000), (12_000, 11_999)],
 )
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_selector_returns_exactly_as_many_and_keeps_to_its_memory(
+def test_every_selector_keeps_the_exact_count_within_its_memory_bound(
     name: str, count: int, budget: int
 ) -> None:
     tokens = tokens_of(count, budget, width=256)
@@ -69,13 +69,13 @@ def test_every_selector_returns_exactly_as_many_and_keeps_to_its_memory(
     assert memory.largest <= 4 * max(long_lists.MOST_PAIRED**2, count * 600)
 
 
-def test_memory_grows_with_the_tokens_alone() -> None:
+def test_the_memory_bound_is_linear_in_the_number_of_tokens() -> None:
     sizes = [workspace_bytes(count, 4096) for count in (8192, 16_384, 32_768)]
     assert sizes[2] < 2.0 * sizes[1] < 4.0 * sizes[0]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_the_same_list_gets_the_same_tokens(name: str) -> None:
+def test_repeated_runs_select_the_same_tokens(name: str) -> None:
     tokens = tokens_of(6_000, 300)
     first, second = (
         run_selector(name, BUILT_IN[name], tokens, trusted=True).spots for _ in range(2)
@@ -83,7 +83,7 @@ def test_the_same_list_gets_the_same_tokens(name: str) -> None:
     assert torch.equal(first, second)
 
 
-def test_the_determinant_in_blocks_is_that_over_all_pairs() -> None:
+def test_the_determinant_in_blocks_is_close_to_the_exact_one() -> None:
     features = features_of(80, 80, 512, seed=0)
     weight = features_of(80, 80, 1, seed=1)[:, 0].exp()
     kept = largest_determinant_of_any(features, weight, 400)
@@ -94,20 +94,20 @@ def test_the_determinant_in_blocks_is_that_over_all_pairs() -> None:
     assert reached - by_weight > 0.99 * (best - by_weight)
 
 
-def test_plain_diversity_in_blocks() -> None:
+def test_diversity_in_blocks_is_close_to_the_exact_one() -> None:
     features = features_of(80, 80, 512, seed=2)
     ones = torch.ones(len(features))
     kept = cdpruner(features, None, 400)
     with pairs_up_to(10_000):
         exact = cdpruner(features, None, 400)
     at_random = torch.randperm(6400, generator=torch.Generator().manual_seed(0))[:400]
-    reached, best, chance = (
+    reached, best, random_score = (
         log_determinant(features, ones, each) for each in (kept, exact, at_random)
     )
-    assert reached - chance > 0.9 * (best - chance)
+    assert reached - random_score > 0.9 * (best - random_score)
 
 
-def test_the_smallest_distance_in_blocks() -> None:
+def test_the_smallest_distance_in_blocks_is_close_to_the_exact_one() -> None:
     features = features_of(80, 80, 128, seed=3)
     kept = divprune(features, 300)
     with pairs_up_to(10_000):
@@ -115,7 +115,7 @@ def test_the_smallest_distance_in_blocks() -> None:
     assert smallest_distance(features, kept) > 0.75 * smallest_distance(features, exact)
 
 
-def test_short_lists_are_left_as_they_were() -> None:
+def test_short_lists_are_not_processed_in_blocks() -> None:
     features = features_of(64, 64, 32, seed=4)
     assert len(features) == long_lists.MOST_PAIRED
     with pairs_up_to(10_000):
@@ -124,7 +124,7 @@ def test_short_lists_are_left_as_they_were() -> None:
     assert torch.equal(cdpruner(features, features[:3], 200), expected[1])
 
 
-def test_the_mean_of_near_places_is_over_the_places_that_are_there() -> None:
+def test_the_mean_of_neighbours_covers_existing_places_only() -> None:
     random = torch.Generator().manual_seed(5)
     numbers = torch.arange(35)
     places = torch.stack([numbers // 7, numbers % 7], dim=1)
@@ -134,7 +134,9 @@ def test_the_mean_of_near_places_is_over_the_places_that_are_there() -> None:
     torch.testing.assert_close(mean_of_near(values, places), near @ values / near.sum(dim=1))
 
 
-def test_visionzip_adds_up_the_same_groups_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visionzip_merges_the_same_groups_with_and_without_a_matrix_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokens = tokens_of(2000, 300)
     product = run_selector("visionzip", BUILT_IN["visionzip"], tokens, trusted=True).merged
     monkeypatch.setattr(visionzip_module, "MOST_PAIRED", 100)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equation 8 and Algorithm 1."""
+"""Equation 8 and Algorithm 1 of the paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .conftest import make_image
     ("budget", "fraction", "important"),
     [(1, 0.5, 0), (2, 0.5, 1), (7, 0.5, 3), (64, 0.5, 32), (64, 0.75, 48), (5, 1.0, 5), (5, 0, 0)],
 )
-def test_the_budget_is_split_towards_diversity(
+def test_the_budget_split_rounds_towards_diversity(
     budget: int, fraction: float, important: int
 ) -> None:
     assert important_count(budget, fraction) == important
@@ -37,9 +37,9 @@ def test_equal_scores_rank_by_index() -> None:
     assert rank(torch.tensor([1.0, 2.0, 2.0, 1.0, 3.0, 2.0])).tolist() == [4, 1, 2, 5, 0, 3]
 
 
-def test_one_round_by_hand() -> None:
+def test_one_round_hand_computed_example() -> None:
     # A is 0, 2, 4 with largest similarity 0.9 (to 5), 0.2 (to 1), 0.7 (to 3); B is 1, 3, 5.
-    # 0 and 2 are nearly the same, but both are in A and so are not compared.
+    # 0 and 2 are nearly equal, but both are in A and therefore not compared.
     similarity = torch.zeros(6, 6)
     for left, right, value in ((0, 5, 0.9), (1, 2, 0.2), (3, 4, 0.7), (0, 2, 0.99)):
         similarity[left, right] = similarity[right, left] = value
@@ -47,7 +47,7 @@ def test_one_round_by_hand() -> None:
     assert remove_near_duplicates(similarity, 4, 2).tolist() == [2, 1, 3, 5]
 
 
-def test_exact_duplicates_go_first() -> None:
+def test_exact_duplicates_are_removed_first() -> None:
     features = torch.eye(16)
     copies = [0, 2, 6, 10]
     for position in copies:
@@ -63,10 +63,10 @@ def test_exact_duplicates_go_first() -> None:
     removed_per_round=st.integers(1, 12),
     seed=st.integers(0, 10_000),
 )
-def test_one_gram_matrix_is_the_loop_over_rounds(
+def test_a_single_gram_matrix_gives_the_same_result_as_the_loop_over_rounds(
     count: int, data: st.DataObject, removed_per_round: int, seed: int
 ) -> None:
-    """Small integers: every product is exact and ties abound, so even the order must agree."""
+    """Small integers: products are exact and ties are frequent, so even the order must agree."""
     keep = data.draw(st.integers(1, count))
     random = torch.Generator().manual_seed(seed)
     features = torch.randint(-2, 3, (count, 4), generator=random).float()
@@ -76,7 +76,7 @@ def test_one_gram_matrix_is_the_loop_over_rounds(
 
 
 @pytest.mark.parametrize("count", [576, 331])
-def test_at_full_size_too(count: int) -> None:
+def test_a_single_gram_matrix_gives_the_same_result_for_long_lists(count: int) -> None:
     """Real-valued features in float64, where rounding cannot swap two neighbours."""
     features = make_image(count).diversity.double()
     features /= features.norm(dim=1, keepdim=True)
@@ -90,7 +90,9 @@ def test_at_full_size_too(count: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "budget"), [(576, 128), (576, 64), (576, 32), (577, 33)])
-def test_number_of_rounds(count: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_rounds_is_as_published(
+    count: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sorts = []
     argsort = torch.argsort
 
@@ -105,7 +107,7 @@ def test_number_of_rounds(count: int, budget: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("count", [1, GRAM_BLOCK_ROWS, GRAM_BLOCK_ROWS + 1, 3 * GRAM_BLOCK_ROWS])
-def test_the_gram_matrix_in_blocks_is_the_whole(count: int) -> None:
+def test_the_gram_matrix_in_blocks_equals_the_whole_matrix(count: int) -> None:
     features = make_image(count).diversity
     gram = cosine_gram(features)
     unit = features.double() / features.double().norm(dim=1, keepdim=True)
@@ -113,7 +115,7 @@ def test_the_gram_matrix_in_blocks_is_the_whole(count: int) -> None:
     assert torch.equal(gram, gram.T)
 
 
-def test_a_broken_row_is_similar_to_nothing_and_spoils_no_other() -> None:
+def test_a_non_finite_or_zero_row_has_zero_similarity_and_does_not_affect_others() -> None:
     features = make_image(20).diversity
     intact = cosine_gram(features)
     for row, value in ((3, math.nan), (8, math.inf), (14, 0.0)):
@@ -126,7 +128,7 @@ def test_a_broken_row_is_similar_to_nothing_and_spoils_no_other() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_similarity_is_float32(dtype: torch.dtype) -> None:
+def test_similarity_is_computed_in_float32(dtype: torch.dtype) -> None:
     features = make_image(50).diversity.to(dtype)
     gram = cosine_gram(features)
     assert gram.dtype == torch.float32
@@ -137,7 +139,7 @@ def test_similarity_is_float32(dtype: torch.dtype) -> None:
 @given(
     budget=st.integers(1, 39), seed=st.integers(0, 10_000), fraction=st.sampled_from([0, 0.5, 1])
 )
-def test_a_partition_full_of_ties_is_that_of_the_slow_reference(
+def test_a_partition_with_many_ties_equals_the_slow_reference(
     budget: int, seed: int, fraction: float
 ) -> None:
     """Rows of +-1 in 16 dimensions have norm 4: unit vectors and cosines are exact."""
@@ -157,7 +159,7 @@ def test_a_partition_full_of_ties_is_that_of_the_slow_reference(
     assert kept.tolist() == sorted(expected)
 
 
-def test_what_is_kept_can_index_what_needs_a_gradient() -> None:
+def test_kept_indices_can_index_a_tensor_that_requires_grad() -> None:
     features = make_image(40).diversity.requires_grad_()
     kept = remove_near_duplicates(cosine_gram(features.detach()), 9, 8)
     features[kept].square().sum().backward()

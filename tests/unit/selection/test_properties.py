@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every selection keeps to, whatever numbers it is given; the examples are drawn."""
+"""Properties of every selection for arbitrary inputs; hypothesis generates the examples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Arguments = tuple[Tensor, Tensor | None, Tensor | None, int, Tensor | None]
 
 
 def draw_of(seed: int, kind: str, dtype: torch.dtype = torch.float32) -> Draw:
-    """A source of tensors of one kind; `broken` ones hold a NaN, an infinity or the like."""
+    """Return a generator of tensors of one kind; `broken` ones contain NaN, infinity or similar."""
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -63,7 +63,7 @@ KINDS = st.sampled_from(["plain", "ties", "equal", "broken"])
 
 @st.composite
 def arguments(draw: st.DrawFn, *, kinds: st.SearchStrategy[str] = KINDS) -> Arguments:
-    """Arguments of `select_visual_tokens`."""
+    """Generate arguments of `select_visual_tokens`."""
     made = draw_of(draw(st.integers(0, 2**20)), draw(kinds), draw(st.sampled_from(FLOATS)))
     count, width = draw(st.integers(1, 90)), draw(st.integers(1, 20))
     words = draw(st.one_of(st.none(), st.integers(0, 7)))
@@ -77,7 +77,7 @@ def arguments(draw: st.DrawFn, *, kinds: st.SearchStrategy[str] = KINDS) -> Argu
 
 
 def assert_fits(kept: Tensor, count: int, budget: int) -> None:
-    """Exact, ascending and distinct, int64."""
+    """Check that the indices are exact in number, ascending, distinct and int64."""
     assert kept.dtype == torch.int64
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert len(kept) == min(budget, count)
@@ -86,9 +86,7 @@ def assert_fits(kept: Tensor, count: int, budget: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(arguments(), st.sampled_from(sorted(CONFIGS)))
-def test_counts_are_exact_and_indices_ascend_and_a_second_run_is_the_same(
-    given_to: Arguments, name: str
-) -> None:
+def test_selections_are_exact_ascending_and_deterministic(given_to: Arguments, name: str) -> None:
     kept = select_visual_tokens(*given_to, CONFIGS[name])
     assert_fits(kept, len(given_to[0]), given_to[3])
     assert torch.equal(kept, select_visual_tokens(*given_to, CONFIGS[name]))
@@ -96,7 +94,7 @@ def test_counts_are_exact_and_indices_ascend_and_a_second_run_is_the_same(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(arguments(), min_size=1, max_size=5), st.sampled_from(sorted(CONFIGS)))
-def test_several_images_together_keep_what_each_keeps_alone(
+def test_images_in_a_batch_keep_the_same_tokens_as_alone(
     images: list[Arguments], name: str
 ) -> None:
     columns = [list(column) for column in zip(*images, strict=True)]
@@ -116,8 +114,8 @@ def test_scores_are_finite_and_between_0_and_1(given_to: Arguments, name: str) -
 
 @settings(max_examples=40, deadline=None)
 @given(arguments(kinds=st.just("equal")))
-def test_among_equals_the_first_stay(given_to: Arguments) -> None:
-    # Without words: the rows of a matrix product may differ in their last bits, equal or not.
+def test_equal_tokens_keep_the_first_ones(given_to: Arguments) -> None:
+    # Without words: rows of a matrix product may differ in their last bits even for equal inputs.
     features, saliency, _, budget, compared = given_to
     everything = SelectionConfig(important_fraction=1.0)
     kept = select_visual_tokens(features, saliency, None, budget, compared, everything)
@@ -126,7 +124,7 @@ def test_among_equals_the_first_stay(given_to: Arguments) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(arguments(kinds=st.just("plain")))
-def test_what_is_given_is_left_as_it_was(given_to: Arguments) -> None:
+def test_arguments_are_not_modified(given_to: Arguments) -> None:
     before = [each.clone() if isinstance(each, Tensor) else each for each in given_to]
     select_visual_tokens(*given_to)
     for one, other in zip(before, given_to, strict=True):
@@ -135,7 +133,7 @@ def test_what_is_given_is_left_as_it_was(given_to: Arguments) -> None:
 
 @st.composite
 def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> VisualTokens:
-    """One image, or one video, as selectors see them."""
+    """Generate one image or video in the form that selectors receive."""
     seed = draw(st.integers(0, 2**20))
     made = draw_of(seed, draw(kinds))
     rows, columns, steps = draw(st.integers(1, 7)), draw(st.integers(2, 7)), draw(st.integers(1, 3))
@@ -157,9 +155,9 @@ def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> Vis
 @pytest.mark.parametrize("name", BUILT_IN)
 @settings(max_examples=40, deadline=None)
 @given(given_to=visual_tokens())
-def test_every_selector_is_exact_and_the_same_again(name: str, given_to: VisualTokens) -> None:
+def test_every_selector_is_exact_and_deterministic(name: str, given_to: VisualTokens) -> None:
     selector = BUILT_IN[name]
-    # Trusted, as when served: nothing here may lean on the checks of a stranger's values.
+    # Trusted, as when served: the checks for third-party selectors must not be needed.
     first, second = (run_selector(name, selector, given_to, trusted=True) for _ in range(2))
     if selector.merges:
         assert first.merged is not None and second.merged is not None
@@ -174,7 +172,7 @@ def test_every_selector_is_exact_and_the_same_again(name: str, given_to: VisualT
 @pytest.mark.parametrize("name", BUILT_IN)
 @settings(max_examples=25, deadline=None)
 @given(images=st.lists(visual_tokens(), min_size=1, max_size=4))
-def test_every_selector_treats_each_image_as_if_it_were_alone(
+def test_every_selector_treats_images_in_a_batch_as_alone(
     name: str, images: list[VisualTokens]
 ) -> None:
     together = run_selector_many(name, BUILT_IN[name], images, trusted=True)
@@ -188,9 +186,7 @@ def test_every_selector_treats_each_image_as_if_it_were_alone(
 @pytest.mark.parametrize("name", [name for name, each in BUILT_IN.items() if each.merges])
 @settings(max_examples=40, deadline=None)
 @given(given_to=visual_tokens(st.sampled_from(["plain", "ties", "equal"])))
-def test_merged_tokens_are_finite_and_within_the_range_of_the_features(
-    name: str, given_to: VisualTokens
-) -> None:
+def test_merged_tokens_are_finite(name: str, given_to: VisualTokens) -> None:
     merged = run_selector(name, BUILT_IN[name], given_to, trusted=False).merged
     assert merged is not None
     assert merged.isfinite().all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions: what they promise for every input."""
+"""The public functions: guarantees for every input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("budget", [1, 7, 24, 39])
-def test_the_selection_is_that_of_the_slow_reference(name: str, budget: int) -> None:
+def test_the_selection_equals_the_slow_reference(name: str, budget: int) -> None:
     image = make_image(60, seed=budget)
     for diversity in (None, image.diversity):
         kept = select_visual_tokens(
@@ -50,7 +50,7 @@ def test_the_selection_is_that_of_the_slow_reference(name: str, budget: int) -> 
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_every_ablation_reaches_the_result(name: str) -> None:
+def test_every_ablation_changes_the_result(name: str) -> None:
     image = make_image(200)
     published = select_visual_tokens(image.features, image.saliency, image.text, 40)
     ablated = select_visual_tokens(
@@ -72,7 +72,7 @@ def test_every_budget_is_met_exactly(count: int, fraction: float) -> None:
 
 
 @pytest.mark.parametrize("removed_per_round", [1, 3, 8, 100])
-def test_no_round_takes_too_many(removed_per_round: int) -> None:
+def test_the_last_round_removes_no_more_than_needed(removed_per_round: int) -> None:
     image = make_image(30)
     config = SelectionConfig(removed_per_round=removed_per_round, important_fraction=0.0)
     for budget in range(1, 30):
@@ -82,7 +82,7 @@ def test_no_round_takes_too_many(removed_per_round: int) -> None:
         assert_exact(kept, budget, 30)
 
 
-def test_a_budget_of_all_or_more_keeps_all() -> None:
+def test_a_budget_of_all_tokens_or_more_keeps_all() -> None:
     image = make_image(9)
     for budget in (9, 10, 10_000):
         kept = select_visual_tokens(image.features, image.saliency, image.text, budget)
@@ -90,7 +90,7 @@ def test_a_budget_of_all_or_more_keeps_all() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_without_a_question_saliency_alone_ranks(name: str) -> None:
+def test_without_a_question_tokens_are_ranked_by_saliency(name: str) -> None:
     image = make_image(50)
     best = sorted(image.saliency.argsort(descending=True)[:12].tolist())
     assert torch.equal(
@@ -103,7 +103,7 @@ def test_without_a_question_saliency_alone_ranks(name: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 6, 13, 64])
-def test_without_a_question_it_is_vispruner(budget: int) -> None:
+def test_without_a_question_the_selection_equals_vispruner(budget: int) -> None:
     image = make_image(144)
     kept = select_visual_tokens(
         image.features, image.saliency, None, budget, diversity_features=image.diversity
@@ -115,7 +115,7 @@ def test_without_a_question_it_is_vispruner(budget: int) -> None:
     assert kept.tolist() == sorted(ranking[:important] + diverse)
 
 
-def test_no_gate_and_the_gates_that_cancel_select_alike() -> None:
+def test_gates_that_cancel_select_the_same_tokens_as_no_gate() -> None:
     image = make_image(200)
     kept = {
         gate: select_visual_tokens(
@@ -131,7 +131,7 @@ def test_no_gate_and_the_gates_that_cancel_select_alike() -> None:
     assert kept["none"] != kept["scaled"]
 
 
-def test_the_diversity_features_decide_the_reserve_only() -> None:
+def test_the_diversity_features_affect_only_the_diversity_reserve() -> None:
     image = make_image(100)
     without = select_visual_tokens(image.features, image.saliency, image.text, 20)
     with_own = select_visual_tokens(image.features, image.saliency, image.text, 20, image.diversity)
@@ -145,7 +145,7 @@ def test_the_diversity_features_decide_the_reserve_only() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_float_dtype_is_selected_as_float32(dtype: torch.dtype) -> None:
+def test_float_inputs_of_any_dtype_are_selected_in_float32(dtype: torch.dtype) -> None:
     image = make_image(150)
     given = [tensor.to(dtype) for tensor in image]
     features, saliency, text, diversity = given
@@ -163,16 +163,18 @@ class TestTies:
         assert kept.tolist() == [1, 2]
 
     @pytest.mark.parametrize("saliency", [None, torch.zeros(6), torch.full((6,), 0.7)])
-    def test_constant_or_unknown_saliency_is_raster_order(self, saliency: Tensor | None) -> None:
+    def test_constant_or_missing_saliency_keeps_raster_order(self, saliency: Tensor | None) -> None:
         kept = select_visual_tokens(torch.randn(6, 4), saliency, None, 3, config=IMPORTANT_ONLY)
         assert kept.tolist() == [0, 1, 2]
 
     @pytest.mark.parametrize("features", [torch.zeros(50, 8), torch.ones(50, 8)])
     @pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 6, 7, 49])
-    def test_identical_tokens_are_selected_as_listed(self, features: Tensor, budget: int) -> None:
+    def test_identical_tokens_are_selected_in_list_order(
+        self, features: Tensor, budget: int
+    ) -> None:
         kept = select_visual_tokens(features, None, features[:3], budget)
         assert_exact(kept, budget, 50)
-        # All similarities are equal, so any features with that property give the same.
+        # All similarities are equal, so other features with this property give the same result.
         diverse, _ = reference.algorithm_1(
             [[1.0]] * 50, range(budget // 2, 50), budget - budget // 2, 8
         )
@@ -195,7 +197,7 @@ class TestTies:
     everything=st.booleans(),
     name=st.sampled_from(sorted(CONFIGS)),
 )
-def test_no_value_can_break_the_count(
+def test_non_finite_values_do_not_change_the_count(
     count: int,
     budget: int,
     seed: int,
@@ -218,7 +220,7 @@ def test_no_value_can_break_the_count(
     assert_exact(kept, budget, count)
 
 
-def test_a_token_without_a_saliency_is_not_among_the_best() -> None:
+def test_a_token_with_nan_saliency_is_not_among_the_most_salient() -> None:
     image = make_image(50)
     best = int(image.saliency.argmax())
     ranking = image.saliency.argsort(descending=True).tolist()
@@ -227,7 +229,7 @@ def test_a_token_without_a_saliency_is_not_among_the_best() -> None:
     assert kept.tolist() == sorted(ranking[1:6])
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     image = make_image(60)
     before = [tensor.clone() for tensor in image]
     select_visual_tokens(image.features, image.saliency, image.text, 20, image.diversity)
@@ -247,7 +249,7 @@ def test_memory_layout_does_not_matter() -> None:
     assert torch.equal(kept, expected)
 
 
-def test_nothing_is_stored_for_gradients() -> None:
+def test_no_tensor_is_saved_for_backward() -> None:
     features, saliency, text, diversity = (tensor.requires_grad_() for tensor in make_image(60))
     stored: list[Tensor] = []
 
@@ -261,7 +263,7 @@ def test_nothing_is_stored_for_gradients() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 64, 575])
-def test_nothing_is_read_back_from_the_device(budget: int) -> None:
+def test_no_value_is_read_back_from_the_device(budget: int) -> None:
     """Meta tensors have no values: reading one, even to decide on a shape, raises."""
     image = [tensor.to("meta") for tensor in make_image(576)]
     kept = select_visual_tokens(image[0], image[1], image[2], budget, image[3])
@@ -269,7 +271,7 @@ def test_nothing_is_read_back_from_the_device(budget: int) -> None:
 
 
 class TestRagged:
-    def test_each_image_is_selected_on_its_own(self) -> None:
+    def test_each_image_is_selected_independently(self) -> None:
         images = [make_image(count, seed) for seed, count in enumerate((30, 1, 77, 30))]
         budgets = [7, 1, 20, 50]
         texts = [images[0].text, None, images[2].text[:0], images[3].text]
@@ -287,15 +289,15 @@ class TestRagged:
         assert [kept.tolist() for kept in together] == [kept.tolist() for kept in alone]
         assert [len(kept) for kept in together] == [7, 1, 20, 30]
 
-    def test_no_images_is_no_result(self) -> None:
+    def test_no_images_give_an_empty_list(self) -> None:
         assert select_visual_tokens_ragged([], [], [], []) == []
 
-    def test_one_entry_per_image(self) -> None:
+    def test_arguments_must_have_one_entry_per_image(self) -> None:
         features = [torch.randn(4, 3)]
         with pytest.raises(ValueError, match=r"image_features has 1, .*budgets has 2"):
             select_visual_tokens_ragged(features, [None], [None], [2, 2])
 
-    def test_a_refusal_names_the_image(self) -> None:
+    def test_an_error_names_the_image(self) -> None:
         features = [torch.randn(4, 3), torch.randn(5, 3)]
         with pytest.raises(ValueError, match=r"^image 1: budget is 0; allowed: "):
             select_visual_tokens_ragged(features, [None, None], [None, None], [2, 0])
@@ -305,12 +307,12 @@ class TestRagged:
 
 class TestRefusals:
     @pytest.mark.parametrize("budget", [True, 2.0, "2", None])
-    def test_a_budget_that_is_no_int(self, budget: object) -> None:
+    def test_a_budget_that_is_not_an_int_is_refused(self, budget: object) -> None:
         with pytest.raises(TypeError, match=r"^budget is "):
             select_visual_tokens(torch.randn(4, 3), None, None, budget)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("budget", [0, -1])
-    def test_a_budget_below_one(self, budget: int) -> None:
+    def test_a_budget_below_one_is_refused(self, budget: int) -> None:
         with pytest.raises(ValueError, match=f"^budget is {budget}; allowed: "):
             select_visual_tokens(torch.randn(4, 3), None, None, budget)
 
@@ -331,7 +333,7 @@ class TestRefusals:
             ({"saliency": torch.empty(4, device="meta")}, "saliency is on meta; allowed: cpu"),
         ],
     )
-    def test_a_shape_or_device_that_does_not_fit(
+    def test_a_wrong_shape_or_device_is_refused(
         self, changed: dict[str, Tensor], message: str
     ) -> None:
         arguments: dict[str, Tensor | None] = {
@@ -343,14 +345,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"^{message}"):
             select_visual_tokens(budget=2, **{**arguments, **changed})  # type: ignore[arg-type]
 
-    def test_scores_are_checked_alike(self) -> None:
+    def test_fused_scores_checks_its_arguments(self) -> None:
         with pytest.raises(ValueError, match=r"^saliency is \(5,\)"):
             fused_scores(torch.randn(4, 3), torch.randn(5), None)
 
-    def test_a_dtype_that_is_no_float(self) -> None:
+    def test_a_dtype_that_is_not_floating_point_is_refused(self) -> None:
         with pytest.raises(TypeError, match=r"^saliency is torch\.int64"):
             select_visual_tokens(torch.randn(4, 3), torch.arange(4), None, 2)
 
-    def test_a_budget_of_everything_does_not_hide_a_mistake(self) -> None:
+    def test_a_budget_of_all_tokens_still_checks_the_arguments(self) -> None:
         with pytest.raises(ValueError, match=r"^saliency is "):
             select_visual_tokens(torch.randn(4, 3), torch.randn(5), None, 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no selector may differ on, and where selectors come from."""
+"""The contract of selectors, the registry, and selectors of other packages."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_every_selector_keeps_exactly_the_budget(name: str, budget: int, count: 
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_selector_says_truly_whether_it_uses_the_question_and_the_keys(name: str) -> None:
+def test_a_selector_declares_correctly_whether_it_uses_the_question(name: str) -> None:
     selector = BUILT_IN[name]
     given = tokens(16)
     assert given.text is not None
@@ -75,7 +75,7 @@ def test_a_selector_says_truly_whether_it_uses_the_question_and_the_keys(name: s
         assert torch.equal(first.indices, second.indices) is not selector.uses_question
 
 
-def test_the_default_is_the_published_selection() -> None:
+def test_the_default_selector_is_the_published_selection() -> None:
     given = tokens(16)
     expected = select_visual_tokens(given.projected, given.saliency, given.text, 16, given.features)
     chosen = run_selector("flashvlm", find_selector("flashvlm"), given, trusted=False)
@@ -83,25 +83,25 @@ def test_the_default_is_the_published_selection() -> None:
     assert torch.equal(chosen.indices, expected)
 
 
-def test_order_and_device_are_not_the_selectors_business() -> None:
+def test_the_runner_sorts_the_indices_of_a_selector() -> None:
     backwards = Selector(lambda given: torch.arange(given.budget).flip(0))
     chosen = run_selector("backwards", backwards, tokens(5), trusted=False)
     assert chosen.indices is not None
     assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_merged_features_keep_their_order_and_take_the_towers_dtype() -> None:
+def test_merged_features_keep_their_order_and_get_the_tower_dtype() -> None:
     given = tokens(5)
     last_first = Selector(lambda each: each.features.flip(0)[:5].double(), merges=True)
     chosen = run_selector("last_first", last_first, given, trusted=False)
     assert chosen.merged is not None
     assert chosen.merged.dtype == torch.float32
     assert torch.equal(chosen.merged, given.features.flip(0)[:5])
-    # It does not say where they belong: at even distances.
+    # Without positions from the selector, tokens are spaced evenly.
     assert chosen.spots.tolist() == [4, 12, 20, 28, 36]
 
 
-def test_merged_tokens_stand_where_their_selector_says() -> None:
+def test_merged_tokens_are_placed_where_their_selector_says() -> None:
     given = tokens(3)
     anchors = torch.tensor([30, 2, 7])
     selector = Selector(lambda each: Merged(each.features[anchors], anchors), merges=True)
@@ -117,7 +117,7 @@ def test_merged_tokens_stand_where_their_selector_says() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 12, 39])
-def test_what_merging_selectors_leave_unmerged_stands_at_its_own_place(budget: int) -> None:
+def test_unmerged_tokens_of_merging_selectors_keep_their_own_place(budget: int) -> None:
     given = replace(tokens(budget), keys=torch.zeros(40, 2, 4))
     chosen = run_selector("visionzip", BUILT_IN["visionzip"], given, trusted=True)
     assert chosen.merged is not None
@@ -125,12 +125,14 @@ def test_what_merging_selectors_leave_unmerged_stands_at_its_own_place(budget: i
     rows = chosen.merged[: len(dominant)]
     assert torch.equal(rows, given.features[chosen.spots[: len(dominant)]])
     assert set(chosen.spots[: len(dominant)].tolist()) == set(dominant.tolist())
-    # Without attention beside them, PruMerge+'s tokens are those that it gathers around.
+    # Without attention beside them, PruMerge+'s tokens are the centres of their clusters.
     quiet = replace(given, saliency=given.saliency * 1e-9)
-    gathered = run_selector("prumerge+", BUILT_IN["prumerge+"], quiet, trusted=True)
-    assert gathered.merged is not None
+    clustered = run_selector("prumerge+", BUILT_IN["prumerge+"], quiet, trusted=True)
+    assert clustered.merged is not None
     near = budget - budget % 2
-    assert torch.allclose(gathered.merged[:near], given.features[gathered.spots[:near]], atol=1e-5)
+    assert torch.allclose(
+        clustered.merged[:near], given.features[clustered.spots[:near]], atol=1e-5
+    )
 
 
 WRONG: dict[str, Callable[[VisualTokens], Any]] = {
@@ -148,20 +150,20 @@ WRONG: dict[str, Callable[[VisualTokens], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_an_answer_that_cannot_be_used_is_named(name: str) -> None:
+def test_an_invalid_result_is_refused_with_the_selector_name(name: str) -> None:
     with pytest.raises(SelectorError, match=f"^{name} returned"):
         run_selector(name, Selector(WRONG[name]), tokens(5), trusted=False)
 
 
 @pytest.mark.parametrize("rows", [4, 6])
-def test_merged_features_of_the_wrong_number_are_refused(rows: int) -> None:
+def test_a_wrong_number_of_merged_features_is_refused(rows: int) -> None:
     wrong = Selector(lambda given: given.features[:rows], merges=True)
     with pytest.raises(SelectorError, match=r"allowed: a floating-point tensor \(5, 8\)"):
         run_selector("wrong", wrong, tokens(5), trusted=True)
 
 
 @pytest.mark.parametrize("merges", [False, True])
-def test_what_stands_in_has_the_form_of_what_it_stands_in_for(merges: bool) -> None:
+def test_a_stand_in_has_the_form_of_the_selection_it_replaces(merges: bool) -> None:
     given = tokens(7)
     chosen = stand_in(Selector(lambda each: each.features, merges=merges), given)
     wanted, other = (chosen.merged, chosen.indices) if merges else (chosen.indices, chosen.merged)
@@ -202,7 +204,7 @@ def test_another_package_adds_a_selector(package: Path) -> None:
         (f"{'x' * (LONGEST_NAME + 1)} = strange:GOOD", ValueError, "more than 64 bytes"),
     ],
 )
-def test_a_package_that_cannot_be_used_is_named(
+def test_an_invalid_selector_entry_point_is_refused_by_name(
     package: Path, entry: str, error: type[Exception], message: str
 ) -> None:
     package.write_text(f"[flashvlm.selectors]\n{entry}\n")
@@ -210,7 +212,7 @@ def test_a_package_that_cannot_be_used_is_named(
         selectors()
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_names() -> None:
     with pytest.raises(
         ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, visp"
     ):
@@ -220,19 +222,19 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "  ", 5, True, ["flashvlm"]])
-def test_what_is_no_name(value: object) -> None:
+def test_an_invalid_name_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="visual selector"):
         parse_selector(value)
 
 
-def test_a_name_may_be_left_out_or_have_blanks_around_it() -> None:
+def test_a_name_may_be_none_or_surrounded_by_blanks() -> None:
     assert parse_selector(None) is None
     assert parse_selector(" vispruner ") == "vispruner"
 
 
 class TestMany:
     @pytest.mark.parametrize("name", BUILT_IN)
-    def test_together_they_are_what_they_are_alone(self, name: str) -> None:
+    def test_images_in_a_batch_are_selected_as_alone(self, name: str) -> None:
         given = [tokens(budget, count, budget) for budget, count in ((7, 40), (1, 9), (30, 41))]
         together = run_selector_many(name, BUILT_IN[name], given, trusted=False)
         for each, chosen in zip(given, together, strict=True):
@@ -242,7 +244,7 @@ class TestMany:
                 assert (one is None) == (other is None)
                 assert one is None or torch.equal(one, other)
 
-    def test_the_form_for_many_is_used_where_there_is_one(self) -> None:
+    def test_choose_many_is_used_if_the_selector_has_it(self) -> None:
         def never(_: VisualTokens) -> torch.Tensor:
             raise AssertionError
 
@@ -256,7 +258,7 @@ class TestMany:
         ]
 
     @pytest.mark.parametrize("name", WRONG)
-    def test_each_answer_is_held_to_the_contract(self, name: str) -> None:
+    def test_each_result_of_choose_many_is_checked(self, name: str) -> None:
         def choose(given: Sequence[VisualTokens]) -> list[Any]:
             return [torch.arange(given[0].budget), WRONG[name](given[1])]
 
@@ -265,12 +267,12 @@ class TestMany:
             run_selector_many(name, wrong, [tokens(5), tokens(5)], trusted=False)
 
     @pytest.mark.parametrize("answer", [None, [], [torch.arange(5)], torch.zeros(2, 5)])
-    def test_one_answer_per_image(self, answer: Any) -> None:
+    def test_choose_many_must_return_one_result_per_image(self, answer: Any) -> None:
         wrong = Selector(WRONG["list"], choose_many=lambda given: answer)
         with pytest.raises(SelectorError, match=r"^wrong returned .* for 2 images; allowed: "):
             run_selector_many("wrong", wrong, [tokens(5), tokens(5)], trusted=True)
 
-    def test_what_it_raises_is_named(self) -> None:
+    def test_an_exception_of_choose_many_is_reported(self) -> None:
         def choose(given: Sequence[VisualTokens]) -> list[torch.Tensor]:
             raise KeyError("away")
 
@@ -278,5 +280,5 @@ class TestMany:
         with pytest.raises(SelectorError, match=r"^wrong raised KeyError: 'away'"):
             run_selector_many("wrong", wrong, [tokens(5)], trusted=True)
 
-    def test_no_images_is_no_result(self) -> None:
+    def test_no_images_give_an_empty_list(self) -> None:
         assert run_selector_many("flashvlm", BUILT_IN["flashvlm"], [], trusted=True) == []

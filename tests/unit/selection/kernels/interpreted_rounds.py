@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1's kernel against its torch form, in Triton's interpreter.
+"""The kernel of Algorithm 1 against the torch implementation, in Triton's interpreter.
 
-Run by ``test_kernels.py`` in a process of its own: the interpreter has to be chosen before the
-kernel is imported, for the whole process. The same cases run compiled in ``tests/gpu``.
+``test_kernels.py`` runs this file in a separate process: the interpreter must be chosen before
+the kernel is imported, for the whole process. ``tests/gpu`` runs the same cases compiled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEVERAL_BLOCKS = (8, 32, 16, 8)
         (64, "distinct"),
     ],
 )
-def test_the_kernel_is_the_loop_in_torch(
+def test_the_kernel_equals_the_loop_in_torch(
     tile: tuple[int, int, int, int], removed_per_round: int, values: str
 ) -> None:
     lengths = [48, 33, 1, 15, 16, 2, 47, 40]
@@ -61,7 +61,7 @@ def test_the_kernel_is_the_loop_in_torch(
         assert kept[row, :keep].tolist() == expected.tolist()
 
 
-def test_what_lies_beyond_a_list_is_not_looked_at() -> None:
+def test_entries_beyond_the_length_of_a_list_are_ignored() -> None:
     similarity = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(0))
     lengths, keeps = torch.tensor([21]), torch.tensor([5])
     expected = remove_near_duplicates(similarity[0, :21, :21], 5, 2).tolist()
@@ -71,7 +71,7 @@ def test_what_lies_beyond_a_list_is_not_looked_at() -> None:
     assert kept[0].tolist() == expected
 
 
-def test_at_full_size_too() -> None:
+def test_the_kernel_equals_the_loop_in_torch_for_a_long_list() -> None:
     similarity = torch.rand(1, 544, 544, generator=torch.Generator().manual_seed(1))
     kept = remove_near_duplicates_batched(
         similarity, torch.tensor([543]), torch.tensor([500]), 500, 8

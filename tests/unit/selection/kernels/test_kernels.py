@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known about the kernels without a GPU: their results, and that they compile."""
+"""Checks of the kernels without a GPU: interpreted results, and compilation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(*arguments: str, **environment: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rounds", "received"])
-def test_in_the_interpreter(name: str) -> None:
+def test_kernels_are_correct_in_the_interpreter(name: str) -> None:
     # `-p no:cacheprovider`: two runs must not share a cache folder.
     path = str(HERE / f"interpreted_{name}.py")
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", path, TRITON_INTERPRET="1")
@@ -72,6 +72,6 @@ def test_in_the_interpreter(name: str) -> None:
 
 @pytest.mark.parametrize("capability", ["90"])
 @pytest.mark.parametrize("kernels", [ROUNDS, RECEIVED], ids=["rounds", "received"])
-def test_they_compile_for_a_gpu(kernels: str, capability: str, tmp_path: Path) -> None:
+def test_kernels_compile_for_a_gpu(kernels: str, capability: str, tmp_path: Path) -> None:
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     run("-c", COMPILE + kernels, capability, **environment)
