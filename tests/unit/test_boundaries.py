@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms of the package, and what each may import: transitively, and inside functions too."""
+"""The rooms of the package and their allowed imports: transitive, also inside functions."""
 
 import ast
 import subprocess
@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "flashvlm_vllm"
 NAME = PACKAGE.name
 LONGEST_FILE = 400
 
-# Room: the rooms that it may reach, and the packages outside that it must not load. A file at the
-# package's root is a room of its own. `docs/contributors/architecture.md` shows the same.
+# Room: the rooms that it may import, and external packages that it must not import. A file in the
+# package's root is a room, too. `docs/contributors/architecture.md` shows the same.
 OUTSIDE = {"vllm", "torch", "transformers", "pydantic", "fastapi", "PIL"}
 REQUEST = {"request"}
 SELECTION = {"selection"}
@@ -34,7 +34,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "vllm_releases": (set(), OUTSIDE - {"vllm"}),
     "position_scheme": (set(), OUTSIDE),
     "settings": (SETTINGS, OUTSIDE),
-    "request": (REQUEST, OUTSIDE - {"vllm"}),  # an error class of vLLM's, in request.refusal
+    "request": (REQUEST, OUTSIDE - {"vllm"}),  # an error class of vLLM, in request.refusal
     "ipc": ({"ipc", *REQUEST}, OUTSIDE - {"vllm", "torch"}),
     "selection": (SELECTION, OUTSIDE - {"torch"}),
     "vision": ({"vision"}, OUTSIDE - {"vllm", "torch", "transformers"}),
@@ -61,7 +61,7 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function."""
+    """Return every module that a file imports, at module level or inside a function."""
     return set(names_of(ast.parse(path.read_text())))
 
 
@@ -88,7 +88,7 @@ def test_the_architecture_page_shows_the_imports_and_every_module() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {NAME}))
-def test_a_module_reaches_no_room_that_its_rule_leaves_out(module: str) -> None:
+def test_a_module_imports_no_room_that_its_rule_excludes(module: str) -> None:
     room = room_of(module)
     allowed, absent = RULES[room]
     wrong = {name for name in reached_from(module) if room_of(name) not in {*allowed, room, ""}}
@@ -97,21 +97,21 @@ def test_a_module_reaches_no_room_that_its_rule_leaves_out(module: str) -> None:
     assert not loaded & absent
 
 
-def test_requests_need_nothing_of_vllm_but_its_error() -> None:
+def test_request_uses_nothing_of_vllm_but_its_error_class() -> None:
     for path in files("request/*.py"):
         ours = {name for name in imports_of(path) if name.split(".")[0] == "vllm"}
         assert ours <= {"vllm.exceptions", "vllm.exceptions.VLLMValidationError"}, path
         assert not ours or path.name == "refusal.py"
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     try:
         tuple(TopologicalSorter(imports()).static_order())
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
-def test_no_rooms_import_each_other_in_a_circle() -> None:
+def test_no_rooms_import_each_other_in_a_cycle() -> None:
     try:
         tuple(TopologicalSorter(room_imports()).static_order())
     except CycleError as error:
@@ -119,7 +119,7 @@ def test_no_rooms_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_file_is_longer_than_can_be_read(module: str) -> None:
+def test_no_file_exceeds_the_maximum_length(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= LONGEST_FILE
 
 
@@ -137,11 +137,11 @@ def loaded_by(module: str) -> set[str]:
         ("request.question", {"vllm", "torch", "pydantic"}),
         ("request.read_request", {"vllm", "torch"}),
         ("settings", {"vllm", "torch", "pydantic"}),
-        # vLLM imports it in every process, before it has settled on a device.
+        # vLLM imports it in every process, before it has chosen a device.
         ("plugin", {"vllm", "torch", "pydantic"}),
     ],
 )
-def test_importing_does_not_load(module: str, absent: set[str]) -> None:
+def test_importing_a_module_does_not_load_heavy_packages(module: str, absent: set[str]) -> None:
     assert not absent & loaded_by(f"{NAME}.{module}")
 
 
@@ -155,21 +155,21 @@ def test_importing_does_not_load(module: str, absent: set[str]) -> None:
         ("benchmarks", {"tests"}),
     ],
 )
-def test_folders_import_one_way(folder: str, absent: set[str]) -> None:
+def test_folders_import_in_one_direction_only(folder: str, absent: set[str]) -> None:
     sources = list((PACKAGE.parent / folder).rglob("*.py"))
     assert sources
     for path in sources:
         assert not {name.split(".")[0] for name in imports_of(path)} & absent, path
 
 
-def test_only_adapters_and_towers_know_vllms_models() -> None:
+def test_only_adapters_and_towers_import_vllms_models() -> None:
     adapters = set(files("models/**/*.py", "vision/*.py"))
     for path in set(files("**/*.py")) - adapters:
         known = [name for name in imports_of(path) if name.startswith("vllm.model_executor.models")]
         assert not known, path
 
 
-def test_only_one_module_replaces_parts_of_vllm() -> None:
+def test_only_the_wrap_module_replaces_parts_of_vllm() -> None:
     for path in set(files("**/*.py")) - {PACKAGE / "vllm_compat" / "wrap.py"}:
         tree = ast.parse(path.read_text())
         from_vllm = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo without a server: its table, its reading of metrics, its picture, its exit codes."""
+"""The demo without a server: its table, its metrics, its picture, its exit codes."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def cost(**changes: Any) -> Answer:
 
 
 def serve_metrics(monkeypatch: pytest.MonkeyPatch, *pages: str) -> None:
-    """Answer scrapes with these pages in turn, and with the last one from then on."""
+    """Serve these pages one after the other, and the last one repeatedly."""
     left = list(pages)
 
     def page(*_: Any, **__: Any) -> io.BytesIO:
@@ -61,7 +61,7 @@ def serve_metrics(monkeypatch: pytest.MonkeyPatch, *pages: str) -> None:
     monkeypatch.setattr(measure, "urlopen", page)
 
 
-def test_table_has_a_row_per_budget_with_median_time_and_most_blocks() -> None:
+def test_the_table_has_a_row_per_budget_with_median_time_and_maximum_blocks() -> None:
     answers = {
         None: [cost(ttft_ms=300.4), cost(ttft_ms=100), cost(ttft_ms=200, kv_blocks=21)],
         64: [cost(prompt_tokens=78, kept_tokens=64, kv_blocks=4, ttft_ms=90)],
@@ -74,12 +74,12 @@ def test_table_has_a_row_per_budget_with_median_time_and_most_blocks() -> None:
     ]
 
 
-def test_table_cuts_a_long_answer() -> None:
+def test_the_table_truncates_a_long_answer() -> None:
     (*_, row) = table({32: [cost(text="many words " * 20)]}).splitlines()
     assert row.endswith("many words ...") and len(row) < 110
 
 
-def test_progress_lines_begin_with_the_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_begin_with_the_elapsed_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress().waiting("starting", every=0.01):
         time.sleep(0.1)
     first, *more = capsys.readouterr().out.splitlines()
@@ -87,7 +87,7 @@ def test_progress_lines_begin_with_the_seconds(capsys: pytest.CaptureFixture[str
     assert more and all(line.endswith("...") for line in more)
 
 
-def test_blocks_are_those_of_the_usage_without_the_null_block(
+def test_kv_blocks_are_computed_from_the_usage_without_the_null_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve_metrics(monkeypatch, METRICS.format(running=1.0, usage=20 / 1023))
@@ -97,7 +97,9 @@ def test_blocks_are_those_of_the_usage_without_the_null_block(
 
 
 @pytest.mark.parametrize("missing", ["vllm:cache_config_info", "vllm:kv_cache_usage_perc"])
-def test_a_missing_metric_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_a_missing_metric_is_named_in_the_error(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     page = METRICS.format(running=0.0, usage=0.0)
     lines = [line for line in page.splitlines(keepends=True) if not line.startswith(missing)]
     serve_metrics(monkeypatch, "".join(lines))
@@ -113,15 +115,15 @@ def test_an_unknown_number_of_blocks_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 class Client:
-    """An OpenAI client whose answers are two words and a usage."""
+    """An OpenAI client that answers with two words and a usage."""
 
     def __init__(self, visual_tokens: dict[str, Any] | None) -> None:
         self.asked: dict[str, Any] = {}
         self._usage = SimpleNamespace(prompt_tokens=78, visual_tokens=visual_tokens)
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
 
-    def _create(self, **asked: Any) -> Iterator[Any]:
-        self.asked = asked
+    def _create(self, **fields: Any) -> Iterator[Any]:
+        self.asked = fields
         for word in ("", " near", " river"):
             yield SimpleNamespace(
                 choices=[SimpleNamespace(delta=SimpleNamespace(content=word))], usage=None
@@ -133,13 +135,13 @@ class Client:
 def idle_then_running(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = METRICS.format(running=0.0, usage=0.0)
     two = METRICS.format(running=1.0, usage=2 / 1023)
-    # Another request came in: what is in use then is not this one's.
+    # With another request running, the used blocks are not those of this request.
     disturbed = METRICS.format(running=2.0, usage=9 / 1023)
     serve_metrics(monkeypatch, idle, idle, two, disturbed, idle)
 
 
 @pytest.mark.usefixtures("idle_then_running")
-def test_ask_measures_blocks_only_while_the_request_is_alone() -> None:
+def test_ask_measures_blocks_only_while_its_request_is_the_only_one() -> None:
     client = Client({"total": 576, "kept": 64, "images": []})
     answer = measure.ask(client, Meter("http://localhost"), "m", "data:", "what?", 64)
     assert client.asked["extra_body"] == {"ignore_eos": True, "visual_budget": 64}
@@ -148,20 +150,20 @@ def test_ask_measures_blocks_only_while_the_request_is_alone() -> None:
 
 
 @pytest.mark.usefixtures("idle_then_running")
-def test_ask_without_budget_sends_no_field_and_a_silent_plugin_is_an_error() -> None:
+def test_without_budget_ask_sends_no_field_and_a_missing_usage_is_an_error() -> None:
     client = Client(None)
     with pytest.raises(DemoError, match="plugin is not at work"):
         measure.ask(client, Meter("http://localhost"), "m", "data:", "what?", None)
     assert "visual_budget" not in client.asked["extra_body"]
 
 
-def test_ask_needs_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ask_requires_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_metrics(monkeypatch, METRICS.format(running=1.0, usage=0.0))
     with pytest.raises(DemoError, match="somebody else"):
         measure.ask(Client({}), Meter("http://localhost"), "m", "data:", "what?", 1)
 
 
-def test_blocks_that_were_never_seen_are_not_shown_as_none(
+def test_unmeasured_blocks_are_an_error_and_not_shown_as_zero(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve_metrics(monkeypatch, METRICS.format(running=0.0, usage=0.0))
@@ -173,7 +175,7 @@ def test_blocks_that_were_never_seen_are_not_shown_as_none(
 
 
 @pytest.mark.parametrize("name", ["astronaut", "cat", "motorcycle"])
-def test_the_crop_is_clips(name: str) -> None:
+def test_the_crop_equals_that_of_clip(name: str) -> None:
     original = photo(name)
     ours = np.asarray(picture.as_the_tower_sees_it(original), dtype=int)
     clip = CLIPImageProcessor(
@@ -184,7 +186,7 @@ def test_the_crop_is_clips(name: str) -> None:
     )
     theirs = clip(original, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert ours.shape == theirs.shape
-    # Resampling differs by rounding; a crop one pixel off would differ by far more.
+    # Resampling differs by rounding; an offset of one pixel would differ far more.
     assert np.abs(ours - theirs.astype(int)).mean() < 1
 
 
@@ -204,7 +206,7 @@ def test_kept_patches_are_brighter_in_the_picture(tmp_path: Path) -> None:
             assert abs(value - (143 if patch in selection.kept else 143 * picture.DIMMED)) < 5
 
 
-def test_the_picture_names_questions_counts_and_difference() -> None:
+def test_the_picture_shows_questions_counts_and_difference() -> None:
     first = picture.Selection("left?", [0, 1, 2], 576)
     second = picture.Selection("right?", [0, 8, 9], 576)
     figure = picture.compose(Image.new("RGB", (336, 336)), first, second, "a note")
@@ -214,12 +216,12 @@ def test_the_picture_names_questions_counts_and_difference() -> None:
     assert texts == ["One picture, two questions: 2 of the 3 kept patches differ", "a note"]
 
 
-def test_patches_that_do_not_tile_the_image_are_refused() -> None:
+def test_a_number_of_patches_that_is_not_square_is_refused() -> None:
     with pytest.raises(ValueError, match="575 patches"):
         picture.dim_dropped(Image.new("RGB", (336, 336)), picture.Selection("?", [0], 575))
 
 
-def test_a_selection_is_read_from_the_one_line_that_was_added() -> None:
+def test_a_selection_is_read_from_the_single_new_trace_line() -> None:
     line = json.dumps({"total": 576, "kept": [3, 5], "query": [7]})
     assert demo.selection("what?", [line]) == picture.Selection("what?", [3, 5], 576)
     with pytest.raises(DemoError, match="not 0"):
@@ -228,7 +230,7 @@ def test_a_selection_is_read_from_the_one_line_that_was_added() -> None:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """The demo without its slow parts, and what happened to the server."""
+    """Replace the slow parts of the demo; return the events of its server."""
     events: list[str] = []
 
     class Server:
@@ -256,7 +258,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
         signal.signal(number, handler)
 
 
-def test_success_draws_after_the_server_stopped(
+def test_on_success_the_picture_is_drawn_after_the_server_stopped(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     selections = [picture.Selection(asked.question, [0, 1], 576) for asked in demo.QUESTIONS]
@@ -276,7 +278,7 @@ def test_success_draws_after_the_server_stopped(
         (ZeroDivisionError("a mistake"), "demo failed: a mistake"),
     ],
 )
-def test_failure_stops_the_server_and_shows_in_the_exit_code(
+def test_on_failure_the_server_stops_and_the_exit_code_is_one(
     stage: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -295,7 +297,7 @@ def test_failure_stops_the_server_and_shows_in_the_exit_code(
 
 
 @pytest.mark.parametrize("ending", demo.ENDINGS)
-def test_a_signal_stops_the_server_and_a_second_one_does_not_interrupt_that(
+def test_a_signal_stops_the_server_and_a_second_one_does_not_interrupt_this(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, ending: signal.Signals
 ) -> None:
     def stop(self: Any, *_: object) -> None:
@@ -322,7 +324,7 @@ def test_a_server_that_does_not_start_is_a_failure(
     assert "demo failed: the server ended at start" in capsys.readouterr().err
 
 
-def test_a_missing_plugin_is_said_before_anything_starts(
+def test_a_missing_plugin_is_reported_before_anything_starts(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "entry_points", lambda **_: [])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``flashvlm doctor``: what it says of installations and servers that are not well.
+"""``flashvlm doctor``: its findings about faulty installations and servers.
 
-Its calls against real servers are in tests/engine/test_observability.py and test_server.py.
+tests/engine/test_observability.py and test_server.py run it against real servers.
 """
 
 import json
@@ -22,8 +22,8 @@ from testing.tiny.llava import build_llava, build_text_llama
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Both are set by the doctor itself; this puts back what was there. With a level of its own,
-    # vLLM would be silent in whatever test comes next.
+    # The doctor sets both variables; monkeypatch restores them afterwards. Otherwise vLLM would
+    # log nothing in later tests.
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
 
@@ -33,27 +33,27 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
-def test_this_environment_is_well_but_the_plugin_is_not_named(
+def test_this_environment_is_healthy_except_that_the_plugin_is_not_enabled(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    status, told = run(capsys, "--model", str(build_llava(tmp_path / "model")))
+    status, report = run(capsys, "--model", str(build_llava(tmp_path / "model")))
     assert status == 0
-    assert "VLLM_PLUGINS is 'other', without flashvlm" in told
-    assert "LlavaForConditionalGeneration, which is covered" in told
-    assert "wrong" not in told
+    assert "VLLM_PLUGINS is 'other', without flashvlm" in report
+    assert "LlavaForConditionalGeneration, which is covered" in report
+    assert "wrong" not in report
 
 
-def test_a_model_that_is_not_covered_or_not_readable(
+def test_a_model_that_is_not_covered_or_not_readable_is_reported(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    status, told = run(capsys, "--model", str(build_text_llama(tmp_path / "model")))
+    status, report = run(capsys, "--model", str(build_text_llama(tmp_path / "model")))
     assert status == 1
-    assert "LlamaForCausalLM, which is served without pruning" in told
+    assert "LlamaForCausalLM, which is served without pruning" in report
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("no json")
-    status, told = run(capsys, "--model", str(tmp_path / "broken"))
+    status, report = run(capsys, "--model", str(tmp_path / "broken"))
     assert status == 1
-    assert "cannot be read" in told
+    assert "cannot be read" in report
 
 
 @pytest.mark.parametrize(
@@ -67,26 +67,26 @@ def test_a_model_that_is_not_covered_or_not_readable(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_arguments_of_vllm_serve(
+def test_arguments_of_vllm_serve_are_checked(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     model = str(build_llava(tmp_path / "model"))
     start = ("vllm", "serve", model, "--max-model-len", "2048", *arguments)
-    status, told = run(capsys, "--", *start)
-    assert message in told
-    assert status == int("wrong" in told)
+    status, report = run(capsys, "--", *start)
+    assert message in report
+    assert status == int("wrong" in report)
 
 
-def test_the_rust_front_end_is_in_the_way(
+def test_the_rust_front_end_is_reported_as_a_conflict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    status, told = run(capsys)
+    status, report = run(capsys)
     assert status == 1
-    assert "in the way: VLLM_USE_RUST_FRONTEND" in told
+    assert "in the way: VLLM_USE_RUST_FRONTEND" in report
 
 
-def test_a_plugin_that_vllm_would_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_duplicate_entry_point_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     point = metadata.EntryPoint("flashvlm", "flashvlm_vllm.plugin:register", "")
     other = metadata.EntryPoint("flashvlm", "somebody_else:register", "")
     for points, message in (([], "pip install"), ([point, other], "uninstall all but one")):
@@ -96,7 +96,7 @@ def test_a_plugin_that_vllm_would_not_find(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class _Package:
-    """As much of an installed package as the doctor looks at."""
+    """The parts of an installed package that the doctor reads."""
 
     def __init__(self, version: str, *files: str) -> None:
         self.version = version
@@ -125,7 +125,7 @@ class _Package:
         ),
     ],
 )
-def test_which_vllm_is_installed(
+def test_the_installed_vllm_package_is_checked(
     packages: dict[str, _Package], level: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(name: str) -> _Package:
@@ -142,7 +142,7 @@ def test_which_vllm_is_installed(
         assert doctor._vllm(needed=False).level is doctor.Level.NOTE
 
 
-def test_the_drawn_picture_is_one() -> None:
+def test_the_probe_picture_is_a_valid_image() -> None:
     with Image.open(BytesIO(probe._picture())) as picture:
         picture.load()
         assert picture.size == (448, 448)
@@ -150,7 +150,7 @@ def test_the_drawn_picture_is_one() -> None:
 
 
 class _Gateway(BaseHTTPRequestHandler):
-    """A gateway in front of a server: what it lets through is the test's."""
+    """A gateway in front of a server that drops some request fields."""
 
     dropped: tuple[str, ...] = ()
     status = 200
@@ -168,11 +168,11 @@ class _Gateway(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         arrived = [name for name in ("visual_budget", "metadata") if name in body]
         kept = [name for name in arrived if name not in self.dropped]
-        told = {"visual_tokens": {"total": 576, "kept": 16}} if kept else {}
-        self._answer(200, json.dumps({"usage": {"prompt_tokens": 5, **told}}))
+        usage = {"visual_tokens": {"total": 576, "kept": 16}} if kept else {}
+        self._answer(200, json.dumps({"usage": {"prompt_tokens": 5, **usage}}))
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def gateway() -> Iterator[tuple[type[_Gateway], str]]:
         (200, '{"data": [{"id": "m"}]}', ("visual_budget", "metadata"), "budget: ignored"),
     ],
 )
-def test_servers_that_are_not_well(
+def test_faulty_servers_are_reported(
     gateway: tuple[type[_Gateway], str],
     status: int,
     page: str,
@@ -215,7 +215,7 @@ def test_servers_that_are_not_well(
     ("url", "message"),
     [("localhost:8000", "is no address"), ("http://127.0.0.1:9", "is it up, is the port right?")],
 )
-def test_no_server(url: str, message: str) -> None:
+def test_an_unreachable_server_is_reported(url: str, message: str) -> None:
     ((level, text),) = probe.answers(url, None, 10.0)
     assert level == "wrong"
     assert message in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids, limits and watches behind ``POST /v1/visual_tokens``."""
+"""Grids, limits and watches of ``POST /v1/visual_tokens``."""
 
 import asyncio
 import json
@@ -45,9 +45,9 @@ def part(places: list[list[int]], kept: list[bool], **fields: Any) -> PartRecord
 SQUARE = [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
-def test_a_grid_holds_each_score_at_its_place() -> None:
-    (told,) = parts_of([part(SQUARE, [False, True, False, True])], {0: Placed(WHOLE)})
-    assert told == {
+def test_a_grid_has_each_score_at_its_position() -> None:
+    (grid,) = parts_of([part(SQUARE, [False, True, False, True])], {0: Placed(WHOLE)})
+    assert grid == {
         "frame": 0,
         "rows": 2,
         "columns": 2,
@@ -59,7 +59,7 @@ def test_a_grid_holds_each_score_at_its_place() -> None:
     }
 
 
-def test_frames_follow_one_another() -> None:
+def test_each_frame_has_its_own_grid() -> None:
     clip = part(SQUARE * 2, [True] + [False] * 6 + [True], frames=2, relevance=None)
     first, second = parts_of([clip], {})
     assert (first["frame"], first["kept"]) == (0, [[0, 0]])
@@ -69,18 +69,18 @@ def test_frames_follow_one_another() -> None:
     assert first["region"] is None
 
 
-def test_a_crop_at_the_pictures_edge_has_the_region_of_the_rows_that_are_left() -> None:
-    # Of a grid of 4 x 2 the two rows in the middle have tokens, one of them a gap.
+def test_a_crop_at_the_edge_of_a_picture_has_the_region_of_its_remaining_rows() -> None:
+    # Of a grid of 4 x 2 the two middle rows have tokens, except one cell.
     places = [[1, 0], [1, 1], [2, 0]]
     whole = Placed(Region(0.5, -0.5, 1.0, 1.5), grid=(4, 2))
-    (told,) = parts_of([part(places, [False, False, True])], {0: whole})
-    assert (told["rows"], told["columns"]) == (2, 2)
-    assert told["region"] == [0.5, 0.0, 1.0, 1.0]
-    assert told["kept"] == [[1, 0]]
-    assert told["fused"] == [[0.0, 0.1], [0.2, None]]
+    (grid,) = parts_of([part(places, [False, False, True])], {0: whole})
+    assert (grid["rows"], grid["columns"]) == (2, 2)
+    assert grid["region"] == [0.5, 0.0, 1.0, 1.0]
+    assert grid["kept"] == [[1, 0]]
+    assert grid["fused"] == [[0.0, 0.1], [0.2, None]]
 
 
-def test_a_watch_is_known_until_it_is_taken() -> None:
+def test_a_watch_is_removed_when_its_records_are_taken() -> None:
     watches = ExplainWatches()
     record = ItemRecord(False, None, [part(SQUARE, [True] * 4)])
     assert not watches.is_watching
@@ -94,12 +94,12 @@ def test_a_watch_is_known_until_it_is_taken() -> None:
     assert not watches.is_watching
 
 
-def test_a_record_is_the_same_after_it_was_sent() -> None:
+def test_a_record_survives_serialisation() -> None:
     record = ItemRecord(True, Coverage(0.5, 0.25), [part(SQUARE, [False] * 4, relevance=None)])
     assert ItemRecord.unpacked(json.loads(json.dumps(record.packed()))) == record
 
 
-def test_watches_that_nobody_takes_do_not_pile_up() -> None:
+def test_the_number_of_pending_watches_is_limited() -> None:
     watches = ExplainWatches()
     for number in range(200):
         watches.add(str(number), ["a"], [])
@@ -114,7 +114,7 @@ class Clock:
         return self.now
 
 
-def test_a_minute_takes_so_many_requests_and_says_when_to_come_back() -> None:
+def test_requests_per_minute_are_limited_and_the_wait_is_returned() -> None:
     clock = Clock()
     limits = Limits(per_minute=2, at_once=2, largest_body=10, now=clock)
     for clock.now in (0.0, 20.0):
@@ -127,7 +127,7 @@ def test_a_minute_takes_so_many_requests_and_says_when_to_come_back() -> None:
     assert limits.enter() == 20
 
 
-def test_only_so_many_run_at_a_time() -> None:
+def test_concurrent_requests_are_limited() -> None:
     limits = Limits(per_minute=100, at_once=2, largest_body=10)
     assert [limits.enter() for _ in range(3)] == [0, 0, 1]
     limits.leave()
@@ -146,7 +146,7 @@ def client(limits: Limits) -> httpx.AsyncClient:
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-async def test_a_large_body_is_refused_whether_its_length_is_declared_or_not(
+async def test_a_large_body_is_refused_with_and_without_a_declared_length(
     is_declared: bool,
 ) -> None:
     limits = Limits(per_minute=100, at_once=1, largest_body=2**20)
@@ -160,28 +160,28 @@ async def test_a_large_body_is_refused_whether_its_length_is_declared_or_not(
         answer = await to.post("/", content=body)
         assert answer.status_code == 413
         assert "1 MiB" in answer.json()["error"]["message"]
-        # Nothing is left behind that would count as running.
+        # The refused request does not count as running.
         answer = await to.post("/", content=b"x" * 2**20)
         assert answer.json() == {"length": 2**20}
 
 
-async def test_who_sends_slowly_keeps_nobody_out() -> None:
-    begun, let_go = asyncio.Event(), asyncio.Event()
+async def test_a_slow_client_does_not_block_others() -> None:
+    begun, released = asyncio.Event(), asyncio.Event()
 
     async def slowly() -> Any:
         yield b"x"
         begun.set()
-        await let_go.wait()
+        await released.wait()
 
     async with client(Limits(per_minute=9, at_once=1, largest_body=9)) as to:
         slow = asyncio.create_task(to.post("/", content=slowly()))
         await begun.wait()
         assert (await to.post("/", content=b"xx")).json() == {"length": 2}
-        let_go.set()
+        released.set()
         assert (await slow).json() == {"length": 1}
 
 
-async def test_too_many_are_told_when_to_try_again() -> None:
+async def test_requests_over_the_limit_get_status_429_with_retry_after() -> None:
     async with client(Limits(per_minute=1, at_once=1, largest_body=10)) as to:
         answers = await asyncio.gather(*(to.post("/", content=b"x") for _ in range(2)))
         answers.sort(key=lambda answer: answer.status_code)
@@ -192,7 +192,7 @@ async def test_too_many_are_told_when_to_try_again() -> None:
 
 
 @pytest.mark.parametrize(("per_minute", "status"), [(0, 404), (1, 400)])
-async def test_a_rate_of_zero_turns_the_route_off(per_minute: int, status: int) -> None:
+async def test_a_rate_of_zero_disables_the_route(per_minute: int, status: int) -> None:
     app = FastAPI()
     app.add_exception_handler(RequestValidationError, lambda _, error: Response(status_code=400))
     route.attach(app, per_minute)

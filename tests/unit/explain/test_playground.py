@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playground page without a browser: when it is served, under which policy, what it loads."""
+"""The playground page without a browser: when it is served, its security policy, its content."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from flashvlm_vllm.explain.playground import PAGE, PATH, content_security_policy
 
 TEXT = PAGE.read_text(encoding="utf-8")
 VOID = {"meta", "link", "input", "img", "br"}
-# Their end tags may be left out in HTML; one per line in the page.
+# Their end tags are optional in HTML; the page has one per line.
 OPTIONAL_END = {"option"}
 
 
@@ -29,11 +29,11 @@ def client(**args: bool) -> TestClient:
 
 
 @pytest.mark.parametrize("args", [{}, {"visual_playground": False}])
-def test_without_the_flag_there_is_no_page(args: dict[str, bool]) -> None:
+def test_without_the_flag_the_page_is_not_served(args: dict[str, bool]) -> None:
     assert client(**args).get(PATH).status_code == 404
 
 
-def test_with_the_flag_the_page_comes_with_a_strict_policy() -> None:
+def test_the_page_has_a_strict_content_security_policy() -> None:
     answer = client(visual_playground=True).get(PATH)
     assert answer.status_code == 200
     assert answer.text == TEXT
@@ -51,20 +51,20 @@ def test_with_the_flag_the_page_comes_with_a_strict_policy() -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_page_is_no_part_of_the_api() -> None:
+def test_the_page_is_not_part_of_the_openapi_description() -> None:
     one = client(visual_playground=True)
     assert PATH not in one.get("/openapi.json").json()["paths"]
     assert one.head(PATH).status_code == 200
     assert one.post(PATH).status_code == 405
 
 
-def test_a_second_script_is_refused_rather_than_let_through() -> None:
+def test_a_page_with_a_second_script_is_refused() -> None:
     with pytest.raises(ValueError, match="one <script>"):
         content_security_policy(TEXT + "<script>alert(1)</script>")
 
 
 class Page(HTMLParser):
-    """Start tags with their attributes; what is not closed or closed twice."""
+    """Collects start tags with their attributes, and tags that are not closed or closed twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,15 +95,15 @@ def test_the_page_is_well_formed() -> None:
     assert len(ids) == len(set(ids))
     for name in ("for", "aria-labelledby", "aria-describedby", "list"):
         assert set(page.attributes(name)) <= set(ids)
-    # What the script looks up is there.
+    # All elements that the script looks up exist.
     assert set(re.findall(r'\$\("([\w-]+)"\)', TEXT)) <= set(ids)
 
 
-def test_the_page_loads_nothing_and_calls_relative_addresses_only() -> None:
+def test_the_page_loads_no_resources_and_calls_relative_addresses_only() -> None:
     page = Page()
     assert all(link.startswith("data:") for link in [*page.attributes("href")])
     assert not [*page.attributes("src"), *page.attributes("action")]
-    # Inline handlers and styles would be blocked by the policy.
+    # The policy would block inline handlers and styles.
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert not [*page.attributes("style")]
     assert "@import" not in TEXT
@@ -112,6 +112,6 @@ def test_the_page_loads_nothing_and_calls_relative_addresses_only() -> None:
     assert called == {"v1/models", "v1/visual_tokens", "v1/chat/completions"}
 
 
-def test_the_key_is_stored_nowhere() -> None:
+def test_the_api_key_is_not_stored_in_the_browser() -> None:
     for storage in ("localStorage", "sessionStorage", "document.cookie", "indexedDB"):
         assert storage not in TEXT

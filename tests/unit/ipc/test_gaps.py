@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaps of long prompts: every index inside the table, order kept, places as far as possible."""
+"""Gaps of long prompts: ordered positions inside the rotary table, gaps as large as allowed."""
 
 import re
 
@@ -24,7 +24,7 @@ from flashvlm_vllm.worker.positions import Span, prompt_positions, with_places, 
 IDENTITY = bytes(range(32))
 
 
-def test_names_say_what_is_kept_free() -> None:
+def test_item_names_encode_the_gap() -> None:
     kept, closed = item_name(IDENTITY, 512, 512), item_name(IDENTITY, None, 512)
     assert gap_of(kept) == Gap(512, 512)
     assert gap_of(shortened_name(kept, 77)) == Gap(512, 77)
@@ -42,15 +42,15 @@ def test_names_say_what_is_kept_free() -> None:
     assert re.fullmatch(r"flashvlm-512-512-[0-9a-f]{64}", kept)
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_gaps_that_fit_are_not_changed() -> None:
     assert allowed_gap(100, 512, 16, 4096, 4096) == (512, 16)
-    # An answer that may fill the context ends with the positions, as without pruning.
+    # An answer that may fill the context ends at the last position, as without pruning.
     assert allowed_gap(100, 512, 3996, 4096, 4096) == (512, 3484)
     # A table longer than the context has room for both.
     assert allowed_gap(100, 512, 3996, 4096, 8192) == (512, 3996)
 
 
-def test_twenty_images_in_a_short_context() -> None:
+def test_twenty_images_in_a_short_context_get_shortened_gaps() -> None:
     tokens, gap = 650, 20 * (576 - 32)
     assert allowed_gap(tokens, gap, 16, 2048, 2048) == (2048 - 650 - 16, 16)
     assert allowed_gap(tokens, gap, 2048 - tokens, 2048, 2048) == (2048 - 650 - 512, 512)
@@ -60,8 +60,8 @@ def test_twenty_images_in_a_short_context() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7])
-def test_nothing_jumps_at_the_boundary(step: int) -> None:
-    """One more token, of the prompt or of the answer, never changes the gaps by more than that."""
+def test_gaps_change_continuously_at_the_limit(step: int) -> None:
+    """One more token, of the prompt or of the answer, changes the gaps by at most one."""
     before = None
     for tokens in range(50, 4096, step):
         allowed, answer = allowed_gap(tokens, 3000, 100, 4096, 4096)
@@ -72,7 +72,7 @@ def test_nothing_jumps_at_the_boundary(step: int) -> None:
 
 
 class Case:
-    """A random prompt: items in one or several runs of tokens, and what is kept of each."""
+    """A random prompt: items in one or several runs of tokens, with the kept tokens of each."""
 
     def __init__(self, draw: Generator) -> None:
         self.context = int(draw.integers(64, 5000))
@@ -99,7 +99,7 @@ class Case:
         self.answer = room if draw.integers(0, 2) else int(draw.integers(1, room + 1))
 
     def positions(self, chunk: int) -> tuple[np.ndarray, int, np.ndarray]:
-        """Positions as a runner computes them, by how much they run ahead, unpruned positions."""
+        """Return positions as a runner computes them, their total shift, and unpruned positions."""
         gaps = [whole - len(kept) for whole, kept in zip(self.whole, self.kept, strict=True)]
         fit = allowed_gap(self.tokens, sum(gaps), self.answer, self.context, self.table)
         self.allowed, self.longest = fit
@@ -132,13 +132,13 @@ class Case:
             offset += length + text
         positions, ahead = prompt_positions(self.tokens, spans, 1)
         for start in range(0, self.tokens, chunk):
-            end, at_hand = min(self.tokens, start + chunk), []
+            end, own_rows = min(self.tokens, start + chunk), []
             for span, own, edge in zip(spans, rows, self.edges, strict=True):
                 first = max(0, start - span.offset - edge)
                 last = min(len(own), end - span.offset - edge)
                 if first < last:
-                    at_hand.append(own[first:last])
-            assert write(at_hand, positions, start, 1) == ahead
+                    own_rows.append(own[first:last])
+            assert write(own_rows, positions, start, 1) == ahead
         return positions[0].numpy(), ahead, np.array(expected)
 
 
@@ -150,7 +150,7 @@ def test_ten_thousand_prompts_stay_inside_the_table_and_in_order() -> None:
         positions, ahead, expected = case.positions(1 + case.tokens // int(draw.integers(1, 5)))
         assert (np.diff(positions) > 0).all()
         assert positions[0] >= 0
-        # The answer's tokens are numbered on from the prompt's.
+        # Positions of the answer continue after the prompt's.
         last = case.tokens + ahead + case.longest - 1
         assert positions[-1] < case.tokens + ahead
         assert last < case.table
@@ -163,7 +163,7 @@ def test_ten_thousand_prompts_stay_inside_the_table_and_in_order() -> None:
             outcomes["shortened"] += 1
             assert (positions <= expected).all()
             assert ahead == case.allowed
-            # Neighbours stay neighbours.
+            # Adjacent tokens stay adjacent.
             near = np.diff(expected) == 1
             assert (np.diff(positions)[near] == 1).all()
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 3: which patches a token is the mean of, and which tokens see each other both ways."""
+"""Gemma 3: the patches averaged into a token, and the ranges with bidirectional attention."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ def test_a_token_is_the_mean_of_a_square_of_patches() -> None:
     assert pooled.shape[1] == token
 
 
-def test_kept_tokens_see_each_other_within_their_image_or_crop() -> None:
+def test_kept_tokens_attend_bidirectionally_within_their_image_or_crop() -> None:
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
     path = build_gemma3(REPOSITORY / ".models" / "gemma3")
@@ -54,7 +54,7 @@ def test_kept_tokens_see_each_other_within_their_image_or_crop() -> None:
         result = processor.apply(inputs, TimingContext(enabled=False))
         ids = result["prompt_token_ids"]
         assert ids.count(start) == ids.count(end) == 3
-        # What vLLM's attention takes for the stretches that are not causal.
+        # The ranges that vLLM's attention treats as bidirectional.
         (placeholder,) = result["mm_placeholders"]["image"]
         stretches = placeholder.extract_embeds_range()
         shares = [share for share in spread_budget(budget or 3 * TOKENS, [TOKENS] * 3) if share]

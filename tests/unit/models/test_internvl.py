@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InternVL: which patches make a token, and text between a video's frames."""
+"""InternVL: the patches of each token, and text between the frames of a video."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CONTEXT = 9
 
 
 def model_of(version: str) -> Any:
-    """The pixel shuffle and what it needs, without weights."""
+    """Return a model with the pixel shuffle and its settings, without weights."""
     model: Any = PrunedInternVLChat.__new__(PrunedInternVLChat)
     nn.Module.__init__(model)
     model.mlp1 = nn.Linear(1, 1)
@@ -26,7 +26,7 @@ def model_of(version: str) -> Any:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_token_is_made_of_the_patches_the_pixel_shuffle_puts_into_it(version: str) -> None:
+def test_token_patches_match_the_pixel_shuffle(version: str) -> None:
     model = model_of(version)
     features = torch.randn(1, SIDE, SIDE, 6)
     tokens = model.pixel_shuffle(features, 0.5).reshape(SIDE * SIDE // 4, -1)
@@ -41,7 +41,7 @@ def test_a_token_is_a_square_of_patches_at_its_place(version: str) -> None:
     number = 0
     for first in range(SIDE // 2):
         for second in range(SIDE // 2):
-            # Version 1, of InternVL 1.x, goes by columns.
+            # Version 1, of InternVL 1.x, is in column order.
             row, column = (first, second) if version == "v2" else (second, first)
             assert model._places[number].tolist() == [row, column]
             square = {
@@ -60,7 +60,7 @@ def test_a_token_is_a_square_of_patches_at_its_place(version: str) -> None:
         ([7, 7, CONTEXT, 7, CONTEXT, 7, CONTEXT, 7, 7, 7], [3, 1, 4]),
     ],
 )
-def test_text_and_visual_tokens_come_in_the_order_of_the_prompt(
+def test_text_and_visual_tokens_are_in_the_order_of_the_prompt(
     placeholder: list[int], counts: list[int]
 ) -> None:
     layout = TextBetween.from_tensor(TextBetween.between(placeholder, CONTEXT).to_tensor())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral 3 and Pixtral: ends of rows, whatever is left of the rows."""
+"""Mistral 3 and Pixtral: row ends are kept for every row."""
 
 import pytest
 from PIL import Image
@@ -12,7 +12,7 @@ SIZES = [(224, 224), (200, 90), (29, 400), (3, 2), (1, 1), (1000, 700)]
 
 
 @pytest.mark.parametrize("kind", ["mistral3", "pixtral"])
-def test_sizes_tell_what_the_processor_does(kind: str) -> None:
+def test_token_costs_match_the_processor(kind: str) -> None:
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
     build = build_mistral3 if kind == "mistral3" else build_pixtral
@@ -28,20 +28,20 @@ def test_sizes_tell_what_the_processor_does(kind: str) -> None:
                 hf_processor_mm_kwargs={"visual_budget": budget},
             )
             result = processor.apply(inputs, TimingContext(enabled=False))
-            said = costs.of_image(*size, budget)
+            costs_of_image = costs.of_image(*size, budget)
             ids = result["prompt_token_ids"]
-            assert ids.count(image) == said.kept, (size, budget)
+            assert ids.count(image) == costs_of_image.kept, (size, budget)
             assert ids.count(end) == 1
             (placeholder,) = result["mm_placeholders"]["image"]
             ends = 1 + ids.count(row_end)
-            assert placeholder.length == said.kept + ends, (size, budget)
-            # A pruned image's ends of rows are embedded by the worker.
-            by_worker = 0 if said.kept == said.total else ends
-            assert placeholder.get_num_embeds() == said.kept + by_worker, (size, budget)
+            assert placeholder.length == costs_of_image.kept + ends, (size, budget)
+            # The worker embeds the row ends of a pruned image.
+            by_worker = 0 if costs_of_image.kept == costs_of_image.total else ends
+            assert placeholder.get_num_embeds() == costs_of_image.kept + by_worker, (size, budget)
 
 
 @pytest.mark.parametrize("size", [(4000, 4), (1, 4000)])
-def test_a_strip_of_which_nothing_is_left_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_too_narrow_for_a_token_is_refused(size: tuple[int, int]) -> None:
     from vllm.exceptions import VLLMValidationError
 
     costs = TokenCosts(str(build_mistral3(REPOSITORY / ".models" / "mistral3")))

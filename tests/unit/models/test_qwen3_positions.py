@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions of Qwen3-VL's videos, timestamps included, against vLLM's own, index by index."""
+"""Positions of Qwen3-VL's videos, including timestamps, against vLLM's own, index by index."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,14 +27,14 @@ CONFIG = SimpleNamespace(
 
 
 class Tokenizer:
-    """One token for each character; timestamps are of different lengths."""
+    """One token for each character; timestamps have different lengths."""
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [ord(each) for each in text]
 
 
 class Model(Qwen3Model):
-    """The part of the model that positions need."""
+    """The parts of the model that computing positions needs."""
 
     axes = AXES
 
@@ -77,7 +77,7 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("size", [10**6, 512, 37])
-def test_kept_tokens_and_timestamps_are_where_they_are_without_pruning(size: int) -> None:
+def test_kept_tokens_and_timestamps_have_the_positions_they_have_without_pruning(size: int) -> None:
     model = Model()
     draw = torch.Generator().manual_seed(0)
     whole, short = [5] * 4, [5] * 4
@@ -106,7 +106,7 @@ def test_kept_tokens_and_timestamps_are_where_they_are_without_pruning(size: int
         whole_features.append(feature(modality, first, len(ids), (steps, high, wide)))
         short_features.append(feature(modality, len(short), len(own), (steps, high, wide)))
         placed = model.laid_out(width, kept, (steps, high, wide), seconds)
-        if budget is None:  # rows of a whole item carry no positions, and no text
+        if budget is None:  # rows of a whole item have no positions, and no text
             placed = torch.nn.functional.pad(width, (0, channels(AXES)))
         rows.append(placed)
         stay += range(first + len(ids), first + len(ids) + 3)
@@ -130,12 +130,12 @@ def test_kept_tokens_and_timestamps_are_where_they_are_without_pruning(size: int
             a, b = max(computed - offset, 0), min(end - offset, length)
             if a >= b:
                 continue
-            if len(all_rows) != length:  # a whole video: only its visual tokens have rows
+            if len(all_rows) != length:  # a whole video has rows only for its visual tokens
                 is_row = np.array(short[offset : offset + length]) == VIDEO
                 a, b = int(is_row[:a].sum()), int(is_row[:b].sum())
             if a < b:
                 gathered.append(all_rows[a:b])
-        for _ in range(2):  # again, as after a preemption
+        for _ in range(2):  # a second time, as after a preemption
             cut, positions, delta = model.recompute_mrope_positions(
                 short, gathered, positions, computed
             )
@@ -144,7 +144,7 @@ def test_kept_tokens_and_timestamps_are_where_they_are_without_pruning(size: int
     assert delta + len(short) == ahead + len(whole)
 
 
-def test_a_drafter_that_looks_one_token_ahead_changes_nothing() -> None:
+def test_a_drafter_that_reads_one_token_ahead_changes_no_position() -> None:
     model = Model()
     seconds, frames = video_text(model, 3)
     words = [x for frame in frames for x in frame]
@@ -163,14 +163,14 @@ def test_a_drafter_that_looks_one_token_ahead_changes_nothing() -> None:
         assert again.equal(expected)
 
 
-def test_a_clip_of_one_frame() -> None:
+def test_positions_of_a_clip_of_one_frame() -> None:
     positions, is_visual = clip_positions([2], 3, 1, 3)
     assert is_visual.tolist() == [False, False, True, True, True, False]
     assert positions.tolist() == [[0] * 3, [1] * 3, [2, 2, 2], [2, 2, 3], [2, 2, 4], [5] * 3]
 
 
 @pytest.mark.parametrize("method", ["evs", "vidcom2"])
-def test_without_a_budget_vllms_own_pruning_of_videos_gets_exact_positions(method: str) -> None:
+def test_vllms_own_video_pruning_gets_exact_positions_without_a_budget(method: str) -> None:
     from vllm.multimodal.video_prune import evs, vidcom2
 
     model = Model()
@@ -190,7 +190,7 @@ def test_without_a_budget_vllms_own_pruning_of_videos_gets_exact_positions(metho
     positions, _ = model.get_mrope_input_positions(ids, [feature("video", 1, len(rows), grid)])
     (cut,), positions, _ = model.recompute_mrope_positions(ids, [rows], positions, 0)
     expected, is_visual = clip_positions([len(x) for x in _before(frames)], len(words), 4, 4)
-    # Text has its id in each channel, visual tokens the numbers drawn.
+    # Text has its id in each channel, visual tokens have the random numbers.
     whole = torch.full((len(expected), 6), 0.0)
     whole[torch.from_numpy(is_visual)] = drawn
     whole[torch.from_numpy(~is_visual), :2] = torch.tensor(words).float()[:, None].expand(-1, 2)
@@ -203,7 +203,7 @@ def test_without_a_budget_vllms_own_pruning_of_videos_gets_exact_positions(metho
 
 
 def _before(frames: list[list[int]]) -> list[list[int]]:
-    """Return for each frame the text up to its visual tokens."""
+    """Return for each frame the text before its visual tokens."""
     words: list[int] = []
     lists = []
     for frame in frames:

@@ -19,7 +19,7 @@ BYTES = 3 * 8 * 8 * 4
 
 
 class Processor:
-    """Stands in for the Hugging Face processor; an image's pixels are its number."""
+    """Replaces the Hugging Face processor; all pixels of an image have its number as value."""
 
     def __init__(self, images: list[str]) -> None:
         self.images = images
@@ -33,21 +33,21 @@ class Processor:
         return MultiModalKwargsItems.from_hf_inputs(inputs, config)["image"][0]  # type: ignore[arg-type]
 
 
-def ask(memory: PixelCache, images: list[str]) -> tuple[list[float], list[str]]:
+def ask(cache: PixelCache, images: list[str]) -> tuple[list[float], list[str]]:
     processor = Processor(images)
-    pixels = memory.of("image", images, processor)["pixel_values"]
+    pixels = cache.of("image", images, processor)["pixel_values"]
     assert pixels.shape == (len(images), *PIXELS)
     return pixels[:, 0, 0, 0].tolist(), processor.processed
 
 
-def test_an_image_is_processed_once_and_its_place_in_the_batch_is_kept() -> None:
-    memory = PixelCache(100 * BYTES)
-    assert ask(memory, ["1", "2", "1"]) == ([1, 2, 1], ["1", "2"])
-    assert ask(memory, ["3", "2", "1"]) == ([3, 2, 1], ["3"])
+def test_each_image_is_processed_once_and_the_batch_order_is_kept() -> None:
+    cache = PixelCache(100 * BYTES)
+    assert ask(cache, ["1", "2", "1"]) == ([1, 2, 1], ["1", "2"])
+    assert ask(cache, ["3", "2", "1"]) == ([3, 2, 1], ["3"])
 
 
 @pytest.mark.parametrize(("room", "again"), [(0, ["1", "2", "3"]), (2 * BYTES, ["1", "2", "3"])])
-def test_what_does_not_fit_is_processed_again(room: int, again: list[str]) -> None:
-    memory = PixelCache(room)
-    assert ask(memory, ["1", "2", "3"])[0] == [1, 2, 3]
-    assert ask(memory, ["1", "2", "3"]) == ([1, 2, 3], again)
+def test_items_that_do_not_fit_are_processed_again(room: int, again: list[str]) -> None:
+    cache = PixelCache(room)
+    assert ask(cache, ["1", "2", "3"])[0] == [1, 2, 3]
+    assert ask(cache, ["1", "2", "3"]) == ([1, 2, 3], again)

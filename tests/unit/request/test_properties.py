@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request's visual fields are accepted exactly where the documentation says so."""
+"""A request's visual fields are accepted exactly as documented."""
 
 import json
 import math
@@ -62,7 +62,7 @@ FIELDS: dict[str, Any] = {
 
 
 def is_budget(value: object) -> bool:
-    """The README's table: a whole number from 1, a fraction strictly between 0 and 1, or null."""
+    """The README's table: an integer from 1, a fraction strictly between 0 and 1, or null."""
     if value is None:
         return True
     if type(value) is int:
@@ -71,7 +71,7 @@ def is_budget(value: object) -> bool:
 
 
 def is_budget_text(text: object) -> bool:
-    """The same, written in ASCII digits."""
+    """A budget written in ASCII digits."""
     if not isinstance(text, str):
         return False
     word = text.strip().lower()
@@ -93,7 +93,7 @@ def accepts(parse: Any, value: object) -> bool:
 
 @settings(max_examples=400)
 @given(JSON)
-def test_a_budget_is_accepted_iff_documented_and_stays_what_it_is(value: Any) -> None:
+def test_a_budget_is_accepted_iff_documented_and_returned_unchanged(value: Any) -> None:
     assert accepts(parse_budget, value) == is_budget(value)
     if is_budget(value):
         assert parse_budget(value) == value
@@ -110,7 +110,7 @@ def test_a_budget_in_text_is_accepted_iff_documented(text: Any) -> None:
 
 
 @given(JSON)
-def test_a_selector_is_a_name_or_nothing(value: Any) -> None:
+def test_a_selector_is_a_name_or_null(value: Any) -> None:
     is_name = value is None or (isinstance(value, str) and bool(value.strip()))
     assert accepts(parse_selector, value) == is_name
 
@@ -120,7 +120,7 @@ def is_positions(value: object) -> bool:
 
 
 @given(POSITIONS | JSON)
-def test_positions_are_one_of_two_or_nothing(value: Any) -> None:
+def test_positions_are_kept_closed_or_null(value: Any) -> None:
     assert accepts(parse_positions, value) == is_positions(value)
     if not is_positions(value):
         with pytest.raises(ValueError, match="'kept' or 'closed'"):
@@ -129,20 +129,22 @@ def test_positions_are_one_of_two_or_nothing(value: Any) -> None:
 
 @settings(max_examples=400)
 @given(NUMBERS | st.none() | st.booleans() | st.text())
-def test_openapi_and_the_request_model_agree_as_far_as_json_schema_can_say(value: Any) -> None:
+def test_openapi_and_the_request_model_accept_the_same_budgets(value: Any) -> None:
     schema = TypeAdapter(VisualBudget).json_schema()
     is_valid = jsonschema.Draft202012Validator(schema).is_valid(value)
     if is_budget(value):
         assert is_valid
     elif not (isinstance(value, float) and (value.is_integer() or math.isnan(value))):
-        # To JSON Schema 64.0 is an integer, and JSON has no NaN.
+        # In JSON Schema 64.0 is an integer, and JSON has no NaN.
         assert not is_valid
 
 
 @pytest.mark.parametrize("path", REQUEST_MODELS)
 @settings(max_examples=150, deadline=None)
 @given(fields=st.fixed_dictionaries({}, optional=FIELDS))
-def test_request_models_accept_what_is_documented(path: str, fields: dict[str, Any]) -> None:
+def test_request_models_accept_exactly_the_documented_fields(
+    path: str, fields: dict[str, Any]
+) -> None:
     message = {"role": "user", "content": "hello"}
     needed: dict[str, Any] = {
         "/v1/chat/completions": {"messages": [message]},
@@ -157,7 +159,7 @@ def test_request_models_accept_what_is_documented(path: str, fields: dict[str, A
         request = REQUEST_MODELS[path].model_validate({**needed, **fields})
     except ValidationError as error:
         assert not is_documented
-        # The client is told which field.
+        # The error names the invalid field.
         assert {each["loc"][0] for each in error.errors()} <= set(fields)
         return
     assert is_documented
@@ -182,44 +184,44 @@ def test_request_models_accept_what_is_documented(path: str, fields: dict[str, A
         ),
     ),
 )
-def test_fields_win_over_metadata_and_nothing_but_a_named_refusal_comes_out(
+def test_fields_override_metadata_and_invalid_values_raise_a_field_error(
     fields: dict[str, Any], metadata: Any
 ) -> None:
-    # Not validated by the model, as on vLLM's own routes, where the fields are unknown ones.
+    # Not validated, as on vLLM's own routes, whose models do not know these fields.
     request = Stock.model_construct(_fields_set={*fields, "metadata"}, metadata=metadata, **fields)
     listed = metadata if isinstance(metadata, dict) else {}
-    said = {**listed, **fields}
+    merged = {**listed, **fields}
     budget_is_good = (
         is_budget(fields["visual_budget"])
         if "visual_budget" in fields
         else "visual_budget" not in listed or is_budget_text(listed["visual_budget"])
     )
-    query, selector = said.get("visual_query"), said.get("visual_selector")
+    query, selector = merged.get("visual_query"), merged.get("visual_selector")
     selector_is_good = selector is None or (isinstance(selector, str) and bool(selector.strip()))
     is_good = budget_is_good and isinstance(query, str | None) and selector_is_good
-    is_good = is_good and is_positions(said.get("visual_positions"))
+    is_good = is_good and is_positions(merged.get("visual_positions"))
     try:
         read = read_request(request)
     except FieldError as error:
         assert not is_good
-        assert error.field.removeprefix("metadata.") in said
+        assert error.field.removeprefix("metadata.") in merged
         return
     assert is_good
     assert read.query == query
-    assert read.positions == said.get("visual_positions")
-    assert read.has_budget == ("visual_budget" in said)
+    assert read.positions == merged.get("visual_positions")
+    assert read.has_budget == ("visual_budget" in merged)
     if "visual_budget" in fields:
         assert read.budget == fields["visual_budget"]
 
 
 class Stock(BaseModel, extra="allow"):
-    """A request of one of vLLM's own models, to which the visual fields are unknown ones."""
+    """A request of one of vLLM's own models, which does not declare the visual fields."""
 
     metadata: Any = None
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_what_json_carries_is_what_was_meant(tokens: int, fraction: float) -> None:
+def test_budgets_survive_json_serialisation(tokens: int, fraction: float) -> None:
     for budget in (tokens, fraction):
         carried = parse_budget(json.loads(json.dumps(budget)))
         assert carried == budget and not math.isnan(budget)

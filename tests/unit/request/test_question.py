@@ -10,7 +10,7 @@ def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
 
-def test_the_latest_user_message_steers() -> None:
+def test_the_question_is_the_latest_user_message() -> None:
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [IMAGE, text("what is it?")]},
@@ -21,7 +21,7 @@ def test_the_latest_user_message_steers() -> None:
     assert query_from_messages(messages[:3]) == "what is it?"
 
 
-def test_text_parts_are_joined_and_a_message_without_words_is_empty() -> None:
+def test_text_parts_are_joined_and_a_message_without_text_is_empty() -> None:
     parts = [text(" left "), IMAGE, {"type": "input_text", "text": "dog"}]
     assert query_from_messages([{"role": "user", "content": parts}]) == "left dog"
     old_then_silent = [{"role": "user", "content": "old"}, {"role": "user", "content": [IMAGE]}]
@@ -38,7 +38,7 @@ def vicuna(messages: list[dict[str, object]]) -> str:
     return out + "ASSISTANT:"
 
 
-def test_a_template_gives_the_text_around_a_turn() -> None:
+def test_the_text_around_a_turn_is_read_from_the_chat_template() -> None:
     turn = user_turn_of(vicuna)
     assert turn == UserTurn("USER: ", "ASSISTANT:")
     prompt = vicuna([{"role": "user", "content": "<image>\nwhat is left of the dog?"}])
@@ -47,7 +47,7 @@ def test_a_template_gives_the_text_around_a_turn() -> None:
 
 
 @pytest.mark.parametrize("broken", [lambda messages: 1 / 0, lambda messages: "drops it"])
-def test_an_unreadable_template_means_the_whole_prompt(broken: object) -> None:
+def test_with_an_unreadable_template_the_whole_prompt_is_the_question(broken: object) -> None:
     turn = user_turn_of(broken)  # type: ignore[arg-type]
     assert turn == UserTurn()
     assert turn.words_of_latest("USER: hello ASSISTANT:") == "USER: hello ASSISTANT:"

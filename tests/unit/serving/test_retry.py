@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an answer is made again, and when not."""
+"""When a response is generated again, and when it is not."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ DONE = "data: [DONE]\n\n"
 
 
 class Handler:
-    """Gives one outcome after the other: a stream's events, an exception, or an answer."""
+    """Returns one outcome per call: a stream of events, an exception, or a response."""
 
     def __init__(self, outcomes: Sequence[Any]) -> None:
         self.outcomes = list(outcomes)
@@ -37,7 +37,7 @@ class Handler:
             yield event
 
 
-async def made(outcomes: Sequence[Any], has_pixels: bool = True) -> tuple[Any, int]:
+async def result_and_calls(outcomes: Sequence[Any], has_pixels: bool = True) -> tuple[Any, int]:
     handler = Handler(outcomes)
     answer = await retry_lost_pixels(handler, handler, lambda: has_pixels)
     if isinstance(answer, AsyncIterator):
@@ -46,20 +46,20 @@ async def made(outcomes: Sequence[Any], has_pixels: bool = True) -> tuple[Any, i
 
 
 @pytest.mark.parametrize("misses", [0, 1, 2])
-async def test_an_answer_is_made_up_to_three_times(misses: int) -> None:
-    assert await made([MISS] * misses + ["answer"]) == ("answer", misses + 1)
+async def test_a_response_is_generated_up_to_three_times(misses: int) -> None:
+    assert await result_and_calls([MISS] * misses + ["answer"]) == ("answer", misses + 1)
 
 
-async def test_then_the_client_is_told() -> None:
+async def test_after_three_failures_the_error_is_raised() -> None:
     with pytest.raises(GenerationError):
-        await made([MISS] * 3)
+        await result_and_calls([MISS] * 3)
 
 
 @pytest.mark.parametrize(
     ("error", "has_pixels"),
     [(GenerationError("visual_selector: mine raised"), True), (MISS, False), (ValueError(), True)],
 )
-async def test_other_errors_are_passed_on(error: Exception, has_pixels: bool) -> None:
+async def test_other_errors_are_not_retried(error: Exception, has_pixels: bool) -> None:
     handler = Handler([error])
     with pytest.raises(type(error)):
         await retry_lost_pixels(handler, handler, lambda: has_pixels)
@@ -68,44 +68,49 @@ async def test_other_errors_are_passed_on(error: Exception, has_pixels: bool) ->
 
 @pytest.mark.parametrize("begun", [[], [ROLE], [ROLE, ROLE]])
 @pytest.mark.parametrize("misses", [0, 1, 2])
-async def test_a_stream_that_fails_before_its_first_word_is_begun_again(
+async def test_a_stream_that_fails_before_its_first_token_is_retried(
     begun: list[str], misses: int
 ) -> None:
     whole = [ROLE, WORD, WORD, DONE]
-    answer, calls = await made([[*begun, FAILED, DONE]] * misses + [whole])
+    answer, calls = await result_and_calls([[*begun, FAILED, DONE]] * misses + [whole])
     assert answer == whole
     assert calls == misses + 1
 
 
 @pytest.mark.parametrize("end", [[DONE], [USAGE, DONE]])
-async def test_where_vllm_hides_the_error_a_stream_that_ends_without_a_word_is_begun_again(
+async def test_a_stream_without_tokens_is_retried_if_vllm_hides_the_error(
     monkeypatch: pytest.MonkeyPatch, end: list[str]
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", "0.31.0")
     whole = [ROLE, WORD, USAGE, DONE]
-    assert await made([[ROLE, *end], whole]) == (whole, 2)
-    assert await made([[ROLE, *end]] * 3) == ([ROLE, *end], 3)
-    assert await made([[ROLE, *end]], has_pixels=False) == ([ROLE, *end], 1)
+    assert await result_and_calls([[ROLE, *end], whole]) == (whole, 2)
+    assert await result_and_calls([[ROLE, *end]] * 3) == ([ROLE, *end], 3)
+    assert await result_and_calls([[ROLE, *end]], has_pixels=False) == ([ROLE, *end], 1)
     error = object()
-    assert await made([[ROLE, *end], error]) == ([end[0], DONE][: len(end)], 2)
+    assert await result_and_calls([[ROLE, *end], error]) == ([end[0], DONE][: len(end)], 2)
 
 
-async def test_a_stream_that_keeps_failing_ends_as_vllm_ends_it() -> None:
-    assert await made([[ROLE, FAILED, DONE]] * 3) == ([ROLE, FAILED, DONE], 3)
+async def test_a_stream_that_keeps_failing_ends_with_vllms_error() -> None:
+    assert await result_and_calls([[ROLE, FAILED, DONE]] * 3) == ([ROLE, FAILED, DONE], 3)
 
 
-async def test_after_the_first_word_nothing_is_made_again() -> None:
-    assert await made([[ROLE, WORD, FAILED, DONE]]) == ([ROLE, WORD, FAILED, DONE], 1)
+async def test_after_the_first_token_nothing_is_retried() -> None:
+    assert await result_and_calls([[ROLE, WORD, FAILED, DONE]]) == ([ROLE, WORD, FAILED, DONE], 1)
 
 
-async def test_a_stream_without_pixels_is_passed_on() -> None:
-    assert await made([[ROLE, FAILED, DONE]], has_pixels=False) == ([ROLE, FAILED, DONE], 1)
+async def test_a_stream_without_pixels_is_not_retried() -> None:
+    assert await result_and_calls([[ROLE, FAILED, DONE]], has_pixels=False) == (
+        [ROLE, FAILED, DONE],
+        1,
+    )
 
 
-async def test_an_error_in_place_of_the_second_stream_ends_it_as_the_first_ended() -> None:
-    assert await made([[ROLE, FAILED, DONE], "an error"]) == ([FAILED, DONE], 2)
+async def test_an_error_in_place_of_the_second_stream_ends_the_first_stream() -> None:
+    assert await result_and_calls([[ROLE, FAILED, DONE], "an error"]) == ([FAILED, DONE], 2)
 
 
-async def test_a_stream_without_words_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_without_tokens_is_complete_if_vllm_reports_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(vllm, "__version__", "0.32.0")
-    assert await made([[ROLE, DONE]]) == ([ROLE, DONE], 1)
+    assert await result_and_calls([[ROLE, DONE]]) == ([ROLE, DONE], 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn world: pictures and what is said about them agree."""
+"""The drawn scenes: pictures agree with their descriptions and questions."""
 
 from typing import get_args
 
@@ -35,14 +35,14 @@ def some_scenes(count: int = 60) -> list[Scene]:
     return [sample_scene(rng, int(rng.integers(1, 10))) for _ in range(count)]
 
 
-def test_a_scene_always_looks_the_same_and_two_scenes_do_not() -> None:
+def test_a_scene_is_always_drawn_alike_and_two_scenes_differ() -> None:
     first, second = some_scenes(2)
     assert draw(first).shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert np.array_equal(draw(first), draw(first))
     assert not np.array_equal(draw(first), draw(second))
 
 
-def test_every_object_lies_in_a_cell_of_its_own() -> None:
+def test_every_object_has_a_cell_of_its_own() -> None:
     for scene in some_scenes():
         cells = [thing.cell for thing in scene.things]
         assert cells == sorted(set(cells))
@@ -53,7 +53,7 @@ def test_every_object_lies_in_a_cell_of_its_own() -> None:
             assert row * CELL <= top < bottom <= (row + 1) * CELL
 
 
-def test_an_objects_colour_is_what_is_drawn_in_its_box() -> None:
+def test_an_object_has_its_colour_in_its_box() -> None:
     for scene in some_scenes():
         picture = draw(scene).astype(float)
         for thing in scene.things:
@@ -70,7 +70,7 @@ def test_kinds_look_different_at_the_smallest_size(kind: str) -> None:
             assert np.abs(sprite(kind, 8) - sprite(other, 8)).mean() > 0.05, other
 
 
-def test_a_piece_of_the_canvas_knows_where_it_lies() -> None:
+def test_a_part_of_the_canvas_has_the_right_position() -> None:
     rng = np.random.default_rng(1)
     scene = sample_scene(rng, 4, cells=2, origin=(2, 1))
     assert draw(scene).shape == (2 * CELL, 2 * CELL, 3)
@@ -79,7 +79,7 @@ def test_a_piece_of_the_canvas_knows_where_it_lies() -> None:
 
 
 def fits(thing: Thing, question: Question) -> bool:
-    """Whether a question's words pick an object."""
+    """Return whether the words of a question match an object."""
     text = question.text.split()
     is_letter = thing.kind in LETTERS
     if question.family in ("color", "where", "side"):
@@ -89,17 +89,17 @@ def fits(thing: Thing, question: Question) -> bool:
     return thing.color in text and is_letter is (question.family == "letter")
 
 
-def test_every_question_has_one_answer_and_it_is_right() -> None:
+def test_every_question_has_exactly_one_correct_answer() -> None:
     rng = np.random.default_rng(2)
     seen = set()
     for scene in some_scenes():
         for question in questions(scene, rng):
             seen.add(question.family)
-            meant = [thing for thing in scene.things if fits(thing, question)]
+            matching = [thing for thing in scene.things if fits(thing, question)]
             if question.family == "exist":
-                assert question.answer == ("yes" if meant else "no")
+                assert question.answer == ("yes" if matching else "no")
                 continue
-            (thing,) = meant
+            (thing,) = matching
             assert scene.things[question.about or 0] == thing
             expected = {
                 "color": thing.color,
@@ -113,7 +113,7 @@ def test_every_question_has_one_answer_and_it_is_right() -> None:
     assert set(FAMILIES) < seen
 
 
-def test_yes_and_no_are_as_frequent() -> None:
+def test_yes_and_no_are_equally_frequent() -> None:
     rng = np.random.default_rng(3)
     answers = [
         question.answer
@@ -124,10 +124,10 @@ def test_yes_and_no_are_as_frequent() -> None:
     assert answers.count("yes") == answers.count("no")
 
 
-def test_all_that_is_said_is_in_the_vocabulary() -> None:
+def test_all_words_are_in_the_vocabulary() -> None:
     rng = np.random.default_rng(4)
     for scene in some_scenes():
-        said = [description(scene)]
-        said += [f"{question.text} {question.answer}" for question in questions(scene, rng)]
-        assert set(" ".join(said).split()) <= set(WORDS)
-        assert all(name_of(thing.kind) in said[0] for thing in scene.things)
+        texts = [description(scene)]
+        texts += [f"{question.text} {question.answer}" for question in questions(scene, rng)]
+        assert set(" ".join(texts).split()) <= set(WORDS)
+        assert all(name_of(thing.kind) in texts[0] for thing in scene.things)

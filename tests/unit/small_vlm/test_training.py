@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model is trained on exactly what it is served with."""
+"""Training and serving use the same inputs."""
 
 from pathlib import Path
 
@@ -34,13 +34,13 @@ def picture(seed: int = 0) -> np.ndarray:
     return draw(sample_scene(np.random.default_rng(seed), 5))
 
 
-def test_pixels_are_those_of_the_processor() -> None:
+def test_pixels_equal_those_of_the_processor() -> None:
     processor = build_processor(build_tokenizer())
     expected = processor.image_processor(Image.fromarray(picture()), return_tensors="pt")
     torch.testing.assert_close(normalized([picture()]), expected["pixel_values"], atol=1e-5, rtol=0)
 
 
-def test_a_chat_prompt_has_the_layout_of_training() -> None:
+def test_a_chat_prompt_has_the_layout_of_the_training_data() -> None:
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer)
     content = [{"type": "image"}, {"type": "text", "text": "What color is the ring?"}]
@@ -57,7 +57,7 @@ def test_a_chat_prompt_has_the_layout_of_training() -> None:
 
 
 @torch.inference_mode()
-def test_the_training_tower_is_the_model_s(model: object) -> None:
+def test_the_training_tower_equals_the_model_tower(model: object) -> None:
     pixels = normalized([picture(), picture(1)])
     tower = tower_of(model)
     expected = tower(pixels, output_hidden_states=True).hidden_states
@@ -66,7 +66,7 @@ def test_the_training_tower_is_the_model_s(model: object) -> None:
 
 
 @torch.inference_mode()
-def test_a_piece_uses_the_position_embeddings_of_its_place(model: object) -> None:
+def test_a_crop_uses_the_position_embeddings_of_its_place(model: object) -> None:
     tower = tower_of(model)
     piece = normalized([draw(sample_scene(np.random.default_rng(0), 1, cells=1))])
     whole = torch.zeros(1, 3, SIDE * 7, SIDE * 7)
@@ -78,7 +78,7 @@ def test_a_piece_uses_the_position_embeddings_of_its_place(model: object) -> Non
     torch.testing.assert_close(encode(tower, piece, (5, 9))[0][:, 1:], expected)
 
 
-def test_a_branch_is_answered_as_if_it_were_alone(model: object) -> None:
+def test_a_branch_is_answered_independently_of_the_others(model: object) -> None:
     tokenizer = build_tokenizer()
     branches = [
         ("what color is the ring ?", "red", 1.0),
@@ -94,28 +94,28 @@ def test_a_branch_is_answered_as_if_it_were_alone(model: object) -> None:
             for branch in branches
         ]
         together = answer_loss(model, padded, length, pack(tokenizer, [branches]))["loss"]
-    # bfloat16 inside.
+    # Computed in bfloat16.
     assert float(together) == pytest.approx(float(sum(alone) / 3), abs=5e-3)
 
 
-def test_labels_are_the_answer_and_its_end() -> None:
+def test_labels_are_the_answer_and_the_end_token() -> None:
     tokenizer = build_tokenizer()
     packed = pack(tokenizer, [[("where is the star ?", "top left", 1.0)]])
-    asked = tokenize(tokenizer, "where is the star ? ASSISTANT:")
-    said = tokenize(tokenizer, "top left")
-    assert packed.ids[0].tolist() == [*asked, *said, EOS]
-    assert packed.labels[0].tolist() == [-100] * (len(asked) - 1) + [*said, EOS, -100]
-    assert packed.positions[0].tolist() == list(range(len(asked) + 3))
+    question = tokenize(tokenizer, "where is the star ? ASSISTANT:")
+    answer = tokenize(tokenizer, "top left")
+    assert packed.ids[0].tolist() == [*question, *answer, EOS]
+    assert packed.labels[0].tolist() == [-100] * (len(question) - 1) + [*answer, EOS, -100]
+    assert packed.positions[0].tolist() == list(range(len(question) + 3))
 
 
-def test_captions_that_are_true() -> None:
+def test_captions_match_the_objects_of_the_scene() -> None:
     scene = sample_scene(np.random.default_rng(0), 3)
     (truth,) = presence([scene]).bool()
     expected = {(thing.color, thing.kind) for thing in scene.things}
     assert {CAPTIONS[i] for i in truth.nonzero().flatten().tolist()} == expected
 
 
-def test_phases_follow_one_another_by_their_shares() -> None:
+def test_phases_follow_by_their_shares() -> None:
     phases = [
         Phase(name, share=share, cells=1, objects=(1, 1), batch=1)
         for name, share in (("a", 0.2), ("b", 0.3), ("c", 0.5))
@@ -124,7 +124,7 @@ def test_phases_follow_one_another_by_their_shares() -> None:
     assert [phase_at(phases, part).name for part in parts] == list("aabbcc")
 
 
-def test_a_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_stage_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
 
     def stage() -> LanguageStage:

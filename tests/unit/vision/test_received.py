@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention in torch: blocks of queries and the other images of a batch make no difference."""
+"""Attention in torch: results do not depend on query blocks or on other images of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashvlm_vllm.vision.attention import (
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 300])
-def test_it_is_the_column_sum_of_the_map(tokens: int) -> None:
+def test_attention_received_equals_the_column_sums_of_the_map(tokens: int) -> None:
     random = torch.Generator().manual_seed(tokens)
     query, key = torch.randn(2, 3, tokens, 2, 10, generator=random).unbind()
     weights = (torch.einsum("bqhd,bkhd->bhqk", query, key) * 0.3).softmax(dim=-1)
@@ -28,10 +28,10 @@ def test_it_is_the_column_sum_of_the_map(tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [25, 257, 577])
 @pytest.mark.parametrize("heads", [1, 2, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_image_is_computed_alike_in_any_batch(
+def test_an_image_gives_identical_results_in_any_batch(
     attend: Attention, tokens: int, heads: int, dtype: torch.dtype
 ) -> None:
-    """To the last bit: a server under load has to keep the tokens that a quiet one keeps."""
+    """Bit for bit: the kept tokens must not depend on the load of the server."""
     random = torch.Generator().manual_seed(tokens)
     states = torch.randn(2, 5, tokens, heads, 16, generator=random).to(dtype)
     alone = [
@@ -44,7 +44,7 @@ def test_an_image_is_computed_alike_in_any_batch(
 
 
 def structured(tokens: int, heads: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries that vary slowly over an image and look for a few kinds of keys."""
+    """Return queries that vary slowly over an image and match a few kinds of keys."""
     random = torch.Generator().manual_seed(tokens)
     side = int(tokens**0.5)
     rows, columns = torch.arange(tokens) // side / side, torch.arange(tokens) % side / side
@@ -55,19 +55,19 @@ def structured(tokens: int, heads: int, width: int) -> tuple[torch.Tensor, torch
     return query.view(1, tokens, heads, width), key.view(1, tokens, heads, width)
 
 
-def test_queries_spread_evenly_over_rows_columns_and_merged_squares() -> None:
+def test_sampled_queries_are_spread_evenly_over_rows_columns_and_merged_squares() -> None:
     for tokens in (16_384, 20_000, 65_536):
         chosen = spread_queries(tokens, SAMPLED, torch.device("cpu"))
         assert len(chosen.unique()) == SAMPLED
         assert 0 <= int(chosen[0]) <= int(chosen[-1]) < tokens
-        # Each patch of a merged square, and each stretch of columns, is asked about as often.
+        # Each patch of a merged square, and each range of columns, is sampled about equally often.
         for period in (4, 16, 64, 128):
             shares = torch.bincount(chosen % period, minlength=period).float()
             assert shares.std() < 0.9 * (SAMPLED / period) ** 0.5, (tokens, period)
 
 
 @pytest.mark.parametrize("tokens", [4225, 9216])
-def test_of_many_tokens_a_sample_of_queries_tells_the_same(tokens: int) -> None:
+def test_sampled_queries_give_nearly_the_same_result_for_many_tokens(tokens: int) -> None:
     assert tokens > MOST_QUERIES
     query, key = structured(tokens, 2, 16)
     weights = sum(
@@ -83,7 +83,7 @@ def test_of_many_tokens_a_sample_of_queries_tells_the_same(tokens: int) -> None:
     assert len(best & set(received.topk(tokens // 16).indices.tolist())) > 0.9 * len(best)
 
 
-def test_a_large_image_is_computed_alike_in_any_batch() -> None:
+def test_a_large_image_gives_identical_results_in_any_batch() -> None:
     random = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 3, 4100, 2, 8, generator=random)
     together = received_attention(query, key, 0.25)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several images of several requests in one step: each gets its own selector's own answer."""
+"""Several images of several requests in one step: each is selected by its own selector."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def selectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_a_mixed_step(selectors: None) -> None:
+def test_images_with_different_selectors_in_one_step(selectors: None) -> None:
     images = [
         image(1, "flashvlm", 9),
         image(2, "picky", 4),
@@ -72,7 +72,7 @@ def test_a_mixed_step(selectors: None) -> None:
     assert chosen[1].tolist() == [0, 1, 2, 3]
     assert len(chosen[4]) == 7
     assert chosen[5].tolist() == list(range(25))
-    # The one that failed has tokens all the same, and is known to have failed; it alone.
+    # The image whose selector failed gets stand-in tokens and is the only one recorded as failed.
     assert chosen[3].tolist() == [4, 12, 20]
     assert chosen[6].tolist() == [0, 1, 2, 3, 4, 5]
     failed = SELECTOR_FAILURES.among([each.selection_key.hex() for each in images])
@@ -80,7 +80,7 @@ def test_a_mixed_step(selectors: None) -> None:
     assert "three is too few" in failed[images[3].selection_key.hex()]
 
 
-def test_a_question_is_shown_only_to_selectors_that_read_it() -> None:
+def test_the_question_is_passed_only_to_selectors_that_use_it() -> None:
     each = image(1, "vispruner", 4)
     assert each.tokens(choose.find_selector("vispruner")).text is None
     assert each.tokens(choose.find_selector("flashvlm")).text is each.text
@@ -90,7 +90,7 @@ def test_a_question_is_shown_only_to_selectors_that_read_it() -> None:
 
 
 @pytest.mark.parametrize("field", ["indices", "merged"])
-def test_what_is_remembered_holds_nothing_else(field: str) -> None:
+def test_a_cached_selection_does_not_hold_the_tensor_it_was_sliced_from(field: str) -> None:
     batch = torch.arange(60.0).view(20, 3)
     view = Selection(**{field: batch[:1]}).detached()
     (copy,) = [each for each in (view.indices, view.merged) if each is not None]

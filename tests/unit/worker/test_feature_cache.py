@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker remembers: choices and features within bounds, and failures."""
+"""The worker's caches: bounded selections and features, and recorded failures."""
 
 import pytest
 import torch
@@ -18,39 +18,39 @@ def texts(limit: int) -> RecentlyUsed[str]:
     return RecentlyUsed(limit, len)
 
 
-def held(memory: RecentlyUsed[str]) -> list[str]:
-    return [key for key in "abcdefgh" if memory.get(key) is not None]
+def held(cache: RecentlyUsed[str]) -> list[str]:
+    return [key for key in "abcdefgh" if cache.get(key) is not None]
 
 
-def test_the_least_recently_used_go_first() -> None:
-    memory = texts(6)
+def test_the_least_recently_used_entries_are_evicted_first() -> None:
+    cache = texts(6)
     for key in "abcdef":
-        memory.put(key, "1")
-    assert memory.get("a") is not None
-    memory.put("g", "1")
-    assert held(memory) == ["a", "c", "d", "e", "f", "g"]
-    memory.put("h", "55555")
-    assert held(memory) == ["g", "h"]
-    assert memory.held_bytes == 6
+        cache.put(key, "1")
+    assert cache.get("a") is not None
+    cache.put("g", "1")
+    assert held(cache) == ["a", "c", "d", "e", "f", "g"]
+    cache.put("h", "55555")
+    assert held(cache) == ["g", "h"]
+    assert cache.held_bytes == 6
 
 
-def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing_else() -> None:
-    memory = texts(3)
-    memory.put("a", "1")
-    memory.put("b", "55555")
-    assert held(memory) == ["a"]
-    memory.put("a", "55555")
-    assert held(memory) == []
-    assert memory.held_bytes == 0
+def test_an_entry_larger_than_the_bound_is_not_kept_and_evicts_nothing_else() -> None:
+    cache = texts(3)
+    cache.put("a", "1")
+    cache.put("b", "55555")
+    assert held(cache) == ["a"]
+    cache.put("a", "55555")
+    assert held(cache) == []
+    assert cache.held_bytes == 0
 
 
-def test_putting_twice_counts_once() -> None:
-    memory = texts(4)
-    memory.put("a", "1")
+def test_putting_an_entry_twice_counts_once() -> None:
+    cache = texts(4)
+    cache.put("a", "1")
     for _ in range(10):
-        memory.put("b", "22")
-    assert held(memory) == ["a", "b"]
-    assert memory.held_bytes == 3
+        cache.put("b", "22")
+    assert held(cache) == ["a", "b"]
+    assert cache.held_bytes == 3
 
 
 def features(fill: float, with_keys: bool = False) -> ImageFeatures:
@@ -64,7 +64,7 @@ def features(fill: float, with_keys: bool = False) -> ImageFeatures:
 
 
 class Tower:
-    """Counts what it is asked to encode."""
+    """Counts the images that it encodes."""
 
     def __init__(self, cache: FeatureCache) -> None:
         self.cache = cache
@@ -87,7 +87,7 @@ def test_every_image_is_encoded_once() -> None:
     assert tower.cache.read() == CacheStatistics(2, 3, 3 * features(0).nbytes)
 
 
-def test_keys_are_asked_for_anew_when_they_are_missing() -> None:
+def test_an_image_is_encoded_again_if_its_keys_are_missing() -> None:
     tower = Tower(FeatureCache(10_000, CPU))
     tower([b"a"])
     (with_keys,) = tower([b"a"], with_keys=True)
@@ -99,7 +99,7 @@ def test_keys_are_asked_for_anew_when_they_are_missing() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1_000])
-def test_a_cache_smaller_than_one_image_holds_nothing(limit: int) -> None:
+def test_a_cache_smaller_than_one_image_stays_empty(limit: int) -> None:
     tower = Tower(FeatureCache(limit, CPU))
     for _ in range(2):
         (answer,) = tower([b"a"])
@@ -108,7 +108,7 @@ def test_a_cache_smaller_than_one_image_holds_nothing(limit: int) -> None:
     assert tower.cache.read() == CacheStatistics(0, 2, 0)
 
 
-def test_a_batch_that_does_not_fit_is_answered_all_the_same() -> None:
+def test_a_batch_larger_than_the_cache_is_still_encoded() -> None:
     tower = Tower(FeatureCache(2 * features(0).nbytes, CPU))
     for _ in range(3):
         answers = tower([b"a", b"b", b"c", b"d"])
@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_fit_is_answered_all_the_same() -> None:
         assert tower.cache.read().bytes <= 2 * features(0).nbytes
 
 
-def test_what_is_held_does_not_hold_the_batch_it_came_in() -> None:
+def test_a_cached_entry_does_not_hold_its_whole_batch() -> None:
     cache = FeatureCache(10_000, CPU)
     batch = torch.zeros(100, 16, 8)
 
@@ -128,7 +128,7 @@ def test_what_is_held_does_not_hold_the_batch_it_came_in() -> None:
     assert sum(each.untyped_storage().nbytes() for each in again.tensors) == again.nbytes
 
 
-def test_what_is_forgotten_is_encoded_again() -> None:
+def test_after_clear_images_are_encoded_again() -> None:
     tower = Tower(FeatureCache(10_000, CPU))
     tower([b"a"])
     tower.cache.clear()
@@ -137,7 +137,7 @@ def test_what_is_forgotten_is_encoded_again() -> None:
     assert tower.encoded == [b"a", b"a"]
 
 
-def test_failures_are_found_by_identity() -> None:
+def test_failures_are_found_by_selection_key() -> None:
     failures = SelectorFailures()
     failures.add("a", "broke")
     assert failures.among(["b"]) == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions of what is kept, against those of the whole prompt, index by index."""
+"""Positions of kept tokens, against those of the whole prompt, index by index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ CHANNELS = channels(AXES)
 
 @dataclass
 class Item:
-    """An image or a video of a prompt, and which of its tokens stay (None: it is not pruned)."""
+    """An image or a video of a prompt, with the indices of its kept tokens (None: not pruned)."""
 
     visual: int
     grid: tuple[int, int, int, float]
@@ -62,7 +62,7 @@ def item(visual: int, *grid: Any, keep: int | None = None, seed: int = 0) -> Ite
 
 @dataclass
 class Prompt:
-    """Text and items in turn; without text items stand side by side, first and last."""
+    """Text and items in turn; without text, items are adjacent, and at both ends of the prompt."""
 
     ids: list[int]
     spans: list[Span]
@@ -86,7 +86,7 @@ class Prompt:
         return cls(ids, spans, embeddings, items)
 
     def indices_in_the_whole(self) -> Tensor:
-        """Which token of the unpruned prompt each token of this one is."""
+        """Return the index in the unpruned prompt of each token."""
         indices, index, shift = [], 0, 0
         for span, each in zip(self.spans, self.items, strict=True):
             indices.append(torch.arange(index, span.offset) + shift)
@@ -99,7 +99,7 @@ class Prompt:
         return torch.cat(indices)
 
     def gathered(self, start: int, end: int) -> list[Tensor]:
-        """Embeddings of the items, or parts of items, between two tokens."""
+        """Return the embeddings of the items, or parts of items, between two tokens."""
         parts = []
         for span, rows in zip(self.spans, self.embeddings, strict=True):
             first, last = max(start - span.offset, 0), min(end - span.offset, len(rows))
@@ -115,8 +115,8 @@ class Prompt:
     ) -> Tensor:
         """Compute the prompt chunk by chunk as a model runner does; return its positions.
 
-        The first runner keeps the tensor that it was given, and comes by again after a
-        preemption; the second keeps numbers of 32 bits.
+        The first runner keeps the tensor that it was given, and computes it again after a
+        preemption; the second stores 32-bit integers.
         """
         positions, ahead = prompt_positions(len(self.ids), self.spans, AXES, furthest)
         is_first = dtype == torch.int64
@@ -147,7 +147,7 @@ LONG = {
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", LONG)
-def test_twenty_thousand_tokens_are_where_they_are_without_pruning(
+def test_positions_in_prompts_of_twenty_thousand_tokens_equal_those_without_pruning(
     name: str, dtype: torch.dtype
 ) -> None:
     items = LONG[name]
@@ -159,14 +159,14 @@ def test_twenty_thousand_tokens_are_where_they_are_without_pruning(
     for size in (lambda: 10**6, lambda: 512, lambda: int(draw.integers(1, 900))):
         positions = prompt.in_chunks(size)
         assert positions.equal(expected[:, prompt.indices_in_the_whole()])
-    # Answers go on where they would without pruning.
+    # Positions of the answer continue as without pruning.
     _, own = prompt_positions(len(prompt.ids), prompt.spans)
     assert own + len(prompt.ids) == ahead + len(whole.ids)
     assert prompt.in_chunks(lambda: 512, torch.int32).equal(positions.int())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_items_side_by_side_first_and_last(dtype: torch.dtype) -> None:
+def test_positions_of_adjacent_items_at_both_ends_of_a_prompt(dtype: torch.dtype) -> None:
     items = [
         item(IMAGE, 1, 9, 7, keep=5, seed=1),
         item(IMAGE, 1, 3, 4),
@@ -184,8 +184,8 @@ def test_items_side_by_side_first_and_last(dtype: torch.dtype) -> None:
     assert own + len(prompt.ids) == ahead + len(whole.ids)
 
 
-def test_three_axes_end_before_their_table() -> None:
-    """Random prompts whose items would run past it: scaled down, in order, from some item on."""
+def test_mrope_positions_stay_inside_the_rotary_table() -> None:
+    """Random prompts with items that would exceed it: scaled down, in order, from some item on."""
     draw = np.random.default_rng(5)
     shortened = 0
     for _ in range(1000):
@@ -207,7 +207,7 @@ def test_three_axes_end_before_their_table() -> None:
         assert int(own.max()) < tokens + furthest
         assert int(own.min()) >= 0
         is_same = own.eq(full).all(dim=0)
-        # As far as the first item that does not fit, nothing changes.
+        # Positions up to the first item that does not fit are unchanged.
         first = tokens if is_same.all() else int(is_same.int().argmin())
         shortened += first < tokens
         if first < tokens:
@@ -227,7 +227,7 @@ def test_three_axes_end_before_their_table() -> None:
     assert shortened > 300
 
 
-def test_one_token_at_a_time() -> None:
+def test_positions_in_chunks_of_one_token() -> None:
     items = [item(IMAGE, 1, 4, 5, keep=3), item(VIDEO, 3, 2, 2, keep=4), item(IMAGE, 1, 2, 2)]
     prompt = Prompt.of(items, text=1)
     whole = Prompt.of([Item(each.visual, each.grid, None) for each in items], text=1)
@@ -235,7 +235,7 @@ def test_one_token_at_a_time() -> None:
     assert prompt.in_chunks(lambda: 1).equal(expected[:, prompt.indices_in_the_whole()])
 
 
-def test_a_drafter_that_looks_a_token_ahead_changes_nothing() -> None:
+def test_a_drafter_that_reads_one_token_ahead_changes_no_position() -> None:
     prompt = Prompt.of([item(IMAGE, 1, 6, 6, keep=10), item(VIDEO, 3, 3, 3, keep=9)], text=3)
     final = prompt.in_chunks(lambda: 10**6)
     for computed in range(len(prompt.ids) - 1):
@@ -245,8 +245,8 @@ def test_a_drafter_that_looks_a_token_ahead_changes_nothing() -> None:
         assert positions.equal(final), computed
 
 
-def test_bfloat16_itself_would_lose_them() -> None:
-    """The reason for digits: what vLLM's own channels make of the same positions."""
+def test_bfloat16_alone_cannot_represent_the_positions() -> None:
+    """The reason to split positions into digits: vLLM's own channels lose them."""
     positions = torch.arange(20_000)
     lost = positions.to(torch.bfloat16).long() != positions
     assert lost.float().mean() > 0.9
@@ -259,7 +259,7 @@ def test_bfloat16_itself_would_lose_them() -> None:
     assert start[0, 1:-1].equal(positions + 1)
 
 
-def test_positions_of_whole_prompts_are_those_of_vllm() -> None:
+def test_positions_of_whole_prompts_equal_those_of_vllm() -> None:
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
     grids = [(IMAGE, 1, 8, 6, 1.0), (VIDEO, 5, 4, 4, 2.5), (IMAGE, 1, 2, 20, 1.0)]
@@ -280,15 +280,15 @@ def test_positions_of_whole_prompts_are_those_of_vllm() -> None:
 
 
 class LineModel(PositionedModel):
-    """As a model with an ordinary rotary embedding."""
+    """A model with an ordinary rotary embedding."""
 
     axes = 1
     _width = WIDTH
 
 
 @pytest.mark.parametrize("allowed", [None, 40])
-def test_one_axis_on_the_other_runner(allowed: int | None) -> None:
-    """Two images side by side and one at the end, with and without all of their gaps."""
+def test_one_axis_on_the_second_model_runner(allowed: int | None) -> None:
+    """Two adjacent images and one at the end, with all and with a part of their gaps."""
     kept = [torch.tensor([3, 8, 9]), torch.tensor([0, 63]), torch.tensor([20, 50])]
     gaps = [64 - len(each) for each in kept]
     names = [item_name(bytes(32), gap, gap) for gap in gaps]
@@ -313,20 +313,20 @@ def test_one_axis_on_the_other_runner(allowed: int | None) -> None:
         expected = [0, 1, 5, 10, 11, 66, 129, 130, 131, 132, 153, 183]
         assert ahead == 2 + 64 + 64 + 3 + 64 - 12
     else:
-        # Index and what was dropped before it, times 40 of each 61 or 62.
+        # Index plus the gap before it: the dropped tokens, times 40 of each 61 or 62.
         first = [2 + 3 * 40 // 61, 3 + 7 * 40 // 61, 4 + 7 * 40 // 61]
         last = [93 + 20 * 40 // 62 - 3 + 0, 94 + 49 * 40 // 62 - 3]
         expected = [0, 1, *first, 45, 46 + 40, 87, 88, 89, *last]
         assert ahead == 3 * 40
     for size in (1, 3, 100):
         state = RopeStandIn(start)
-        run_on_the_other_runner(model, state, ids, features, rows, size)
+        run_on_the_second_runner(model, state, ids, features, rows, size)
         assert state.positions[0].tolist() == expected, size
         assert state.delta == ahead, size
 
 
-def test_text_between_the_parts_of_an_item_stands_where_it_stood() -> None:
-    """An image within begin and end, which have no embeddings of it."""
+def test_text_inside_an_item_keeps_its_position() -> None:
+    """An image between begin and end tokens, which have no embeddings from the encoder."""
     mask = torch.tensor([False, True, True, False])
     feature = SimpleNamespace(
         identifier=item_name(bytes(32), 62, 62),
@@ -341,8 +341,8 @@ def test_text_between_the_parts_of_an_item_stands_where_it_stood() -> None:
     assert ahead == again == 62
 
 
-def test_the_other_runner_writes_the_same() -> None:
-    """vLLM's second model runner, its own pruner; a stand-in for the state that needs a GPU."""
+def test_the_second_model_runner_computes_the_same_positions() -> None:
+    """vLLM's second model runner with its own pruner; its state, which needs a GPU, is replaced."""
     prompt = Prompt.of([item(IMAGE, 1, 30, 40, keep=50), item(VIDEO, 90, 3, 3, 2.0, keep=95)])
     expected = prompt.in_chunks(lambda: 10**6)
     start, ahead = prompt_positions(len(prompt.ids), prompt.spans)
@@ -353,14 +353,14 @@ def test_the_other_runner_writes_the_same() -> None:
         for span in prompt.spans
     ]
     state = RopeStandIn(start)
-    pruner = run_on_the_other_runner(model, state, prompt.ids, features, prompt.embeddings, 37)
+    pruner = run_on_the_second_runner(model, state, prompt.ids, features, prompt.embeddings, 37)
     assert state.positions.equal(expected.int())
     assert state.delta == ahead
     assert [each.shape[1] for each in pruner.strip(prompt.embeddings)] == [WIDTH, WIDTH]
 
 
 class RopeStandIn:
-    """For the second runner's state, whose numbers are on a GPU and have 32 bits."""
+    """Replaces the state of the second runner, which has 32-bit integers on a GPU."""
 
     def __init__(self, start: Tensor) -> None:
         self.positions = start.int()
@@ -374,10 +374,10 @@ class RopeStandIn:
         self.delta = delta
 
 
-def run_on_the_other_runner(
+def run_on_the_second_runner(
     model: Any, state: Any, ids: list[int], features: list[Any], embeddings: Any, chunk: int
 ) -> Any:
-    """Compute a prompt by vLLM's own pruner of the second runner; returns the pruner."""
+    """Compute a prompt with the pruner of vLLM's second runner; return the pruner."""
     pytest.importorskip("triton")
     from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of selections, by selector, and the line in the log for a slow one."""
+"""Selection time by selector, and the log line for a slow selection."""
 
 import time
 
@@ -12,7 +12,7 @@ from flashvlm_vllm.worker.selection_clock import SLOW, SelectionClock, Work
 CPU = torch.device("cpu")
 
 
-def test_each_selector_has_its_own_time() -> None:
+def test_time_is_measured_per_selector() -> None:
     clock = SelectionClock()
     assert clock.read() == {}
     for name, items in (("flashvlm", 3), ("uniform", 1), ("flashvlm", 2)):
@@ -24,16 +24,16 @@ def test_each_selector_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize(("setting", "warns"), [("0.001", True), ("5", False), ("soon", False)])
-def test_a_slow_one_is_told_with_its_size(
+def test_a_slow_selection_is_logged_with_its_size(
     setting: str, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.setattr(
-        selection_clock.logger, "warning", lambda text, *args: said.append(text % args)
+        selection_clock.logger, "warning", lambda text, *args: lines.append(text % args)
     )
     monkeypatch.setenv(SLOW, setting)
     with SelectionClock().measure(CPU, Work("divprune", 2, 16_384)):
         time.sleep(0.01)
-    assert bool(said) is warns
+    assert bool(lines) is warns
     if warns:
-        assert "divprune took 0.0 s for 2 item(s) of up to 16384 visual tokens" in said[0]
+        assert "divprune took 0.0 s for 2 item(s) of up to 16384 visual tokens" in lines[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video's budget: over the whole clip, with one token of every time step."""
+"""A video's budget: over the whole clip, with at least one token per time step."""
 
 from dataclasses import replace
 
@@ -50,21 +50,21 @@ def test_every_time_step_keeps_a_token_and_the_count_is_exact(name: str, budget:
     assert (indices // TOKENS).unique().tolist() == list(range(FRAMES))
 
 
-def test_the_floor_is_the_most_salient_token_of_each_step() -> None:
+def test_a_budget_of_one_token_per_step_keeps_the_most_salient_ones() -> None:
     candidates = clip(FRAMES)
     for frame, index in enumerate(kept(candidates).tolist()):
         own = candidates.part.saliency[frame * TOKENS : (frame + 1) * TOKENS]
         assert index == frame * TOKENS + int(own.argmax())
 
 
-def test_equal_saliencies_keep_the_lower_index_and_broken_ones_lose() -> None:
+def test_equal_saliencies_keep_the_lower_index_and_non_finite_ones_lose() -> None:
     saliency = torch.tensor([1.0, 2.0, 2.0, torch.nan, 0.5, 0.5, torch.inf, -1.0, 0.1])
     assert first_of_each(saliency, 3).tolist() == [1, 4, 8]
     assert first_of_each(torch.full((4,), torch.nan), 2).tolist() == [0, 2]
 
 
-def test_the_rest_is_spent_where_something_happens() -> None:
-    """All frames but one are the same still picture; the selector may choose over the clip."""
+def test_the_remaining_budget_goes_to_the_frames_that_change() -> None:
+    """All frames but one show the same picture; the selector chooses over the whole clip."""
     candidates = clip(FRAMES + 10)
     scores = torch.zeros(FRAMES, TOKENS)
     scores[4] = torch.arange(TOKENS)
@@ -94,7 +94,7 @@ def test_the_rest_is_spent_where_something_happens() -> None:
     assert by_frame.tolist() == [1, 1, 1, 1, 11, 1]
 
 
-def test_a_selector_sees_the_time_of_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selector_receives_the_time_step_of_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[VisualTokens] = []
 
     def first(tokens: VisualTokens) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_selector_sees_the_time_of_each_token(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("budget", [FRAMES, 31, FRAMES * TOKENS - 1])
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
-def test_merging_goes_frame_by_frame(name: str, budget: int) -> None:
+def test_merging_is_done_frame_by_frame(name: str, budget: int) -> None:
     candidates = clip(budget, name)
     (selection,) = choose.choose([candidates])
     assert selection.merged is not None
@@ -137,7 +137,7 @@ def test_merging_goes_frame_by_frame(name: str, budget: int) -> None:
     assert selection.merged[: len(expected)].equal(expected)
 
 
-def test_images_and_videos_of_one_step_each_get_their_own() -> None:
+def test_images_and_videos_in_one_step_are_selected_as_alone() -> None:
     clips = [clip(30, seed=1), clip(40, seed=2)]
     image = replace(clips[0], part=replace(clips[0].part, frames=1))
     together = choose.choose([clips[0], image, clips[1]])

@@ -8,7 +8,7 @@ from flashvlm_vllm.request.budget import spread_budget
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=7), st.data())
-def test_shares_add_up_and_fit(sizes: list[int], data: st.DataObject) -> None:
+def test_shares_sum_to_the_budget_and_fit_the_crops(sizes: list[int], data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, sum(sizes)))
     shares = spread_budget(budget, sizes)
     assert sum(shares) == budget
@@ -18,22 +18,22 @@ def test_shares_add_up_and_fit(sizes: list[int], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("budget", "share"), [(640, 128), (320, 64), (160, 32)])
-def test_equal_crops_share_as_in_the_published_protocol(budget: int, share: int) -> None:
+def test_equal_crops_get_equal_shares_as_published(budget: int, share: int) -> None:
     assert spread_budget(budget, [576] * 5) == [share] * 5
 
 
-def test_what_is_left_goes_to_the_base_first() -> None:
+def test_the_remainder_goes_to_the_base_crop_first() -> None:
     assert spread_budget(1, [576] * 5) == [1, 0, 0, 0, 0]
     assert spread_budget(7, [576] * 5) == [2, 2, 1, 1, 1]
 
 
-def test_tiles_are_read_as_one_picture() -> None:
-    # 2 x 2 tiles of 2 x 2 patches: the first picture row takes from both upper tiles.
+def test_tiles_are_read_in_raster_order_of_the_picture() -> None:
+    # 2 x 2 tiles of 2 x 2 patches: the first picture row has patches of both upper tiles.
     patches = tile_patches((2, 2), 2, (100, 100)).tolist()
     assert patches == [4, 5, 8, 9, 6, 7, 10, 11, 12, 13, 16, 17, 14, 15, 18, 19]
 
 
 @pytest.mark.parametrize(("size", "left"), [((100, 100), 16), ((50, 100), 8), ((100, 50), 8)])
-def test_padding_is_left_out(size: tuple[int, int], left: int) -> None:
+def test_patches_of_padding_are_excluded(size: tuple[int, int], left: int) -> None:
     patches = tile_patches((2, 2), 2, size)
     assert len(patches) == len(set(patches.tolist())) == left
