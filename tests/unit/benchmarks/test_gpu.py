@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU report: merging of runs, verdicts, limits of steps, and what it says without a GPU."""
+"""The GPU report: merging of runs, verdicts, time limits of steps, behaviour without a GPU."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def results(**values: object) -> Results:
 
 
 class TestMerging:
-    def test_new_figures_replace_old_ones_and_others_stay_with_their_machine(self) -> None:
+    def test_new_figures_replace_old_ones_and_others_keep_their_machine(self) -> None:
         found = results(a=1.0, b=2.0)
         found.begin({**MACHINE, "gpu": "Other"})
         found.take("selection", StepResult("done"), {"b": Figure(3.0, "ms")})
@@ -46,27 +46,27 @@ class TestMerging:
         assert found.machine_of(found.figures["a"])["gpu"] == "Card"
         assert found.machine_of(found.figures["b"])["gpu"] == "Other"
 
-    def test_a_step_that_fails_later_takes_no_figure_away(self) -> None:
+    def test_a_later_failure_of_a_step_keeps_its_figures(self) -> None:
         found = results(a=1.0)
         found.begin(MACHINE)
         found.take("selection", StepResult("failed", reason="no"), {})
         assert found.number("a") == 1.0
         assert not found.is_done("selection")
 
-    def test_a_step_that_is_skipped_later_stays_as_it_was(self) -> None:
+    def test_a_step_that_is_skipped_later_keeps_its_result(self) -> None:
         found = results(a=1.0)
         found.begin(MACHINE)
         found.take("selection", StepResult("skipped", reason="0 s left"), {})
         assert found.is_done("selection")
 
-    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+    def test_results_are_read_as_written(self, tmp_path: Path) -> None:
         found = results(a=1.0, b=True, c="text")
         found.write(tmp_path / "results.json")
         again = read(tmp_path / "results.json")
         assert again == found
         assert again.number("b") is None and again.number("c") is None
 
-    def test_stages_without_results_come_first(self) -> None:
+    def test_stages_without_results_run_first(self) -> None:
         known = results()
         all_stages = stages(rehearsal=False)
         for step in all_stages[0].steps:
@@ -75,7 +75,7 @@ class TestMerging:
 
 
 class TestMarks:
-    def test_everything_is_open_before_anything_ran(self) -> None:
+    def test_without_results_all_targets_are_open(self) -> None:
         assert {mark.met for mark in marks(Results())} == {None}
 
     @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ class TestMarks:
             (figures.of("v1-bf16-graphs", figures.ACCURACY_AS_CPU), True, False),
         ],
     )
-    def test_a_figure_decides_its_mark(self, name: str, met: object, missed: object) -> None:
+    def test_a_figure_decides_its_target(self, name: str, met: object, missed: object) -> None:
         judged = [
             mark
             for mark in marks(results(**{name: met}))
@@ -105,8 +105,8 @@ class TestMarks:
         assert judged and all(mark.met for mark in judged)
         assert any(mark.met is False for mark in marks(results(**{name: missed})))
 
-    def test_every_mark_has_a_step_that_measures_it(self) -> None:
-        """A mark whose figure no step writes could never be judged."""
+    def test_every_target_has_a_step_that_measures_it(self) -> None:
+        """A target without a step that writes its figure could never be judged."""
         written = "\n".join(path.read_text() for path in (ROOT / "benchmarks/gpu").rglob("*.py"))
         names = {step.name for stage in stages(rehearsal=False) for step in stage.steps}
         for mark in marks(Results()):
@@ -118,14 +118,14 @@ class TestMarks:
 
 
 class TestReport:
-    def test_a_failure_is_shown_with_its_traceback(self) -> None:
+    def test_a_failure_is_reported_with_its_traceback(self) -> None:
         found = results()
         found.take("selection", StepResult("failed", 3.0, "boom", "Traceback: boom"), {})
         text = report(found)
         assert "| selection | 1 | failed | 3 | boom |" in text
         assert "Traceback: boom" in text
 
-    def test_figures_are_shown_with_their_conditions_and_run(self) -> None:
+    def test_figures_are_reported_with_their_conditions_and_run(self) -> None:
         found = results()
         found.take("selection", StepResult("done"), {"a": Figure(1.5, "ms", "one | two")})
         assert "| a | 1.5 ms | one \\| two | 1 |" in report(found)
@@ -144,29 +144,29 @@ class TestReport:
 
 class TestPages:
     @pytest.mark.parametrize(("page", "name"), list(pages.PASSAGES))
-    def test_pages_say_what_the_results_file_says(self, page: str, name: str) -> None:
+    def test_pages_agree_with_the_results_file(self, page: str, name: str) -> None:
         text = pages.PASSAGES[page, name](read())
         assert (ROOT / page).read_text() == pages.filled(page, name, text), (
             f"{page} differs from benchmarks/gpu/results.json; run python -m benchmarks.gpu.pages"
         )
 
-    def test_the_committed_report_is_that_of_the_results_file(self) -> None:
+    def test_the_committed_report_agrees_with_the_results_file(self) -> None:
         assert (RESULTS.parent / "report.md").read_text() == report(read())
 
-    def test_figures_replace_what_is_open(self) -> None:
+    def test_figures_replace_open_entries(self) -> None:
         name = figures.next_time(160, figures.SCHEDULED)
         assert "| 160 | open |" in pages.next_table(Results())
         assert "| 160 | 42.0 |" in pages.next_table(results(**{name: 42.0}))
         assert "On Card: " in pages.overview(results(**{name: 42.0}), "")
-        asked = pages.marks_of(results(**{figures.SELECTION_ONE: 0.4}), "selection 576")
-        assert "| 0.4 | met |" in asked
+        targets = pages.marks_of(results(**{figures.SELECTION_ONE: 0.4}), "selection 576")
+        assert "| 0.4 | met |" in targets
 
 
 class TestComparing:
     def leave(self, folder: Path, engine: str, **found: object) -> None:
         comparing.answers_file(folder, engine).write_text(json.dumps(found))
 
-    def test_ids_and_log_probabilities_must_both_be_stocks(self, tmp_path: Path) -> None:
+    def test_both_ids_and_log_probabilities_must_equal_stock(self, tmp_path: Path) -> None:
         name = figures.of("v1-bf16-graphs", figures.EQUALS_STOCK)
         alone = [{"ids": [1, 2], "logprobs": [-0.5, -0.25]}]
         self.leave(tmp_path, "v1-bf16-graphs", alone=alone)
@@ -179,7 +179,7 @@ class TestComparing:
             self.leave(tmp_path, "stock-v1", alone=stock)
             assert comparing.compare_answers(tmp_path)[name].value is equal
 
-    def test_chunks_are_held_against_a_float32_engine(self, tmp_path: Path) -> None:
+    def test_chunked_prefill_is_compared_with_a_float32_engine(self, tmp_path: Path) -> None:
         name = figures.of("v2-chunks", figures.CHUNKED)
         answers = {"None": ["a", "b"], "64": ["c"]}
         self.leave(tmp_path, "v2-chunks", answers=answers, chunk=96, dtype="torch.float32")
@@ -195,7 +195,7 @@ class TestComparing:
 
 
 def step(name: str, code: str, seconds: float = 20, **more: object) -> Step:
-    """A step that runs a line of Python in a process of its own."""
+    """Return a step that runs a line of Python in a separate process."""
     made = Step(name, (), seconds, memory_gib=1, **more)
     object.__setattr__(made, "arguments", ("timeit", "-n1", "-r1", code))
     return made
@@ -215,14 +215,16 @@ class TestRunning:
         Runner(machine, note).run(Stage("some", "", steps), None)
         return ended
 
-    def test_a_step_that_fails_stops_no_other(self, machine: Machine) -> None:
+    def test_a_failing_step_does_not_stop_the_others(self, machine: Machine) -> None:
         ended = self.run(machine, step("bad", "1/0"), step("good", "pass"))
         assert ended["bad"][0].status == "failed"
         assert "ZeroDivisionError" in ended["bad"][0].reason
         assert "Traceback" in ended["bad"][0].traceback
         assert ended["good"][0].status == "done"
 
-    def test_a_step_is_stopped_at_its_limit_and_its_figures_stay(self, machine: Machine) -> None:
+    def test_a_step_is_stopped_at_its_limit_and_its_figures_are_kept(
+        self, machine: Machine
+    ) -> None:
         code = (
             "import time; from benchmarks.gpu.recorder import Recorder; "
             "Recorder('slow').figure('a', 1.0, 'ms'); time.sleep(60)"
@@ -233,7 +235,7 @@ class TestRunning:
         assert found[0].status == "stopped" and found[0].reason.startswith("stopped after")
         assert found[1]["a"].value == 1.0
 
-    def test_what_a_stopped_step_started_is_ended_too(self, machine: Machine) -> None:
+    def test_child_processes_of_a_stopped_step_are_ended(self, machine: Machine) -> None:
         code = (
             "import subprocess, sys, time; "
             "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], "
@@ -247,23 +249,25 @@ class TestRunning:
             assert time.monotonic() < until, "it still runs"
             time.sleep(0.1)
 
-    def test_too_little_memory_is_said_in_bytes(self, machine: Machine) -> None:
+    def test_a_step_that_needs_more_memory_is_skipped_with_the_size_in_bytes(
+        self, machine: Machine
+    ) -> None:
         machine.memory_gib = 0.5
         (found,) = self.run(machine, step("large", "pass")).values()
         assert found[0].status == "skipped"
         assert "needs 1,073,741,824 bytes" in found[0].reason
 
-    def test_no_step_is_begun_when_the_time_is_up(self, machine: Machine) -> None:
+    def test_no_step_starts_without_enough_time_left(self, machine: Machine) -> None:
         machine.until = time.monotonic() + 5
         assert "s left" in (unfit(step("late", "pass"), machine) or "")
 
-    def test_the_second_runner_needs_triton(self, machine: Machine) -> None:
+    def test_the_second_model_runner_needs_triton(self, machine: Machine) -> None:
         second = step("second", "pass", environment={RUNNER: "1"})
         assert unfit(second, machine) is None
         machine.has_triton = False
         assert "requires Triton" in (unfit(second, machine) or "")
 
-    def test_tests_are_counted_from_their_file(self, tmp_path: Path) -> None:
+    def test_results_are_counted_from_junit_xml(self, tmp_path: Path) -> None:
         assert passed_failed_skipped(tmp_path / "none.xml") is None
         junit = tmp_path / "some.xml"
         junit.write_text(
@@ -272,7 +276,7 @@ class TestRunning:
         assert passed_failed_skipped(junit) == (4, 2, 3)
 
 
-def test_a_part_that_fails_is_recorded_and_the_step_goes_on(
+def test_a_failing_part_is_recorded_and_the_step_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path))
@@ -285,7 +289,7 @@ def test_a_part_that_fails_is_recorded_and_the_step_goes_on(
     assert found["holds"] == Figure(True, conditions="bfloat16; 3 of 3", step="some")
 
 
-def test_a_long_traceback_keeps_its_begin_and_its_end() -> None:
+def test_a_long_traceback_keeps_its_beginning_and_its_end() -> None:
     text = "\n".join([*map(str, range(100)), "x" * 1000])
     lines = shortened(text).splitlines()
     assert lines[:40] == [str(number) for number in range(40)]
@@ -294,7 +298,7 @@ def test_a_long_traceback_keeps_its_begin_and_its_end() -> None:
     assert shortened("one\ntwo") == "one\ntwo"
 
 
-def test_broken_parts_are_left_out_of_engines() -> None:
+def test_broken_features_are_disabled_in_engines() -> None:
     assert without_broken_parts({}) == {}
     assert without_broken_parts({"flash_attention": False})["attention_backend"] == "TRITON_ATTN"
     assert without_broken_parts({"compile": False}) == {"enforce_eager": True}
@@ -305,7 +309,7 @@ def test_broken_parts_are_left_out_of_engines() -> None:
     ]  # fmt: skip
 
 
-def test_stand_ins_take_the_place_of_what_failed_in_a_borrowed_vllm_only(
+def test_broken_libraries_are_replaced_only_in_a_vllm_that_is_not_installed_by_pip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_ins, site = tmp_path / "pure", tmp_path / "site"
@@ -327,7 +331,7 @@ def test_stand_ins_take_the_place_of_what_failed_in_a_borrowed_vllm_only(
 
 
 class TestCommandLine:
-    def test_without_a_gpu_it_says_so_in_one_line(
+    def test_without_a_gpu_it_exits_with_a_one_line_message(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(program, "find_gpu", lambda: None)
@@ -335,7 +339,7 @@ class TestCommandLine:
         (line,) = capsys.readouterr().err.splitlines()
         assert "no NVIDIA GPU" in line and "--rehearse" in line
 
-    def test_an_older_vllm_gets_the_plugins_own_message(
+    def test_an_older_vllm_gets_the_plugins_error_message(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         from flashvlm_vllm.vllm_releases import check_vllm
@@ -344,17 +348,17 @@ class TestCommandLine:
         assert program.main(["--rehearse"]) == 2
         assert "vLLM 0.28.0 is older than this plugin is made for" in capsys.readouterr().err
 
-    def test_a_stage_that_is_none_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_stage_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             program.main(["--stages", "nothing"])
         assert "throughput" in capsys.readouterr().err
 
-    def test_all_stages_fit_the_time(self) -> None:
-        """Limits are guesses with room; a GPU below 56 GiB skips the longest."""
+    def test_all_stages_fit_the_time_limit(self) -> None:
+        """Limits are generous estimates; a GPU below 56 GiB skips the longest step."""
         for stage in stages(rehearsal=False):
             assert max(each.seconds for each in stage.steps) <= 60 * program.MINUTES / 2
 
-    def test_a_machine_without_a_gpu_has_none(self) -> None:
+    def test_on_a_machine_without_a_gpu_none_is_found(self) -> None:
         from benchmarks.gpu.machine import describe, find_gpu
 
         found = find_gpu()
@@ -364,7 +368,7 @@ class TestCommandLine:
 
 
 @pytest.mark.slow
-def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_a_reason(
+def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_skipped(
     tmp_path: Path,
 ) -> None:
     begun = time.monotonic()
@@ -387,7 +391,7 @@ def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_a_reason(
         "qwen2.5-vl-v1-eager: tests",
     ):
         assert found.figures[name].value is True, (name, found.figures[name].conditions)
-    # On a CPU these are the same questions to the same model: all answers are the expected ones.
+    # On a CPU these are the same questions to the same model, so all answers are as expected.
     for budget in (None, *figures.BUDGETS):
         assert (
             "6 the same" in found.figures[figures.of(engine, figures.accuracy(budget))].conditions

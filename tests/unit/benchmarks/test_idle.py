@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The idle benchmark without a server: its order, its statistics, its verdict, its tables."""
+"""The idle benchmark without a server: order of servers, statistics, verdict, tables."""
 
 import itertools
 
@@ -23,7 +23,7 @@ NOISE = [1.0, 1.01, 0.99, 1.004, 0.996, 1.002, 0.998, 1.006, 0.994, 1.0]
 
 
 def runs(**slower: float) -> Runs:
-    """Ten noisy rounds on a machine that slows down; each server ``slower`` times stock."""
+    """Return ten noisy rounds on a machine that slows down; each server ``slower`` times stock."""
     measured: Runs = {}
     for shift, server in enumerate((STOCK, "disabled", "idle", STOCK_AGAIN)):
         factor = slower.get(server.replace(" ", "_"), 1.0)
@@ -46,15 +46,15 @@ def runs(**slower: float) -> Runs:
 @pytest.mark.parametrize(
     ("count", "place"), [(6, 1), (8, 1), (9, 2), (10, 2), (11, 2), (12, 3), (20, 6), (25, 8)]
 )
-def test_interval_ends_at_the_tabulated_places(count: int, place: int) -> None:
-    """As printed in tables of confidence intervals of a median: from both ends."""
+def test_the_interval_ends_at_the_tabulated_ranks(count: int, place: int) -> None:
+    """The ranks are those of published tables of confidence intervals of a median."""
     values = [float(value) for value in range(1, count + 1)]
     assert interval(values[::-1]) == (place, count + 1 - place)
 
 
 @pytest.mark.parametrize("count", [6, 8, 11, 12])
-def test_interval_covers_at_least_95_percent_of_all_signs(count: int) -> None:
-    """A round lies on either side of the true median, here zero, with equal chance."""
+def test_the_interval_covers_at_least_95_percent_of_all_sign_patterns(count: int) -> None:
+    """A round is on either side of the true median, here zero, with equal probability."""
     sizes = [1.0 + index for index in range(count)]
     missing = 0
     for signs in itertools.product((-1, 1), repeat=count):
@@ -63,17 +63,17 @@ def test_interval_covers_at_least_95_percent_of_all_signs(count: int) -> None:
     assert 0 < missing / 2**count <= 0.05
 
 
-def test_interval_is_not_moved_by_one_disturbed_round() -> None:
+def test_one_disturbed_round_does_not_move_the_interval() -> None:
     low, high = interval([*NOISE[:-1], 5.0])
     assert 0.98 < low < 1 < high < 1.02
 
 
-def test_interval_refuses_too_few_rounds() -> None:
+def test_too_few_rounds_have_no_interval() -> None:
     with pytest.raises(ValueError, match="5 rounds"):
         interval([0.0] * 5)
 
 
-def test_ratio_is_above_one_for_slower_in_every_figure() -> None:
+def test_a_slower_server_has_ratios_above_one_in_every_figure() -> None:
     compared = ratios(runs(idle=1.1))
     assert {r.figure for r in compared} == set(FIGURES)
     for r in compared:
@@ -83,8 +83,8 @@ def test_ratio_is_above_one_for_slower_in_every_figure() -> None:
         assert len(r.rounds) == len(NOISE)
 
 
-def test_ratio_is_taken_within_rounds() -> None:
-    """The machine becomes ten times slower meanwhile; the ratio does not notice."""
+def test_ratios_are_computed_within_rounds() -> None:
+    """The machine becomes ten times slower; the ratio does not change."""
     measured = runs()
     r = ratio("idle", "mean_ttft_ms", measured["idle"], measured[STOCK])
     assert 0.97 < r.low < 1 < r.high < 1.03
@@ -92,11 +92,11 @@ def test_ratio_is_taken_within_rounds() -> None:
         ratio("idle", "mean_ttft_ms", measured["idle"][1:], measured[STOCK])
 
 
-def test_check_passes_without_a_difference() -> None:
+def test_the_check_passes_without_a_difference() -> None:
     assert missed(ratios(runs())) == []
 
 
-def test_check_refuses_a_cost_but_not_a_gain() -> None:
+def test_the_check_fails_for_a_slowdown_but_not_for_a_speedup() -> None:
     lines = missed(ratios(runs(idle=1.1, disabled=0.9)))
     assert len(lines) == 2
     assert all(line.startswith("idle / stock") for line in lines)
@@ -104,13 +104,13 @@ def test_check_refuses_a_cost_but_not_a_gain() -> None:
     assert "TTFT" in lines[1]
 
 
-def test_check_says_when_two_stock_servers_differ() -> None:
+def test_the_check_reports_that_two_stock_servers_differ() -> None:
     lines = missed(ratios(runs(stock_again=1.1)))
     assert len(lines) == 2
     assert all("cannot tell" in line for line in lines)
 
 
-def test_verdict_needs_the_whole_interval() -> None:
+def test_the_verdict_needs_the_whole_interval() -> None:
     by_factor = {
         factor: ratio("idle", "mean_tpot_ms", runs(idle=factor)["idle"], runs()[STOCK]).verdict
         for factor in (1.0, 1.02, 1.1)
@@ -131,14 +131,14 @@ def test_tables_have_a_row_per_server_and_per_ratio() -> None:
     assert rows[3].endswith(" | slower |")
 
 
-def test_order_puts_every_server_in_every_place_and_after_every_other() -> None:
+def test_the_order_has_every_server_in_every_place_and_after_every_other() -> None:
     rounds = [run.order(index) for index in range(len(run.SETUPS))]
     assert all(sorted(place) == sorted(run.SETUPS) for place in zip(*rounds, strict=True))
     neighbours = [pair for order in rounds for pair in itertools.pairwise(order)]
     assert sorted(neighbours) == sorted(itertools.permutations(run.SETUPS, 2))
 
 
-def test_stock_loads_no_plugin_and_only_idle_names_ours() -> None:
+def test_only_the_idle_server_enables_the_plugin_and_stock_loads_none() -> None:
     for name in (STOCK, STOCK_AGAIN):
         assert run.SETUPS[name].environment == {"VLLM_PLUGINS": ""}
         assert run.SETUPS[name].arguments == ()
@@ -146,7 +146,7 @@ def test_stock_loads_no_plugin_and_only_idle_names_ours() -> None:
     assert run.SETUPS["idle"].arguments == ("--plugins", "flashvlm")
 
 
-def test_too_few_rounds_are_refused_before_anything_starts(
+def test_too_few_rounds_are_refused_before_a_server_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: pairs, tables, marks, and reading a server."""
+"""Code shared by the benchmarks: pairs, tables, targets, and reading a server."""
 
 import json
 import threading
@@ -36,13 +36,13 @@ EVENTS = (
 
 @contextmanager
 def fake_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that has a metrics page, busier at each look, and answers every chat alike."""
+    """A server whose metrics page reports a growing load; all chats get the same answer."""
     bodies: list[dict[str, Any]] = []
-    looks = iter(range(1, 1000))
+    loads = iter(range(1, 1000))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply((PAGE % min(7, next(looks))).encode())
+            self.reply((PAGE % min(7, next(loads))).encode())
 
         def do_POST(self) -> None:
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -68,8 +68,8 @@ def fake_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.join()
 
 
-def test_pairs_are_divided_pair_by_pair() -> None:
-    """The machine gets ten times slower; the ratio does not notice."""
+def test_ratios_are_computed_pair_by_pair() -> None:
+    """The machine becomes ten times slower; the ratio does not change."""
     compared = compare([2.0, 20.0, 200.0, 2.0, 2.0, 2.2], [1.0, 10.0, 100.0, 1.0, 1.0, 1.0])
     assert compared.median == 2
     assert compared.interval == (2.0, 2.2)
@@ -83,20 +83,20 @@ def test_five_pairs_have_no_interval() -> None:
     assert str(compared) == "2.00"
 
 
-def test_pairs_must_match_and_exist() -> None:
+def test_unequal_or_missing_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="no pairs"):
         compare([], [])
 
 
-def test_table_refuses_a_row_of_another_length() -> None:
+def test_a_table_row_of_another_length_is_refused() -> None:
     assert table(("a", "b"), [(1, "x")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | x |"]
     with pytest.raises(ValueError, match="1 cells under 2"):
         table(("a", "b"), [(1,)])
 
 
-def test_only_a_missed_mark_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_missed_target_counts_as_missed(capsys: pytest.CaptureFixture[str]) -> None:
     met, open_, failed = Mark("x", "1", True), Mark("y", "2", None), Mark("z", "3", False)
     assert not missed([met, open_])
     assert capsys.readouterr().err == ""
@@ -111,7 +111,7 @@ def test_only_a_missed_mark_is_missed(capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-def test_json_holds_settings_marks_and_figures(tmp_path: Path) -> None:
+def test_the_json_file_has_settings_targets_and_figures(tmp_path: Path) -> None:
     file = tmp_path / "new" / "results.json"
     write(file, {"cores": 2}, {"levels": [1, 2]}, [Mark("x", "1", None)])
     found = json.loads(file.read_text())
@@ -120,11 +120,11 @@ def test_json_holds_settings_marks_and_figures(tmp_path: Path) -> None:
     assert found["marks"] == [{"asked": "x", "found": "1", "met": None, "verdict": "not judged"}]
 
 
-def test_metrics_are_read_off_the_page() -> None:
+def test_metrics_are_parsed_from_the_page() -> None:
     with fake_server() as (url, _):
         found = metrics.page(url)
     assert metrics.value(found, metrics.PREEMPTIONS) == 3
-    assert metrics.kv_blocks(found) == (340, 32)  # One block is never given out.
+    assert metrics.kv_blocks(found) == (340, 32)  # one block is reserved
     with pytest.raises(metrics.MetricsError, match="no_such_thing"):
         metrics.value(found, "no_such_thing")
     with pytest.raises(metrics.MetricsError, match="cache_config"):
@@ -132,11 +132,11 @@ def test_metrics_are_read_off_the_page() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "blocks"), [(1, 1), (32, 1), (33, 2), (640, 20), (640.5, 21)])
-def test_the_last_block_counts_whole(tokens: float, blocks: int) -> None:
+def test_the_last_kv_block_counts_as_a_whole(tokens: float, blocks: int) -> None:
     assert metrics.blocks_per_request(tokens, 32) == blocks
 
 
-def test_peak_is_the_most_seen() -> None:
+def test_the_peak_is_the_highest_observed_value() -> None:
     with fake_server() as (url, _):
         with metrics.Peak(url, every=0.001) as peak:
             while peak.running < 7:
@@ -144,7 +144,7 @@ def test_peak_is_the_most_seen() -> None:
         assert peak.running == 7
 
 
-def test_a_reply_is_timed_and_counted() -> None:
+def test_a_reply_is_timed_and_its_tokens_are_counted() -> None:
     with fake_server() as (url, bodies):
         reply = ask(url, "llava", [user("What?", "data:x")], tokens=2, visual_budget=64)
     assert (reply.text, reply.prompt_tokens, reply.visual_tokens) == ("a dog", 77, 64)
@@ -155,14 +155,14 @@ def test_a_reply_is_timed_and_counted() -> None:
     assert body["messages"][0]["content"][0]["image_url"] == {"url": "data:x"}
 
 
-def test_pictures_differ_and_come_back() -> None:
+def test_pictures_differ_by_number_and_are_deterministic() -> None:
     numbers = (1, 2, 7, 13)
     assert len({picture(number).tobytes() for number in numbers}) == len(numbers)
     assert picture(5).tobytes() == picture(5).tobytes()
     assert picture(5, 672).size == (672, 672)
 
 
-def test_turn_knows_its_throughput_and_percentiles() -> None:
+def test_a_turn_has_throughput_and_percentiles() -> None:
     turn = Turn(2.0, (0.1, 0.3, 0.2), (0.01, 0.01, 0.0123456))
     assert turn.requests_per_second == 1.5
     assert turn.as_json()["tpots"] == [0.01, 0.01, 0.01235]

@@ -21,7 +21,7 @@ from benchmarks.multiturn.figures import (
 
 
 def series(second: float, encoded: int | None = 0, images: int = 12) -> list[Series]:
-    """First questions of one second on a machine that slows down."""
+    """Return series whose first question takes one second, on a machine that slows down."""
     return [
         Series((1.0 * slow, second * slow, second * slow), encoded, (90, 91, 92))
         for slow in range(1, images + 1)
@@ -32,12 +32,12 @@ def verdicts(cached: list[Series]) -> list[bool | None]:
     return [mark.met for mark in marks({"independent": {CACHED: cached}})]
 
 
-def test_second_question_is_compared_image_by_image() -> None:
+def test_the_second_question_is_compared_image_by_image() -> None:
     compared = later(series(0.25))
     assert (compared.median, compared.interval) == (0.25, (0.25, 0.25))
 
 
-def test_marks_want_a_quick_second_question_and_nothing_encoded() -> None:
+def test_targets_require_a_quick_second_question_and_no_encoder_call() -> None:
     assert verdicts(series(0.3)) == [True, True]
     assert verdicts(series(0.36)) == [False, True]
     assert verdicts(series(0.3, encoded=1)) == [True, False]
@@ -46,12 +46,12 @@ def test_marks_want_a_quick_second_question_and_nothing_encoded() -> None:
     assert marks({"independent": {STOCK: series(0.9)}}) == []
 
 
-def test_one_server_that_does_not_count_leaves_no_sum() -> None:
+def test_the_sum_is_missing_if_one_server_does_not_count() -> None:
     assert encoded_later(series(0.3, encoded=2, images=3)) == 6
     assert encoded_later([*series(0.3), *series(0.3, encoded=None)]) is None
 
 
-def test_table_has_a_column_per_question() -> None:
+def test_the_table_has_a_column_per_question() -> None:
     rows = mode_table({STOCK: series(0.5, None), CACHED: series(0.25)}).splitlines()
     assert rows[0].count("TTFT") == 3
     assert "0.50 (0.50 to 0.50) | not counted |" in rows[2]
@@ -63,15 +63,17 @@ def test_every_server_is_in_every_place() -> None:
     assert all(sorted(place) == sorted(COLUMNS) for place in zip(*rounds, strict=True))
 
 
-def test_only_the_cache_column_has_the_cache_and_stock_has_no_flag() -> None:
+def test_only_the_cached_column_has_the_cache_and_stock_has_no_flag() -> None:
     assert run.CACHE[STOCK] == ()
     assert run.CACHE[OFF] == ("--visual-feature-cache-gb", "0")
     assert float(run.CACHE[CACHED][1]) > 0
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """What would have been sent."""
+def sent_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Return the requests that would be sent."""
     sent: list[tuple[list[dict[str, Any]], dict[str, Any]]] = []
 
     def ask(url: str, model: str, messages: Any, tokens: int, **fields: Any) -> Reply:
@@ -83,26 +85,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, Any]], d
     return sent
 
 
-def test_independent_requests_carry_the_image_each_time(asked: Any) -> None:
+def test_every_independent_request_contains_the_image(sent_requests: Any) -> None:
     one = run.question_series("url", CACHED, "independent", 3)
-    assert len(asked) == len(run.QUESTIONS) == 5
-    assert [len(messages) for messages, _ in asked] == [1] * 5
-    images = {messages[0]["content"][0]["image_url"]["url"] for messages, _ in asked}
+    assert len(sent_requests) == len(run.QUESTIONS) == 5
+    assert [len(messages) for messages, _ in sent_requests] == [1] * 5
+    images = {messages[0]["content"][0]["image_url"]["url"] for messages, _ in sent_requests}
     assert len(images) == 1
-    assert all(fields == {"visual_budget": 64} for _, fields in asked)
-    assert one.encoded == 4  # the first question's image does not count
+    assert all(fields == {"visual_budget": 64} for _, fields in sent_requests)
+    assert one.encoded == 4  # the image of the first question does not count
     assert one.ttfts == pytest.approx((0.1, 0.2, 0.3, 0.4, 0.5))
 
 
-def test_a_conversation_grows_and_has_the_image_in_front_alone(asked: Any) -> None:
+def test_a_conversation_grows_and_has_the_image_in_its_first_message_only(
+    sent_requests: Any,
+) -> None:
     run.question_series("url", CACHED, "conversation", 3)
-    assert [len(messages) for messages, _ in asked] == [1, 3, 5, 7, 9]
-    last, _ = asked[-1]
+    assert [len(messages) for messages, _ in sent_requests] == [1, 3, 5, 7, 9]
+    last, _ = sent_requests[-1]
     assert [message["role"] for message in last[:3]] == ["user", "assistant", "user"]
     assert sum("image_url" in str(message["content"]) for message in last) == 1
 
 
-def test_stock_is_asked_without_a_budget(asked: Any) -> None:
+def test_requests_to_stock_have_no_budget(sent_requests: Any) -> None:
     one = run.question_series("url", STOCK, "independent", 3)
-    assert all(fields == {} for _, fields in asked)
+    assert all(fields == {} for _, fields in sent_requests)
     assert one.encoded is None

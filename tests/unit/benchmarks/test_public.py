@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public benchmarks without a server: what is run, what is read, what is refused.
+"""The public benchmarks without a server: commands, results, refused arguments.
 
-What needs lmms-eval is skipped where it is not installed; it has an environment of its own.
+Tests that need lmms-eval are skipped if it is not installed; it has its own environment.
 """
 
 import json
@@ -25,7 +25,7 @@ from benchmarks.public.tables import TABLES, Table, Task
 from benchmarks.public.tasks.drawn_scenes import utils
 
 ADAPTER = ROOT / "benchmarks" / "public"
-ASKED_FOR = {
+REQUIRED = {
     *("VQAv2", "GQA", "VizWiz", "ScienceQA-IMG", "TextVQA", "POPE", "MME"),
     *("MMBench", "MMBench-CN", "MM-Vet"),
     *("TGIF-QA", "MSVD-QA", "MSRVTT-QA", "ActivityNet-QA"),
@@ -40,18 +40,18 @@ def cells_of(name: str, rows: list[Setting], folder: Path, **target: Any) -> lis
 # Tables
 
 
-def test_the_tables_hold_every_benchmark_that_was_asked_for() -> None:
-    held = {task.dataset for table in TABLES.values() for task in table.tasks}
-    assert held == ASKED_FOR | {"scenes"}
+def test_the_tables_have_all_required_benchmarks() -> None:
+    covered = {task.dataset for table in TABLES.values() for task in table.tasks}
+    assert covered == REQUIRED | {"scenes"}
 
 
-def test_a_table_has_no_column_twice_and_begins_unpruned() -> None:
+def test_a_table_has_distinct_columns_and_begins_with_the_unpruned_row() -> None:
     for table in TABLES.values():
         assert len({task.dataset for task in table.tasks}) == len(table.tasks)
         assert table.budgets[0] is None
 
 
-def test_no_pruning_is_one_row_however_many_selectors_there_are() -> None:
+def test_without_pruning_there_is_one_row_for_all_selectors() -> None:
     rows = settings([None, 128, 0.25], ["flashvlm", "prumerge+"])
     assert [row.name for row in rows] == [
         "none",
@@ -63,7 +63,7 @@ def test_no_pruning_is_one_row_however_many_selectors_there_are() -> None:
 # Commands
 
 
-def test_a_command_carries_budget_and_selector_to_the_server(tmp_path: Path) -> None:
+def test_a_command_passes_budget_and_selector_to_the_server(tmp_path: Path) -> None:
     rows = [Setting(None, None), Setting(64, "flashvlm")]
     first, second = cells_of("scenes", rows, tmp_path, server="http://host:8000/", extra="a=b")
     assert first.command[:5] == ["python", "-m", "lmms_eval", "--model", "flashvlm_server"]
@@ -75,7 +75,7 @@ def test_a_command_carries_budget_and_selector_to_the_server(tmp_path: Path) -> 
     assert arguments[1] == f"{base},{chosen},{report.format('flashvlm-64')}"
 
 
-def test_a_table_is_every_task_that_there_is_in_every_row(tmp_path: Path) -> None:
+def test_a_table_runs_every_available_task_in_every_row(tmp_path: Path) -> None:
     rows = settings([None, 64], ["flashvlm", "vispruner"])
     assert len(cells_of("1", rows, tmp_path, server="http://host")) == 3 * 10
     videos = cells_of("2", rows, tmp_path, server="http://host")
@@ -83,7 +83,7 @@ def test_a_table_is_every_task_that_there_is_in_every_row(tmp_path: Path) -> Non
     assert all("max_frames_num=8" in " ".join(cell.command) for cell in videos)
 
 
-def test_offline_the_plugin_is_named_and_the_model_given(tmp_path: Path) -> None:
+def test_offline_the_plugin_is_enabled_and_the_model_is_passed(tmp_path: Path) -> None:
     (cell,) = cells_of("scenes", [Setting(0.5, "random")], tmp_path, model="weights")
     assert "flashvlm_llm" in cell.command
     assert "model=weights,visual_budget=0.5,visual_selector=random" in " ".join(cell.command)
@@ -92,8 +92,8 @@ def test_offline_the_plugin_is_named_and_the_model_given(tmp_path: Path) -> None
 
 
 def test_a_dry_run_prints_one_command_per_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = "--table 1 --server http://host --budgets none 64 --selectors flashvlm --dry-run"
-    assert command_line.main(asked.split()) == 0
+    arguments = "--table 1 --server http://host --budgets none 64 --selectors flashvlm --dry-run"
+    assert command_line.main(arguments.split()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 20
     assert all(" -m lmms_eval --model flashvlm_server " in line for line in lines)
@@ -112,7 +112,7 @@ def test_a_dry_run_prints_one_command_per_cell(capsys: pytest.CaptureFixture[str
         ("--table 3", "choose from"),
     ],
 )
-def test_wrong_arguments_are_refused_with_what_is_allowed(
+def test_invalid_arguments_are_refused_with_the_allowed_values(
     wrong: str, allowed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -120,21 +120,21 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(
     assert allowed in capsys.readouterr().err
 
 
-def test_a_python_without_lmms_eval_is_told_how_to_get_it(
+def test_without_lmms_eval_the_error_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command_line, "NEEDED", ("pytest", "no-such-package"))
     with pytest.raises(SystemExit):
         command_line.main(["--table", "1", "--server", "http://host"])
-    told = capsys.readouterr().err
-    assert "has no no-such-package: `pip install" in told
+    message = capsys.readouterr().err
+    assert "has no no-such-package: `pip install" in message
 
 
 # Results
 
 
 def finished(task: Task, setting: Setting, score: float, folder: Path, **costs: int) -> Cell:
-    """A cell whose folder holds what lmms-eval and the adapter leave behind."""
+    """Return a cell whose folder has the files that lmms-eval and the adapter write."""
     folder = folder / setting.name / str(task.name)
     cell = Cell(task, setting, folder, ["true"])
     (folder / "some__model").mkdir(parents=True)
@@ -148,7 +148,7 @@ def finished(task: Task, setting: Setting, score: float, folder: Path, **costs: 
     return cell
 
 
-def test_a_table_shows_scores_their_share_of_unpruned_and_the_tokens(tmp_path: Path) -> None:
+def test_a_table_shows_scores_their_share_of_unpruned_and_token_counts(tmp_path: Path) -> None:
     one, two, absent = Task("One", "one"), Task("Two", "two", "points", 1.0), Task("Three", None)
     table = Table("a trial", (one, two, absent), (None, 64))
     whole, pruned = Setting(None, None), Setting(64, "flashvlm")
@@ -169,7 +169,7 @@ def test_a_table_shows_scores_their_share_of_unpruned_and_the_tokens(tmp_path: P
     json.dumps(as_json(cells))
 
 
-def test_a_run_without_results_failed_whatever_its_exit_status(tmp_path: Path) -> None:
+def test_a_run_without_results_has_failed_whatever_its_exit_status(tmp_path: Path) -> None:
     script = "print('ValueError: no such budget'); print('bye')"
     task, setting = Task("One", "one"), Setting(64, "flashvlm")
     cell = Cell(task, setting, tmp_path, [sys.executable, "-c", script])
@@ -179,7 +179,7 @@ def test_a_run_without_results_failed_whatever_its_exit_status(tmp_path: Path) -
     assert "| failed |" in markdown(Table("", (task,), (64,)), [cell])
 
 
-def test_results_of_an_earlier_run_do_not_pass_for_this_one(tmp_path: Path) -> None:
+def test_results_of_an_earlier_run_are_not_used(tmp_path: Path) -> None:
     cell = finished(Task("One", "one"), Setting(None, None), 0.5, tmp_path, requests=4)
     cell.command = [sys.executable, "-c", "pass"]
     cell.run({})
@@ -188,7 +188,7 @@ def test_results_of_an_earlier_run_do_not_pass_for_this_one(tmp_path: Path) -> N
     assert not cell.read()
 
 
-def test_a_task_whose_judge_is_missing_is_not_run(
+def test_a_task_without_its_judge_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -201,7 +201,7 @@ def test_a_task_whose_judge_is_missing_is_not_run(
 # The local task
 
 
-def test_scenes_are_written_the_same_each_time_and_read_by_the_task(
+def test_scenes_are_written_deterministically_and_read_by_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = write_scenes(tmp_path, scenes=3, per_scene=2, seed=7)
@@ -219,7 +219,7 @@ def test_scenes_are_written_the_same_each_time_and_read_by_the_task(
     assert utils.words(rows[0]) == rows[0]["question"]
 
 
-def test_fewer_scenes_leave_no_old_pictures(tmp_path: Path) -> None:
+def test_pictures_of_earlier_scenes_are_removed(tmp_path: Path) -> None:
     write_scenes(tmp_path, scenes=3, per_scene=1, seed=0)
     write_scenes(tmp_path, scenes=2, per_scene=1, seed=0)
     assert len(list((tmp_path / "pictures").iterdir())) == 2
@@ -231,16 +231,16 @@ def test_fewer_scenes_leave_no_old_pictures(tmp_path: Path) -> None:
     ("answer", "right"),
     [("top left", 1.0), (" Top  left.\n", 1.0), ("left", 0.0), ("top left corner", 0.0), ("", 0.0)],
 )
-def test_an_answer_is_right_word_by_word(answer: str, right: float) -> None:
+def test_answers_are_compared_word_by_word(answer: str, right: float) -> None:
     assert utils.score({"answer": "top left"}, [answer]) == {"exact_match": right}
 
 
-def test_task_and_writer_agree_on_the_place() -> None:
+def test_the_task_reads_the_folder_that_the_writer_uses() -> None:
     text = (ROOT / TASKS / "drawn_scenes" / "drawn_scenes.yaml").read_text()
     task = yaml.safe_load(text.replace("!function ", ""))
     assert ROOT / task["dataset_kwargs"]["data_files"]["test"] == FOLDER / "questions.jsonl"
     assert utils.SCENES == FOLDER
-    assert FOLDER.is_relative_to(ROOT / "benchmarks" / "output")  # which git ignores
+    assert FOLDER.is_relative_to(ROOT / "benchmarks" / "output")  # ignored by git
 
 
 # The adapter
@@ -249,19 +249,19 @@ def test_task_and_writer_agree_on_the_place() -> None:
 def test_model_arguments_become_request_fields() -> None:
     assert visual_fields(64) == {"visual_budget": 64}
     assert visual_fields(0.25, "prumerge+")["visual_selector"] == "prumerge+"
-    # Null, not absent: a server's default must not pass for an unpruned run.
+    # Null, not absent: otherwise a server's default would apply to an unpruned run.
     assert visual_fields("none") == {"visual_budget": None}
 
 
 @pytest.mark.parametrize("budget", [0, -3.0, 1.0, 1.5, 64.0, True, "many", float("nan")], ids=repr)
-def test_what_is_no_budget_is_refused(budget: object) -> None:
+def test_an_invalid_budget_is_refused(budget: object) -> None:
     with pytest.raises(ValueError, match=r"1 or more|say 1 to keep one"):
         visual_fields(budget)
     with pytest.raises(ValueError, match="by its name"):
         visual_fields(64, 5)
 
 
-def test_costs_are_summed_and_what_nobody_counted_is_null(tmp_path: Path) -> None:
+def test_costs_are_summed_and_missing_counts_are_null(tmp_path: Path) -> None:
     costs = Costs()
     costs.add(80)
     costs.write(tmp_path / "costs.json", model="m")
@@ -283,7 +283,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_lmms_eval_finds_the_models_by_the_entry_point(adapter: None) -> None:
+def test_lmms_eval_finds_the_models_by_their_entry_point(adapter: None) -> None:
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
     settings = tomllib.loads((ADAPTER / "pyproject.toml").read_text())
@@ -310,7 +310,7 @@ def test_lmms_eval_has_the_tasks_and_their_metrics(
     for table in TABLES.values():
         for task in table.tasks:
             if task.name is None:
-                # Should a later lmms-eval have it, the table is to have it too.
+                # If a later lmms-eval adds the task, the table must have it, too.
                 word = task.dataset.split("-")[0].lower()
                 assert not [name for name in known.all_tasks if word in name.lower()]
             else:
@@ -320,7 +320,7 @@ def test_lmms_eval_has_the_tasks_and_their_metrics(
 
 
 class FakeClient:
-    """Takes the place of the ``openai`` client; prunes, or not, and remembers what it was sent."""
+    """Replaces the ``openai`` client; prunes or not, and records the requests."""
 
     def __init__(self, prunes: bool) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -347,7 +347,7 @@ def build(monkeypatch: pytest.MonkeyPatch, prunes: bool = True, **arguments: Any
     return FlashVLMServer(base_url="http://host/v1", **arguments), client
 
 
-def test_every_request_carries_the_fields(
+def test_every_request_has_the_visual_fields(
     adapter: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     report = tmp_path / "costs.json"
@@ -361,21 +361,21 @@ def test_every_request_carries_the_fields(
     answers = model.generate_until([SimpleNamespace(args=arguments)] * 3)
 
     assert [answer.text for answer in answers] == ["red"] * 3
-    assert len(client.sent) == 4  # with the one image that is tried first
+    assert len(client.sent) == 4  # includes the trial request with one image
     for request in client.sent:
         assert request["extra_body"] == {"visual_budget": 64, "visual_selector": "random"}
         assert request["model"] == "/weights/o1-like"
-    # A name like OpenAI's o1 makes the parent drop the temperature.
+    # The parent class drops the temperature for a name like OpenAI's o1.
     assert client.sent[-1]["temperature"] == 0.2
     assert json.loads(report.read_text())["visual_tokens_kept"] == 3 * 64
 
 
-def test_a_server_that_does_not_prune_is_refused_before_anything_is_asked(
+def test_a_server_that_does_not_prune_is_refused_before_the_run(
     adapter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="--plugins flashvlm"):
         build(monkeypatch, prunes=False, visual_budget=64)
-    build(monkeypatch, prunes=False)  # without a budget any server will do
+    build(monkeypatch, prunes=False)  # without a budget any server is accepted
 
 
 def test_misspelt_arguments_are_refused(adapter: None, monkeypatch: pytest.MonkeyPatch) -> None:

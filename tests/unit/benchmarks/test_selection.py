@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits, intervals and marks of the selection benchmark, on figures known beforehand."""
+"""Fits, intervals and targets of the selection benchmark, on known figures."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ from flashvlm_vllm.vision import attention
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
-def test_the_exponent_is_that_of_a_power(power: float) -> None:
+def test_the_exponent_of_a_power_law_is_found(power: float) -> None:
     sizes = [576, 1024, 4096, 32768]
     assert growth_exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power)
 
 
 def test_the_exponent_is_a_least_squares_slope() -> None:
-    # log2: 0, 1, 2 and 0, 3, 3; the slope is half of what the ends differ by.
+    # log2: 0, 1, 2 and 0, 3, 3; the slope is half of the difference of the ends.
     assert growth_exponent([1, 2, 4], [1, 8, 8]) == pytest.approx(1.5)
 
 
@@ -37,7 +37,7 @@ def costs_of(name: str, power: float) -> list[Cost]:
     return [Cost(name, n, n**power, n**0.9, n**0.5) for n in selectors.COUNTS]
 
 
-def test_marks_name_the_selectors_beyond_them() -> None:
+def test_targets_name_the_selectors_that_miss_them() -> None:
     costs = [*costs_of("slow", 1.5), *costs_of("quick", 1.0)]
     assert exponents(costs, "time", selectors.RANGES[0]) == pytest.approx(
         {"slow": 1.5, "quick": 1.0}
@@ -51,7 +51,7 @@ def test_marks_name_the_selectors_beyond_them() -> None:
     }
 
 
-def test_a_tower_of_the_patches_measured_is_the_sum_of_its_layers() -> None:
+def test_the_cost_of_a_tower_is_the_sum_of_its_layers() -> None:
     rates = Rates(linear_ms=10.0, window_ms=2.0, full_ms=5.0)
     tokens = large_tower.MEASURED // large_tower.PATCHES
     windowed = large_tower.LAYERS - large_tower.FULL
@@ -59,7 +59,7 @@ def test_a_tower_of_the_patches_measured_is_the_sum_of_its_layers() -> None:
     assert rates.full_attention_ms(3 * large_tower.MEASURED) == 9 * 5.0
 
 
-def test_the_paired_difference_has_an_interval_around_it() -> None:
+def test_the_paired_difference_is_inside_its_interval() -> None:
     first = [True] * 60 + [False] * 40
     second = [True] * 50 + [False] * 50
     found = paired_difference(first, second)
@@ -69,7 +69,7 @@ def test_the_paired_difference_has_an_interval_around_it() -> None:
     assert alike.low < alike.value == 0.0 < alike.high
 
 
-def test_what_is_changed_for_a_comparison_is_changed_back() -> None:
+def test_settings_changed_for_a_comparison_are_restored() -> None:
     before = long_lists.MOST_PAIRED, long_lists.BLOCK, attention.MOST_QUERIES
     with in_blocks.pairs_up_to(144, 36), all_queries():
         assert (long_lists.MOST_PAIRED, long_lists.BLOCK) == (144, 36)
@@ -77,13 +77,13 @@ def test_what_is_changed_for_a_comparison_is_changed_back() -> None:
     assert before == (long_lists.MOST_PAIRED, long_lists.BLOCK, attention.MOST_QUERIES)
 
 
-def test_all_queries_in_float64_are_all_queries() -> None:
+def test_all_queries_in_float64_equal_all_queries() -> None:
     query, key = attention_inputs(300, 2, 16, seed=0)
     expected = attention.received_attention(query, key, 0.25)[0]
     torch.testing.assert_close(received_in_float64(query, key, 0.25).float(), expected)
 
 
-def test_goals_by_hand() -> None:
+def test_objectives_hand_computed_examples() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     weight = torch.tensor([1.0, 2.0, 5.0])
     kept = torch.tensor([0, 1])

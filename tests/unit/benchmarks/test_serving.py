@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serving benchmark without a server: plan, photographs, figures, marks."""
+"""The serving benchmark without a server: plan, photographs, figures, targets."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ SECONDS = {STOCK: 4.0, NONE: 4.0, "128": 2.0, "64": 1.5, "32": 1.2, TEXT: 3.6}
 
 
 def measured(rounds: int = 10, clients: int = 8, **seconds: float) -> Measured:
-    """Turns of two requests on a machine that slows down, noise in each."""
+    """Return turns of two requests on a machine that slows down, with noise."""
     level = Level("random", clients, rounds, prompts=2, with_text=True)
     found = Measured(level)
     for shift, (column, usual) in enumerate(SECONDS.items()):
@@ -50,11 +50,11 @@ def measured(rounds: int = 10, clients: int = 8, **seconds: float) -> Measured:
 
 
 def verdicts(found: Measured) -> list[bool | None]:
-    """Of: faster, twice as fast, no cost."""
+    """Return the verdicts on: faster, twice as fast, no cost."""
     return [mark.met for mark in marks([found])]
 
 
-def test_stock_and_no_budget_follow_each_other_and_take_turns_at_being_first() -> None:
+def test_stock_and_no_budget_run_next_to_each_other_in_alternating_order() -> None:
     columns = FULL.levels[0].columns
     rounds = [order(columns, index) for index in range(10)]
     assert all(sorted(one) == sorted(columns) for one in rounds)
@@ -66,7 +66,7 @@ def test_stock_and_no_budget_follow_each_other_and_take_turns_at_being_first() -
         assert max(places) >= len(columns) - 2
 
 
-def test_no_two_turns_of_a_server_send_the_same() -> None:
+def test_turns_of_a_server_have_distinct_seeds() -> None:
     sent = [
         (uses_plugin(column), seed(index, round_, column))
         for index, level in enumerate(FULL.levels)
@@ -77,7 +77,7 @@ def test_no_two_turns_of_a_server_send_the_same() -> None:
     assert seed(1, 2, STOCK) == seed(1, 2, NONE)
 
 
-def test_full_plan_has_the_loads_and_pairs_that_the_marks_need() -> None:
+def test_the_full_plan_has_the_loads_and_pairs_that_the_targets_need() -> None:
     by_clients = {level.clients: level for level in FULL.levels if level.traffic == "random"}
     assert set(by_clients) == {1, 8, 32}
     assert all(level.rounds >= 6 for level in FULL.levels)
@@ -86,14 +86,14 @@ def test_full_plan_has_the_loads_and_pairs_that_the_marks_need() -> None:
     assert all(level.prompts >= level.clients for level in FULL.levels)
 
 
-def test_columns_know_their_server_and_budget() -> None:
+def test_columns_have_the_right_server_and_budget() -> None:
     assert [budget_of(column) for column in COLUMNS] == [None, None, 128, 64, 32]
     assert [uses_plugin(column) for column in (*COLUMNS, TEXT)] == [
         False, True, True, True, True, False,
     ]  # fmt: skip
 
 
-def test_photographs_are_new_for_every_seed(tmp_path: Path) -> None:
+def test_photographs_differ_by_seed(tmp_path: Path) -> None:
     def images(number: int) -> list[str]:
         lines = write_photos(tmp_path / "x" / "photos.jsonl", 7, number).read_text().splitlines()
         return [json.loads(line)["image_files"][0] for line in lines]
@@ -104,7 +104,7 @@ def test_photographs_are_new_for_every_seed(tmp_path: Path) -> None:
     assert all(image.startswith("data:image/jpeg;base64,") for image in first)
 
 
-def test_speed_is_above_one_for_faster_and_taken_within_rounds() -> None:
+def test_a_faster_server_has_a_speed_above_one_computed_within_rounds() -> None:
     speed = measured().speed("64")
     assert speed.median == pytest.approx(4 / 1.5, rel=0.02)
     assert speed.interval is not None
@@ -112,16 +112,16 @@ def test_speed_is_above_one_for_faster_and_taken_within_rounds() -> None:
     assert measured().prefill_share().median == pytest.approx(0.9, rel=0.02)
 
 
-def test_all_is_well() -> None:
+def test_all_targets_are_met() -> None:
     assert verdicts(measured()) == [True, True, True]
 
 
-def test_a_budget_that_does_not_pay_is_missed() -> None:
+def test_a_budget_without_enough_speedup_is_missed() -> None:
     assert verdicts(measured(**{"64": 4.5})) == [False, False, True]
     assert verdicts(measured(**{"64": 2.5})) == [True, False, True]
 
 
-def test_twice_as_fast_counts_only_where_prefill_is_most_of_stock() -> None:
+def test_twice_as_fast_is_judged_only_if_prefill_dominates_stock() -> None:
     assert verdicts(measured(text_only=2.0)) == [True, False, True]
 
 
@@ -135,19 +135,19 @@ def test_too_few_rounds_are_not_judged() -> None:
     assert verdicts(measured(rounds=6)) == [True, True]  # too few pairs for "no cost"
 
 
-def test_only_eight_clients_are_to_be_twice_as_fast() -> None:
+def test_only_eight_clients_have_the_target_of_twice_as_fast() -> None:
     assert len(marks([measured(clients=32, **{"64": 2.5})])) == 2
 
 
-def test_on_a_gpu_it_is_thrice_at_thirty_two_clients() -> None:
-    # Stock's turns take 4 s.
+def test_on_a_gpu_the_target_is_three_times_as_fast_with_32_clients() -> None:
+    # Stock takes 4 s per turn.
     slow, fast = measured(clients=32, **{"64": 1.5}), measured(clients=32, **{"64": 1.0})
     assert [mark.met for mark in marks([slow], on_gpu=True)][:2] == [True, False]
     assert [mark.met for mark in marks([fast], on_gpu=True)][:2] == [True, True]
     assert len(marks([measured(clients=8)], on_gpu=True)) == 2
 
 
-def test_residency_counts_whole_blocks() -> None:
+def test_residency_counts_whole_kv_blocks() -> None:
     whole = Residency(blocks=340, block_size=32, prompt_tokens=614, clients=21, seen=17)
     assert (whole.per_request, whole.computed) == (20, 17)
     kept = Residency(blocks=340, block_size=32, prompt_tokens=102, clients=64, seen=64)
@@ -157,7 +157,7 @@ def test_residency_counts_whole_blocks() -> None:
     assert rows[3] == "| 64 | 102 | 4 | 85 | 64 of 64 clients |"
 
 
-def test_level_table_has_a_row_per_column() -> None:
+def test_the_level_table_has_a_row_per_column() -> None:
     rows = level_table(measured()).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {column}" for column in COLUMNS]
     assert len({row.count("|") for row in rows}) == 1
@@ -166,7 +166,7 @@ def test_level_table_has_a_row_per_column() -> None:
         assert f"{measured().speed(column)}" in row
 
 
-def test_prefill_is_told_where_it_was_measured() -> None:
+def test_the_prefill_share_is_reported_where_it_was_measured() -> None:
     assert prefill_lines([measured()]).startswith("* random, 8 clients: 0.90 (")
     photos = measured()
     photos.level = Level("photos", 8, 6, 8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak makes of the answers it gets."""
+"""Judging the answers of a soak test."""
 
 import json
 import os
@@ -38,7 +38,7 @@ QUIET = Answer(
         (Answer(500, "no", None), "wrong"),
     ],
 )
-def test_only_another_word_at_a_near_tie_is_excused(loud: Answer, verdict: str) -> None:
+def test_only_another_token_at_a_near_tie_is_accepted(loud: Answer, verdict: str) -> None:
     assert judge(QUIET, loud) == verdict
 
 
@@ -56,7 +56,7 @@ def test_the_beginning_of_an_answer_is_judged_too(text: str, verdict: str) -> No
     assert judge_beginning(QUIET, Answer(200, text)) == verdict
 
 
-def test_scores_may_be_rounded_otherwise_and_kept_patches_may_not() -> None:
+def test_scores_may_differ_by_rounding_and_kept_patches_may_not() -> None:
     def answer(score: float, row: int) -> Answer:
         return Answer(200, "", {"items": [{"fused": [[score]], "kept": [[row, 2]]}]})
 
@@ -65,33 +65,33 @@ def test_scores_may_be_rounded_otherwise_and_kept_patches_may_not() -> None:
     assert judge(answer(0.5, 1), answer(0.5, 2)) == "wrong"
 
 
-def test_the_finite_set_is_the_same_every_time_and_has_everything_in_it() -> None:
+def test_the_fixed_set_of_calls_is_deterministic_and_covers_all_options() -> None:
     calls = finite_calls(120, huge=False)
     assert [call.content for call in calls] == [
         call.content for call in finite_calls(120, huge=False)
     ]
     assert len(set(calls)) == 120
-    said = [call.body for call in calls]
-    metadata = [body["metadata"] for body in said if "metadata" in body]
+    bodies = [call.body for call in calls]
+    metadata = [body["metadata"] for body in bodies if "metadata" in body]
     assert metadata
-    budgets = {repr(body.get("visual_budget", "not said")) for body in said}
+    budgets = {repr(body.get("visual_budget", "not said")) for body in bodies}
     assert budgets == {repr(each) for each in BUDGETS}
-    methods = {body.get("visual_selector") for body in [*said, *metadata]}
+    methods = {body.get("visual_selector") for body in [*bodies, *metadata]}
     assert set(BUILT_IN) <= methods
     assert {call.path for call in explained(calls)} == {EXPLAIN}
 
 
-def test_new_calls_differ_from_one_another_and_can_be_made_again() -> None:
+def test_new_calls_differ_and_are_reproducible() -> None:
     assert fresh_call(7).content == fresh_call(7).content
     assert fresh_call(7).content != fresh_call(8).content
     assert fresh_call(7).path == CHAT
 
 
-def test_mistakes_have_names_of_their_own() -> None:
+def test_mistakes_have_distinct_names() -> None:
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
 
 
-def test_an_answer_is_reduced_to_what_must_be_the_same() -> None:
+def test_an_answer_is_reduced_to_its_deterministic_parts() -> None:
     body = {
         "id": "x",
         "choices": [
@@ -111,7 +111,7 @@ def test_an_answer_is_reduced_to_what_must_be_the_same() -> None:
     assert read(fresh_call(1), 400, "why") == Answer(400, "why")
 
 
-def test_peaks_of_this_process() -> None:
+def test_memory_peaks_of_this_process() -> None:
     peaks = Peaks(os.getpid())
     peaks.begin()
     held = bytearray(64 * 2**20)
@@ -126,7 +126,7 @@ def test_peaks_of_this_process() -> None:
     assert 32 < before - after < 96
 
 
-def test_the_ends_of_a_run() -> None:
+def test_first_and_last_memory_figures_of_a_run() -> None:
     assert ends([9.0] * 5, warm_up=5) is None
     assert ends([9.0] * 6, warm_up=5) is None
     minutes = [99.0] * 5 + [10.0] * 10 + [50.0] * 5 + [10.0] * 9 + [11.0]
@@ -189,17 +189,17 @@ def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any
         ({"memory": memory_figures({"x": [1.0] * 6 + [1.1]}, {"x": [1.0] * 7})}, False),
     ],
 )
-def test_a_soak_that_went_wrong_is_not_called_well(
+def test_a_soak_with_errors_is_not_reported_as_passed(
     soak: dict[str, Any], worse: dict[str, Any], is_well: bool
 ) -> None:
     assert report.soak_is_well({**soak, **worse}) is is_well
 
 
-def test_the_report_is_drawn_from_its_figures() -> None:
+def test_the_report_is_generated_from_its_figures() -> None:
     folder = Path(report.__file__).parent
     found = json.loads((folder / "report.json").read_text())
     assert (folder / "report.md").read_text() == report.draw(found)
-    # What the documentation shows of it is copied, not typed.
+    # The summary in the documentation is copied from it.
     shown = (folder.parents[1] / "docs" / "operators" / "hardening.md").read_text()
     assert report.summary(found) in shown
     for section in found.values():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FastV inside a Llama: against a stock model that masks, not drops, the other image tokens."""
+"""FastV inside a Llama, against a stock model that masks the dropped image tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from small_vlm.architecture import build_model, build_tokenizer
 
 IMAGE = slice(3, 23)
 PROMPT = 30
-LENGTH = 34  # The last four were generated.
+LENGTH = 34  # the last four are generated tokens
 LAYERS = 4
 
 
 def tiny_llama() -> LlamaForCausalLM:
-    """Heads share keys, and weights are large enough for an attention that is far from even."""
+    """Heads share keys; weights are large, so that attention is far from uniform."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -47,7 +47,7 @@ def stock(model: Any, embeds: Tensor) -> Tensor:
 
 
 def entries(model: Any) -> list[Tensor]:
-    """What goes into each layer that is run from now on, (T, D) each."""
+    """Record the input (T, D) of each layer that is run from now on."""
     seen: list[Tensor] = []
     for layer in model.get_decoder().layers:
         layer.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].clone()))
@@ -56,7 +56,7 @@ def entries(model: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def masked(embeds: Tensor, budget: int, layer: int, prompt: int) -> tuple[Tensor, list[int]]:
-    """The stock model, with a mask that hides the other image tokens from `layer` on."""
+    """Run the stock model with a mask that hides the dropped image tokens from `layer` on."""
     model = tiny_llama()
     attentions = model(inputs_embeds=embeds[None], output_attentions=True).attentions
     score = attentions[layer - 1][0].mean(dim=0)[prompt - 1].tolist()
@@ -67,7 +67,7 @@ def masked(embeds: Tensor, budget: int, layer: int, prompt: int) -> tuple[Tensor
         mask = torch.full((len(embeds), len(embeds)), -torch.inf).triu(diagonal=1)
         for place in set(image) - set(kept):
             mask[:, place] = -torch.inf
-            mask[place, place] = 0.0  # a row of its own, which nobody reads
+            mask[place, place] = 0.0  # the token attends to itself; its output is not used
         return args, kwargs | {"attention_mask": mask[None, None]}
 
     for index in range(layer, LAYERS):
@@ -78,7 +78,7 @@ def masked(embeds: Tensor, budget: int, layer: int, prompt: int) -> tuple[Tensor
 @pytest.mark.parametrize("layer", [1, 2, 3])
 @pytest.mark.parametrize("budget", [1, 7, 19])
 @pytest.mark.parametrize("prompt", [PROMPT, None])
-def test_dropping_tokens_is_masking_them(budget: int, layer: int, prompt: int | None) -> None:
+def test_dropping_tokens_equals_masking_them(budget: int, layer: int, prompt: int | None) -> None:
     embeds = embeddings()
     given = fastv(tiny_llama(), embeds, IMAGE, budget, layer, prompt=prompt)
     expected, _ = masked(embeds, budget, layer, prompt or LENGTH)
@@ -86,19 +86,19 @@ def test_dropping_tokens_is_masking_them(budget: int, layer: int, prompt: int | 
     assert not torch.allclose(given, stock(tiny_llama(), embeds), atol=1e-3)
 
 
-def test_another_last_word_keeps_other_tokens() -> None:
+def test_a_different_last_token_keeps_other_image_tokens() -> None:
     assert masked(embeddings(), 7, 2, PROMPT)[1] != masked(embeddings(), 7, 2, LENGTH)[1]
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 @pytest.mark.parametrize("budget", [20, 21, 1000])
-def test_everything_kept_is_the_stock_model(budget: int, layer: int) -> None:
+def test_a_budget_of_all_tokens_equals_the_stock_model(budget: int, layer: int) -> None:
     model, embeds = tiny_llama(), embeddings()
     given = fastv(model, embeds, IMAGE, budget, layer, prompt=PROMPT)
     torch.testing.assert_close(given, stock(model, embeds), atol=1e-4, rtol=0)
 
 
-def test_everything_kept_is_the_small_vlm() -> None:
+def test_a_budget_of_all_tokens_equals_the_small_vlm() -> None:
     model = build_model(build_tokenizer(), 0).eval()
     embeds = torch.randn(40, model.config.text_config.hidden_size)
     given = fastv(model, embeds, slice(2, 30), 28)
@@ -106,14 +106,14 @@ def test_everything_kept_is_the_small_vlm() -> None:
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_the_other_tokens_are_gone_from_that_layer_on(layer: int) -> None:
+def test_dropped_tokens_are_absent_from_the_given_layer_on(layer: int) -> None:
     model = tiny_llama()
     seen = entries(model)
     fastv(model, embeddings(), IMAGE, 7, layer, prompt=PROMPT)
     assert [len(hidden) for hidden in seen] == [LENGTH] * layer + [LENGTH - 13] * (LAYERS - layer)
 
 
-def test_generated_tokens_do_not_change_what_is_kept() -> None:
+def test_generated_tokens_do_not_change_the_kept_tokens() -> None:
     model = tiny_llama()
     seen = entries(model)
     for length, seed in ((PROMPT, 2), (PROMPT + 1, 2), (LENGTH, 3)):
@@ -126,7 +126,7 @@ def test_generated_tokens_do_not_change_what_is_kept() -> None:
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
-    # A first layer without queries looks at everything alike.
+    # A first layer without queries attends to all tokens equally.
     model, embeds = tiny_llama(), embeddings()
     torch.nn.init.zeros_(model.model.layers[0].self_attn.q_proj.weight)
     seen = entries(model)
@@ -137,7 +137,7 @@ def test_equal_scores_keep_the_lower_index() -> None:
 
 
 @torch.no_grad()
-def test_attention_is_that_of_the_stock_model() -> None:
+def test_attention_equals_that_of_the_stock_model() -> None:
     model, embeds = tiny_llama(), embeddings()
     expected = model(inputs_embeds=embeds[None], output_attentions=True).attentions
     llama, hidden, positions = Llama(model), embeds, torch.arange(LENGTH)
@@ -156,14 +156,16 @@ def test_attention_is_that_of_the_stock_model() -> None:
         *[(64, 1, 47.5), (64, 2, 29.9), (64, 3, 11.0), (32, 1, 14.5)],
     ],
 )
-def test_averages_as_tabulated(average: float, layer: int, kept: float) -> None:
+def test_average_token_counts_equal_the_published_table(
+    average: float, layer: int, kept: float
+) -> None:
     below, above = (average_tokens(32, 576, int(kept) + step, layer) for step in (0, 1))
     between = below + (above - below) * (kept - int(kept))
-    # The table has one decimal of the tokens that are kept.
+    # The table gives the kept tokens with one decimal.
     assert between == pytest.approx(average, abs=0.05)
 
 
-def test_whole_layers_alone_can_be_too_many() -> None:
+def test_the_unpruned_layers_alone_can_exceed_the_average() -> None:
     assert average_tokens(32, 576, 1, 2) > 32
     assert average_tokens(32, 576, 1, 3) > 32
     assert average_tokens(4, 576, 64, 2) == 320
@@ -171,7 +173,7 @@ def test_whole_layers_alone_can_be_too_many() -> None:
 
 
 @pytest.mark.parametrize("budget, layer", [(0, 2), (7, 0), (7, LAYERS), (-1, 2)])
-def test_counts_out_of_range_are_refused(budget: int, layer: int) -> None:
+def test_values_out_of_range_are_refused(budget: int, layer: int) -> None:
     with pytest.raises(ValueError, match="allowed"):
         fastv(tiny_llama(), embeddings(), IMAGE, budget, layer)
     with pytest.raises(ValueError, match="allowed"):
@@ -192,12 +194,12 @@ def test_counts_out_of_range_are_refused(budget: int, layer: int) -> None:
         (IMAGE, LENGTH + 1),
     ],
 )
-def test_an_image_without_text_behind_it_is_refused(visual: slice, prompt: int | None) -> None:
+def test_an_image_without_text_after_it_is_refused(visual: slice, prompt: int | None) -> None:
     with pytest.raises(ValueError, match="allowed"):
         locate(embeddings(), visual, prompt)
 
 
-def test_embeddings_of_another_kind_are_refused() -> None:
+def test_embeddings_of_another_shape_or_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match="inputs_embeds is"):
         locate(embeddings()[None], IMAGE, None)
     with pytest.raises(TypeError, match="inputs_embeds is"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SparseVLM inside a Llama: the published counts, and every step against plain loops."""
+"""SparseVLM inside a Llama: the published counts, and each step against plain loops."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def merged_by_loops(tokens: Tensor, centres: int) -> Tensor:
 
 @torch.no_grad()
 def by_stages(embeds: Tensor, keep: Mapping[int, int], prompt: int) -> Tensor:
-    """The stock model cut behind each pruning layer; positions start anew in every piece."""
+    """Run the stock model split after each pruning layer; positions start at zero in every part."""
     model = tiny_llama()
     start, stop = IMAGE.start, IMAGE.stop
     words = raters_by_loops(embeds[start:stop], embeds[stop:prompt])
@@ -90,10 +90,10 @@ def by_stages(embeds: Tensor, keep: Mapping[int, int], prompt: int) -> Tensor:
 
 @pytest.mark.parametrize("prompt", [PROMPT, None])
 @pytest.mark.parametrize("keep", [KEEP, {1: 19}, {0: 1}, {2: 5, 0: 8}, {1: 1, 2: 1}])
-def test_the_whole_against_pieces_of_the_stock_model(
+def test_the_method_equals_parts_of_the_stock_model(
     keep: dict[int, int], prompt: int | None
 ) -> None:
-    embeds = embeddings() / 3  # so that several words rate
+    embeds = embeddings() / 3  # small, so that several words are raters
     given = sparsevlm(tiny_llama(), embeds, IMAGE, keep, prompt=prompt)
     expected = by_stages(embeds, keep, prompt or LENGTH)
     torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
@@ -101,13 +101,13 @@ def test_the_whole_against_pieces_of_the_stock_model(
 
 
 @pytest.mark.parametrize("keep", [{}, {0: 20}, {0: 21, 1: 20, 3: 999}])
-def test_everything_kept_is_the_stock_model(keep: dict[int, int]) -> None:
+def test_a_budget_of_all_tokens_equals_the_stock_model(keep: dict[int, int]) -> None:
     model, embeds = tiny_llama(), embeddings()
     given = sparsevlm(model, embeds, IMAGE, keep, prompt=PROMPT)
     torch.testing.assert_close(given, stock(model, embeds), atol=1e-4, rtol=0)
 
 
-def test_everything_kept_is_the_small_vlm() -> None:
+def test_a_budget_of_all_tokens_equals_the_small_vlm() -> None:
     model = build_model(build_tokenizer(), 0).eval()
     embeds = torch.randn(40, model.config.text_config.hidden_size)
     given = sparsevlm(model, embeds, slice(2, 30), {0: 28})
@@ -115,23 +115,23 @@ def test_everything_kept_is_the_small_vlm() -> None:
 
 
 def wide() -> tuple[Tensor, slice]:
-    """An image large enough for several merged tokens."""
+    """Return an image large enough for several merged tokens."""
     return embeddings(150), slice(3, 143)
 
 
 @pytest.mark.parametrize("keep", [{0: 20, 1: 11, 2: 2}, {2: 1}])
-def test_tokens_leave_behind_the_layers_as_counted(keep: dict[int, int]) -> None:
+def test_token_counts_per_layer_are_as_computed(keep: dict[int, int]) -> None:
     model = tiny_llama()
     seen = entries(model)
     sparsevlm(model, *wide(), keep)
     counts = visual_tokens(LAYERS, 140, keep)
     assert [len(hidden) - 10 for hidden in seen] == counts[:-1]
-    # 120 leave, 37 of them are merged into 4; then 13, 4 into 1; then 10, 4 into 1.
+    # 120 are dropped, 37 of them merged into 4; then 13, 4 into 1; then 10, 4 into 1.
     if 0 in keep:
         assert counts == [140, 24, 12, 3, 3]
 
 
-def test_generated_tokens_do_not_change_what_is_kept() -> None:
+def test_generated_tokens_do_not_change_the_kept_tokens() -> None:
     model = tiny_llama()
     seen = entries(model)
     for length, seed in ((PROMPT, 2), (PROMPT + 1, 2), (LENGTH, 3)):
@@ -144,19 +144,19 @@ def test_generated_tokens_do_not_change_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_raters_are_above_the_mean(seed: int) -> None:
+def test_raters_are_the_words_above_the_mean(seed: int) -> None:
     visual, text = embeddings(20, seed) / 2, embeddings(9, 100 + seed) / 2
     assert raters(visual, text).tolist() == raters_by_loops(visual, text)
 
 
-def test_raters_by_hand() -> None:
+def test_raters_hand_computed_example() -> None:
     text = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
     assert raters(torch.tensor([[2.0, 0.0]]), text).tolist() == [1]
     assert raters(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), text).tolist() == [1, 2]
-    # Half of the image is like the first word, a quarter, which is the mean, like the second.
+    # Half of the image matches the first word; a quarter, which is the mean, matches the second.
     words = 100 * torch.eye(4)
     assert raters(words[[0, 0, 1, 2]], words).tolist() == [0]
-    # Nothing is above the mean of equal shares.
+    # With equal shares no word is above the mean.
     assert raters(torch.zeros(3, 2), text).tolist() == [0, 1, 2, 3]
     assert raters(torch.ones(3, 2), text[1:2]).tolist() == [0]
 
@@ -173,36 +173,36 @@ def test_raters_by_hand() -> None:
         (276, (83, 9)),
     ],
 )
-def test_how_many_come_back(dropped: int, expected: tuple[int, int]) -> None:
+def test_number_of_recycled_and_merged_tokens(dropped: int, expected: tuple[int, int]) -> None:
     assert recycled(dropped) == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 31])
 @pytest.mark.parametrize("seed", range(3))
-def test_clusters_against_plain_loops(count: int, seed: int) -> None:
+def test_clusters_equal_plain_loops(count: int, seed: int) -> None:
     tokens = embeddings(count, seed).double()
     for centres in {1, min(2, count), count // 10 + 1, count}:
         expected = merged_by_loops(tokens, centres).float()
         torch.testing.assert_close(merged(tokens, centres), expected)
 
 
-def test_clusters_by_hand() -> None:
+def test_clusters_hand_computed_example() -> None:
     tokens = torch.tensor([[0.0], [10.0], [1.0], [11.0], [2.0]])
-    # All are as dense, so the first is a peak, and the second is far from it.
+    # Densities are equal, so the first is a peak, and the second is far from it.
     assert merged(tokens, 2)[:, 0].tolist() == [1, 10.5]
     assert merged(tokens, 1).item() == pytest.approx(24 / 5)
     assert torch.equal(merged(tokens, 5), tokens)
 
 
-def test_equal_tokens_cannot_empty_a_cluster() -> None:
+def test_equal_tokens_leave_no_cluster_empty() -> None:
     for centres in range(1, 8):
         assert torch.equal(merged(torch.ones(7, 3), centres), torch.ones(centres, 3))
 
 
-def test_pruning_by_hand() -> None:
+def test_pruning_hand_computed_example() -> None:
     tokens = torch.arange(9.0)[:, None]
     score = torch.tensor([1.0, 8, 3, 8, 2, 9, 4, 4, 0])
-    # 5 stays, and 1 for being first of two equals. Of seven others the best three (3, 6, 7) merge.
+    # 5 stays, and 1 as the first of two equals. Of seven others the best three (3, 6, 7) merge.
     assert prune(tokens, score, 2)[:, 0].tolist() == pytest.approx([1, 5, 16 / 3])
     assert prune(tokens, score, 8)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert prune(tokens.bfloat16(), score, 2).dtype == torch.bfloat16
@@ -217,7 +217,7 @@ def test_pruning_by_hand() -> None:
         ((66, 30, 17), (82, 32, 18), 64.8, 82.3),
     ],
 )
-def test_averages_as_tabulated(
+def test_average_token_counts_equal_the_published_table(
     keep: tuple[int, ...], left: tuple[int, ...], outputs: float, inputs: float
 ) -> None:
     counts = dict(zip((2, 6, 15), keep, strict=True))
@@ -228,8 +228,8 @@ def test_averages_as_tabulated(
     assert average_tokens(32, 576, counts, of="inputs") == pytest.approx(inputs, abs=0.05)
 
 
-def test_the_published_lists_come_back_as_far_as_the_budget_allows() -> None:
-    # One factor just below 1, since the lists cost 192.03, 128.6 and 64.8.
+def test_the_published_schedules_are_reproduced_within_the_budget() -> None:
+    # The factor is slightly below 1, because the published ones cost 192.03, 128.6 and 64.8.
     for budget, counts in ((192, (300, 200, 110)), (128, (303, 110, 36)), (64, (66, 30, 17))):
         keep = schedule(32, 576, budget)
         assert tuple(keep) == (2, 6, 15)
@@ -239,14 +239,14 @@ def test_the_published_lists_come_back_as_far_as_the_budget_allows() -> None:
 
 @pytest.mark.parametrize("layers", [4, 5, 12, 32, 40])
 @pytest.mark.parametrize("patches", [50, 576])
-def test_schedules_meet_the_budget_as_closely_as_one_factor_can(layers: int, patches: int) -> None:
+def test_schedules_meet_the_budget_as_closely_as_possible(layers: int, patches: int) -> None:
     for budget in (patches // 4, patches // 3, patches // 2, patches - 1):
         keep = schedule(layers, patches, budget)
         places, counts = list(keep), list(keep.values())
         assert places == sorted(set(places))
         assert len(places) == 3
         assert places[0] >= 0
-        assert places[-1] < layers - 1  # a layer works with what the last pruning left
+        assert places[-1] < layers - 1  # a layer processes the tokens left by the last pruning
         assert all(0 < count <= patches for count in counts)
         average = average_tokens(layers, patches, keep)
         assert budget - 3 < average <= budget
@@ -254,7 +254,7 @@ def test_schedules_meet_the_budget_as_closely_as_one_factor_can(layers: int, pat
         assert average_tokens(layers, patches, more) > budget
 
 
-def test_the_schedules_of_the_small_vlm() -> None:
+def test_schedules_of_the_small_vlm() -> None:
     assert schedule(4, 576, 576) == {0: 576, 1: 576, 2: 576}
     for budget in (192, 128, 64, 32, 16):
         keep = schedule(4, 576, budget)
@@ -262,7 +262,7 @@ def test_the_schedules_of_the_small_vlm() -> None:
         assert budget - 1 <= average_tokens(4, 576, keep) <= budget
 
 
-def test_a_budget_below_what_the_first_layers_take_is_refused() -> None:
+def test_a_budget_below_the_cost_of_the_first_layers_is_refused() -> None:
     assert average_tokens(32, 576, schedule(32, 576, 40)) == 40
     with pytest.raises(ValueError, match="budget is 32; allowed: at least 40"):
         schedule(32, 576, 32)
@@ -280,7 +280,7 @@ def test_counts_out_of_range_are_refused(keep: dict[int, int]) -> None:
         average_tokens(LAYERS, 20, keep)
 
 
-def test_a_count_is_an_int() -> None:
+def test_a_count_that_is_not_an_int_is_refused() -> None:
     keep: dict[int, Any] = {0: 3.0}
     with pytest.raises(TypeError, match=r"keep\[0\] is 3.0"):
         sparsevlm(tiny_llama(), embeddings(), IMAGE, keep)

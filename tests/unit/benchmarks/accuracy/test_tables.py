@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables' arithmetic, their test sets, and the model they are measured with."""
+"""The accuracy tables: statistics, test sets, and the reference model."""
 
 import math
 from argparse import Namespace
@@ -31,8 +31,8 @@ from small_vlm.checkpoint import EOS
 from small_vlm.scenes import LARGE, SIDE, SMALL
 from small_vlm.train.export import export
 
-# Selectors that need a trained model's statistics are compared on any model: the arithmetic is
-# the same.
+# Selectors that need statistics of a trained model are compared on an untrained one: the
+# arithmetic is the same.
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,14 @@ def reference(untrained: Path) -> Reference:
 MakeSet = Callable[[int, int], list[Item]]
 
 
-def test_wilson_interval() -> None:
+def test_wilson_interval_equals_a_published_value() -> None:
     # Newcombe 1998, table I: 81 of 263.
     value = share([True] * 81 + [False] * 182)
     assert value.value == pytest.approx(0.3080, abs=1e-4)
     assert (value.low, value.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
-def test_mcnemar_is_the_exact_binomial_test() -> None:
+def test_mcnemar_equals_the_exact_binomial_test() -> None:
     first = [True] * 12 + [False] * 5 + [True] * 20
     second = [False] * 12 + [True] * 5 + [True] * 20
     result = paired(first, second)
@@ -78,7 +78,7 @@ def test_relative_accuracy_is_the_mean_over_families() -> None:
     assert value.low <= value.value <= value.high
 
 
-# Table 1 of the paper: scores on its ten benchmarks, and the ACC that it prints.
+# Table 1 of the paper: scores on its ten benchmarks, and the printed ACC.
 UPPER_BOUND = (78.5, 62, 50, 66.8, 58.2, 85.9, 1510.7, 64.3, 58.3, 31.1)
 PRINTED = {
     (75.8, 58.2, 52.7, 69.1, 57.0, 84.6, 1461.4, 62.7, 57.3, 33.7): 99.7,
@@ -91,17 +91,17 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("scores", PRINTED)
-def test_the_papers_acc_is_recomputed(scores: tuple[float, ...]) -> None:
+def test_the_acc_of_the_paper_is_reproduced(scores: tuple[float, ...]) -> None:
     assert 100 * mean_ratio(scores, UPPER_BOUND) == pytest.approx(PRINTED[scores], abs=0.06)
 
 
-def test_one_acc_of_the_paper_does_not_follow_from_its_scores() -> None:
+def test_one_printed_acc_of_the_paper_does_not_follow_from_its_scores() -> None:
     flashvlm_64 = (73.6, 56.1, 53.6, 69.3, 56.1, 81.7, 1383.4, 61.8, 55.8, 32.9)
     assert 100 * mean_ratio(flashvlm_64, UPPER_BOUND) == pytest.approx(97.59, abs=0.006)  # 97.9
 
 
 @pytest.mark.parametrize("make", [plain, stress, clips])
-def test_sets_are_the_same_each_time_and_balanced(make: MakeSet) -> None:
+def test_sets_are_deterministic_and_balanced(make: MakeSet) -> None:
     items = make(20, 1)
     assert items == make(20, 1)
     assert items != make(20, 2)
@@ -109,7 +109,7 @@ def test_sets_are_the_same_each_time_and_balanced(make: MakeSet) -> None:
     assert max(counts) - min(counts) <= 1
 
 
-def test_the_stress_set_asks_for_the_small_one() -> None:
+def test_questions_of_the_stress_set_are_about_the_small_object() -> None:
     for item in stress(40, 2):
         assert item.about is not None
         others = [thing for thing in item.frames[0].things if thing != item.about]
@@ -118,7 +118,7 @@ def test_the_stress_set_asks_for_the_small_one() -> None:
         assert all(LARGE[0] <= thing.radius <= LARGE[1] for thing in others)
 
 
-def test_a_clip_has_what_stays_and_what_passes() -> None:
+def test_a_clip_has_lasting_and_passing_objects() -> None:
     for item in clips(20, 3):
         things = [set(scene.things) for scene in item.frames]
         assert len(set.intersection(*things)) >= 2
@@ -128,7 +128,7 @@ def test_a_clip_has_what_stays_and_what_passes() -> None:
         assert len(grounds) == 1
 
 
-def test_boxes_in_patches() -> None:
+def test_boxes_are_converted_to_patches() -> None:
     for item in stress(20, 4):
         assert item.about is not None
         patches = box_patches(item.about)
@@ -150,7 +150,7 @@ def one_item() -> Item:
     return item
 
 
-def test_grounding_metrics() -> None:
+def test_grounding_metrics_hand_computed_examples() -> None:
     item = one_item()
     assert item.about is not None
     box = box_patches(item.about)
@@ -166,12 +166,12 @@ def test_grounding_metrics() -> None:
     assert overlap(torch.tensor(box[:1]), item) == (1 / len(box), 1 / len(box))
 
 
-def test_the_reference_answers_as_transformers_generates(reference: Reference) -> None:
+def test_the_reference_model_answers_as_transformers_generate(reference: Reference) -> None:
     items = plain(6, 6)
     prepared = rows.prepare(reference, items)
-    said = rows.answers(reference, prepared, rows.unpruned, 0)
+    generated = rows.answers(reference, prepared, rows.unpruned, 0)
     processor = build_processor(reference.tokenizer)
-    for item, ours in zip(items, said, strict=True):
+    for item, ours in zip(items, generated, strict=True):
         prompt = f"USER: <image>\n{item.question.text} ASSISTANT:"
         inputs = processor(images=item.pictures()[0], text=prompt, return_tensors="pt")
         ids = reference.model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -180,7 +180,7 @@ def test_the_reference_answers_as_transformers_generates(reference: Reference) -
 
 
 @torch.inference_mode()
-def test_saliency_and_keys_are_those_of_the_layer_the_features_leave(
+def test_saliency_and_keys_come_from_the_layer_of_the_features(
     reference: Reference,
 ) -> None:
     item = one_item()
@@ -197,7 +197,7 @@ def test_saliency_and_keys_are_those_of_the_layer_the_features_leave(
 
 
 @pytest.mark.parametrize("make", [plain, clips])
-def test_every_row_gives_every_question_an_answer(reference: Reference, make: MakeSet) -> None:
+def test_every_row_answers_every_question(reference: Reference, make: MakeSet) -> None:
     items = make(3, 7)
     prepared = rows.prepare(reference, items)
     budget = 48 * len(items[0].frames)
@@ -212,7 +212,7 @@ def test_every_row_gives_every_question_an_answer(reference: Reference, make: Ma
         assert len(answer(reference, prepared, budget)) == 3
 
 
-def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
+def test_the_report_is_generated_from_the_results_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items = plain(40, 8)
 
@@ -239,17 +239,17 @@ def test_the_report_is_drawn_from_the_results_alone(tmp_path: Path) -> None:
     assert (tmp_path / "plain.png").stat().st_size > 1000
 
 
-def test_answers_to_other_questions_are_not_mixed(tmp_path: Path) -> None:
-    asked = Namespace(parts=[], sets=["plain"], model=WEIGHTS, questions=0.02)
+def test_results_of_different_question_sets_are_refused(tmp_path: Path) -> None:
+    options = Namespace(parts=[], sets=["plain"], model=WEIGHTS, questions=0.02)
     results = Results(tmp_path / "results.json")
-    run(asked, results)
-    run(asked, results)
+    run(options, results)
+    run(options, results)
     with pytest.raises(SystemExit, match="other plain questions"):
-        run(Namespace(**{**vars(asked), "questions": 0.03}), results)
+        run(Namespace(**{**vars(options), "questions": 0.03}), results)
 
 
 @torch.inference_mode()
-def test_positions_kept_is_the_whole_prompt_with_the_dropped_tokens_masked() -> None:
+def test_kept_positions_equal_the_whole_prompt_with_dropped_tokens_masked() -> None:
     trained = Reference(WEIGHTS)
     items = plain(25, 7)
     prepared = rows.prepare(trained, items)
@@ -257,7 +257,7 @@ def test_positions_kept_is_the_whole_prompt_with_the_dropped_tokens_masked() -> 
     kept = [torch.randperm(SIDE * SIDE, generator=generator)[:60].sort().values for _ in items]
     visual = [looks[0].projected[mine] for looks, mine in zip(prepared.looks, kept, strict=True)]
     questions = [item.question.text for item in items]
-    said = trained.answer(visual, questions, kept)
+    generated = trained.answer(visual, questions, kept)
 
     head = trained.words("USER:")
     first = []
@@ -274,5 +274,5 @@ def test_positions_kept_is_the_whole_prompt_with_the_dropped_tokens_masked() -> 
         )
         best = trained.model.lm_head(out.last_hidden_state[0, -1]).argmax()
         first.append(trained.tokenizer.decode(best))
-    assert [answer.split()[0] for answer in said] == first
-    assert said != trained.answer(visual, questions)
+    assert [answer.split()[0] for answer in generated] == first
+    assert generated != trained.answer(visual, questions)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ToMe inside a CLIP tower: schedules, counts, what merges into what, and what stays the same."""
+"""ToMe inside a CLIP tower: schedules, counts, merges, and equality with the stock tower."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATCHES = SIDE * SIDE
 
 
 def tiny_tower(layers: int = 4) -> CLIPVisionModel:
-    """Weights large enough for an attention that is far from even."""
+    """Weights are large, so that attention is far from uniform."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=32,
@@ -53,7 +53,7 @@ def stock(tower: Any, pixels: Tensor, feature_layer: int = -2) -> Tensor:
 
 
 def arrival(tower: Any) -> list[int]:
-    """How many tokens, CLS included, reach the MLP of each layer that is run from now on."""
+    """Record how many tokens, CLS included, reach the MLP of each layer that is run from now on."""
     counts: list[int] = []
     for layer in tower.encoder.layers:
         layer.mlp.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[-2]))
@@ -69,12 +69,12 @@ def arrival(tower: Any) -> list[int]:
         (32, [24] * 15 + [23] * 8),
     ],
 )
-def test_the_schedules_of_clip_large(budget: int, schedule: list[int]) -> None:
+def test_schedules_of_clip_large(budget: int, schedule: list[int]) -> None:
     assert merge_schedule(576, budget, 23) == schedule
     assert sum(schedule) == 576 - budget
 
 
-def test_layers_that_run_out_leave_more_to_those_before_them() -> None:
+def test_layers_with_too_few_tokens_leave_merges_to_earlier_layers() -> None:
     assert merge_schedule(576, 64, 4) == [160, 160, 128, 64]
     assert merge_schedule(576, 36, 4) == [288, 144, 72, 36]
     with pytest.raises(ValueError, match="allowed: 36 to 576"):
@@ -83,8 +83,8 @@ def test_layers_that_run_out_leave_more_to_those_before_them() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("patches", [1, 2, 3, 7, 12])
-def test_no_schedule_is_more_even(patches: int, layers: int) -> None:
-    possible: dict[int, int] = {}  # the smallest maximum, by what is left
+def test_the_maximum_of_a_schedule_is_minimal(patches: int, layers: int) -> None:
+    possible: dict[int, int] = {}  # the smallest maximum, by the number of tokens left
     for merges in itertools.product(range(patches // 2 + 1), repeat=layers):
         left = patches
         for number in merges:
@@ -103,13 +103,13 @@ def test_no_schedule_is_more_even(patches: int, layers: int) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(0, 1, 1), (4, 0, 1), (4, 5, 1), (4, 4, 0)])
-def test_a_schedule_of_nothing_is_refused(arguments: tuple[int, int, int]) -> None:
+def test_an_invalid_schedule_is_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         merge_schedule(*arguments)
 
 
 @pytest.mark.parametrize("feature_layer", [-1, -2, 1])
-def test_everything_kept_is_the_stock_tower(feature_layer: int) -> None:
+def test_a_budget_of_all_tokens_equals_the_stock_tower(feature_layer: int) -> None:
     tower, pixels = tiny_tower(), pictures()
     expected = stock(tower, pixels, feature_layer)
     for budget in (PATCHES, PATCHES + 1):
@@ -117,7 +117,7 @@ def test_everything_kept_is_the_stock_tower(feature_layer: int) -> None:
         torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
 
 
-def test_everything_kept_is_the_small_vlm() -> None:
+def test_a_budget_of_all_tokens_equals_the_small_vlm() -> None:
     model = build_model(build_tokenizer(), 0).eval()
     side = model.config.vision_config.image_size
     pixels = torch.randn(1, 3, side, side)
@@ -131,7 +131,7 @@ def test_everything_kept_is_the_small_vlm() -> None:
 
 
 @pytest.mark.parametrize("budget", [6, 18, 35])
-def test_tokens_leave_as_scheduled(budget: int) -> None:
+def test_token_counts_per_layer_follow_the_schedule(budget: int) -> None:
     tower = tiny_tower()
     counts = arrival(tower)
     assert tome(tower, pictures(1), budget).shape == (1, budget, 32)
@@ -140,17 +140,17 @@ def test_tokens_leave_as_scheduled(budget: int) -> None:
 
 
 @pytest.mark.parametrize("budget", [5, 12, 29, 36])
-def test_no_patch_is_lost(budget: int) -> None:
+def test_every_patch_is_in_exactly_one_token(budget: int) -> None:
     tower = tiny_tower()
     tokens = merged_tokens(tower, tower.encoder.layers[:-1], pictures(1), budget)
     assert tokens.sizes.sum() == PATCHES + 1
     assert tokens.sizes.min() >= 1
-    assert (tokens.sizes[0], tokens.first[0]) == (1, 0)  # CLS is where it was, and alone
+    assert (tokens.sizes[0], tokens.first[0]) == (1, 0)  # CLS stays first and is not merged
     assert tokens.first.unique().shape == tokens.sizes.shape == (budget + 1,)
 
 
 @torch.no_grad()
-def test_attention_to_tokens_of_size_one_is_the_stock_layer() -> None:
+def test_attention_with_all_sizes_one_equals_the_stock_layer() -> None:
     attention = tiny_tower().encoder.layers[0].self_attn
     features = torch.randn(11, 32)
     attended, keys = attend(attention, features, torch.ones(11))
@@ -160,26 +160,26 @@ def test_attention_to_tokens_of_size_one_is_the_stock_layer() -> None:
     torch.testing.assert_close(keys, sum(heads) / 4)
 
 
-def test_merging_by_hand() -> None:
+def test_merging_hand_computed_example() -> None:
     features = torch.tensor([[9.0], [1.0], [4.0], [2.0], [8.0], [3.0], [5.0]])
     tokens = Tokens(
         features, torch.tensor([1.0, 1, 3, 2, 1, 1, 1]), torch.tensor([0, 9, 4, 5, 2, 7, 3])
     )
-    # CLS equals place 1. Place 2 is closest to 3, place 4 closer to 3, place 6 closest of all to 5.
+    # CLS equals place 1. Place 2 is closest to 3, place 4 is closer to 3, 6 is closest to 5.
     degrees = torch.tensor([0.0, 0, 70, 90, 100, 200, 201]).deg2rad()
     keys = torch.stack([degrees.cos(), degrees.sin()], dim=1)
     once = merge(tokens, keys, 1)
     assert once.features[:, 0].tolist() == [9, 4, 8, 1, 2, 4]
     assert once.sizes.tolist() == [1, 3, 1, 1, 2, 2]
     assert once.first.tolist() == [0, 4, 2, 9, 5, 3]
-    thrice = merge(tokens, 5 * keys, 3)  # cosines: lengths do not count
+    thrice = merge(tokens, 5 * keys, 3)  # cosines: lengths are ignored
     torch.testing.assert_close(thrice.features[:, 0], torch.tensor([9.0, 1, 24 / 6, 4]))
     assert thrice.sizes.tolist() == [1, 1, 6, 2]
     assert thrice.first.tolist() == [0, 9, 2, 3]
     assert merge(tokens, keys, 0) is tokens
 
 
-def test_equal_similarity_merges_what_comes_first() -> None:
+def test_equal_similarities_merge_the_first_tokens() -> None:
     count = 9
     tokens = Tokens(torch.randn(count, 3), torch.ones(count), torch.arange(count))
     twice = merge(tokens, torch.ones(count, 2), 2)
@@ -188,14 +188,14 @@ def test_equal_similarity_merges_what_comes_first() -> None:
 
 
 def doubled(tower: Any) -> Tensor:
-    """A picture in which every second patch repeats the one before it, in place as well."""
+    """Return a picture in which every second patch equals the one before it, position included."""
     torch.nn.init.zeros_(tower.embeddings.position_embedding.weight)
     patches = pictures(1).unflatten(3, (SIDE, 7))
     patches[:, :, :, 1::2] = patches[:, :, :, ::2]
     return patches.flatten(3)
 
 
-def test_duplicates_are_what_merges() -> None:
+def test_duplicates_are_merged() -> None:
     tower = tiny_tower(layers=2)
     pixels = doubled(tower)
     tokens = merged_tokens(tower, tower.encoder.layers[:-1], pixels, PATCHES // 2)
@@ -203,20 +203,20 @@ def test_duplicates_are_what_merges() -> None:
     assert tokens.first.tolist() == [0, *range(1, PATCHES, 2)]
 
 
-def test_a_merged_token_counts_as_often_as_there_are_patches_in_it(
+def test_a_merged_token_is_weighted_by_its_number_of_patches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tower = tiny_tower()
     pixels = doubled(tower)
     monkeypatch.setattr(module, "merge_schedule", lambda *_: [PATCHES // 2, 0, 0])
-    # Merged duplicates are themselves, and attention to both is twice the attention to one.
+    # Merged duplicates do not change, and attention to both is twice the attention to one.
     expected = stock(tower, pixels)[:, ::2]
     given = tome(tower, pixels, PATCHES // 2)
     torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("budget", [7, 20])
-def test_the_result_is_sorted_by_the_first_patch_in_each(budget: int) -> None:
+def test_the_result_is_sorted_by_the_first_patch_of_each_token(budget: int) -> None:
     tower, pixels = tiny_tower(), pictures(1)
     tokens = merged_tokens(tower, tower.encoder.layers[:-1], pixels, budget)
     assert tokens.first.tolist() != sorted(tokens.first.tolist())
@@ -226,7 +226,7 @@ def test_the_result_is_sorted_by_the_first_patch_in_each(budget: int) -> None:
 
 
 @pytest.mark.parametrize("budget", [9, 30])
-def test_a_picture_does_not_depend_on_its_batch(budget: int) -> None:
+def test_a_picture_gives_the_same_result_in_any_batch(budget: int) -> None:
     tower, pixels = tiny_tower(), pictures(3)
     together = tome(tower, pixels, budget)
     alone = [tome(tower, picture[None], budget)[0] for picture in pixels]
@@ -241,8 +241,8 @@ def test_the_result_has_the_dtype_of_the_tower() -> None:
     assert torch.isfinite(given).all()
 
 
-def test_a_budget_that_cannot_be_is_refused() -> None:
-    for budget in (0, 4):  # 36 patches, halved in three layers: 5
+def test_an_unreachable_budget_is_refused() -> None:
+    for budget in (0, 4):  # 36 patches, halved in three layers, leave 5
         with pytest.raises(ValueError, match="budget is"):
             tome(tiny_tower(), pictures(1), budget)
     with pytest.raises(TypeError, match="budget is"):
