@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real vLLM engines on CPU, with small models made on the spot."""
+"""Real vLLM engines on CPU, with small models built by the tests."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-# Before vLLM is imported: it reads these when it starts. Servers name the plugin themselves.
+# Set before vLLM is imported, which reads them at import. Servers enable the plugin themselves.
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_PLUGINS"] = "flashvlm"
-# Tests that run side by side (pytest -n) share the machine core by core: vLLM's threads wait in
-# busy loops, so two engines on the same cores would mostly wait for each other.
+# Parallel tests (pytest -n) get one core each: vLLM's threads wait in busy loops, so two engines
+# on the same cores would mostly wait for each other.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(int(worker.removeprefix("gw")) % os.cpu_count())
 
@@ -27,7 +27,7 @@ ENGINE_DEFAULTS = {
     "enforce_eager": True,
     "max_model_len": 4096,
     "max_num_seqs": 8,
-    # On a GPU (benchmarks.gpu) these tests share it with other engines.
+    # On a GPU (benchmarks.gpu) these tests share the device with other engines.
     **json.loads(os.environ.get("FLASHVLM_TEST_ENGINE", "{}")),
 }
 
@@ -59,7 +59,7 @@ def text_llama() -> Path:
 
 
 class Engine:
-    """An offline engine whose kept tokens can be read."""
+    """An offline engine that records the kept tokens."""
 
     def __init__(self, model: Path, trace: Path, **arguments: Any) -> None:
         from vllm import LLM
@@ -79,9 +79,9 @@ class Engine:
         positions: str | None = None,
         **sampling: Any,
     ) -> Any:
-        """Ask one question about images; returns vLLM's output."""
-        asked = [(question, budget)]
-        return self.ask_all(asked, images, max_tokens, selector, positions, **sampling)[0]
+        """Ask one question about images; return vLLM's output."""
+        requests = [(question, budget)]
+        return self.ask_all(requests, images, max_tokens, selector, positions, **sampling)[0]
 
     def ask_all(
         self,
@@ -92,7 +92,7 @@ class Engine:
         positions: str | None = None,
         **sampling: Any,
     ) -> list[Any]:
-        """Ask several ``(question, budget)`` at once, each about the same images."""
+        """Ask several ``(question, budget)`` pairs at once, each about the same images."""
         from vllm import SamplingParams
 
         images = [photo("astronaut")] if images is None else images
@@ -114,24 +114,24 @@ class Engine:
         return self.llm.generate(prompts, settings, use_tqdm=False)  # type: ignore[arg-type]
 
     def kept(self, rank: int = 0) -> list[dict[str, Any]]:
-        """What was kept so far: one record per item, oldest first."""
+        """Return the kept tokens so far: one record per item, oldest first."""
         path = self.trace / f"rank-{rank}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def features(self) -> dict[str, float]:
-        """What the worker's cache of image features tells about itself."""
+        """Return the statistics of the worker's feature cache."""
         (worker,) = self.llm.collective_rpc("flashvlm_statistics")
         return dict(worker["feature_cache"])
 
     def crowd_out(self) -> None:
-        """Have other images push everything out of vLLM's encoder cache."""
+        """Evict everything from vLLM's encoder cache by asking about other images."""
         config = self.llm.llm_engine.vllm_config
         size = config.scheduler_config.encoder_cache_size
         for number in range(size // 60 + 1):
             self.ask(f"{number}?", 60, [photo("coffee")], max_tokens=1)
 
-    def forget(self) -> None:
-        """Empty every cache, so that the next request runs cold."""
+    def clear_caches(self) -> None:
+        """Clear all caches, so that the next request runs without them."""
         assert self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
@@ -148,12 +148,12 @@ def start_engine(tmp_path_factory: pytest.TempPathFactory) -> StartEngine:
         try:
             yield engine
         finally:
-            # Ends the engine's processes now rather than at some later collection.
+            # Ends the engine's processes now and not at a later garbage collection.
             engine.llm.llm_engine.engine_core.shutdown()
 
     return start
 
 
 def token_ids(output: Any) -> list[int]:
-    """The generated token ids of vLLM's output."""
+    """Return the generated token ids of vLLM's output."""
     return list(output.outputs[0].token_ids)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A middleware that has the engine, and not the API process, forget the pixels it was sent.
+"""A middleware that drops the engine's cache of pixels, but not that of the API process.
 
-So it is after a client left at the wrong moment; here it is so at will.
+The same state arises when a client disconnects at the wrong moment; here it is reproducible.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 PATH = "/forget"
 
 
-class Forgetful:
-    """Answers ``PATH`` itself and passes everything else on."""
+class DropCache:
+    """Drops the cache on a request to ``PATH`` and passes other requests on."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformers' own model of a checkpoint, which answers are compared with."""
+"""Transformers' model of a checkpoint, to compare answers with."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def positions_of(before: int, places: Tensor, whole: int, after: int) -> Tensor:
-    """Positions of text, of what is kept of ``whole`` tokens, and of text behind it."""
+    """Return positions of text, of the kept tokens out of ``whole``, and of the text after them."""
     behind = torch.arange(before + whole, before + whole + after)
     return torch.cat([torch.arange(before), before + places, behind])
 
 
 @torch.inference_mode()
 def greedy(model: Any, embeddings: Tensor, positions: Tensor, tokens: int) -> list[int]:
-    """Greedy ids after embeddings ``(n, D)`` that stand at positions ``(n,)``."""
+    """Return the greedy token ids after embeddings ``(n, D)`` at positions ``(n,)``."""
     from transformers import DynamicCache
 
     assert len(embeddings) == len(positions)
@@ -37,13 +37,13 @@ def greedy(model: Any, embeddings: Tensor, positions: Tensor, tokens: int) -> li
 
 
 class TransformersModel:
-    """Model and processor as Transformers has them: eager attention, float32."""
+    """Transformers' model and processor: eager attention, float32."""
 
     def __init__(self, path: Path) -> None:
         import transformers
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        # For some models vLLM 0.31 puts a configuration of its own in the place of Transformers'.
+        # For some models vLLM 0.31 replaces Transformers' configuration class by its own.
         registered = type(AutoConfig.from_pretrained(path))
         config = getattr(transformers, registered.__name__, registered).from_pretrained(path)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(

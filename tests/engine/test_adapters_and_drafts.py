@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets beside what else an engine may be started with: adapters, drafters, several ranks.
+"""Budgets together with LoRA adapters, speculative decoding and several ranks.
 
-The same requests give the same words and the same kept tokens as on an engine without.
+The same requests give the same answers and the same kept tokens as on an engine without them.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ REQUESTS = [
 ]
 WORDS = 16
 STEADY = "divprune"
-"""A selector that other last bits do not lead to other tokens. Two ranks that hold half of a tower
-each round otherwise than one, and Algorithm 1 of `flashvlm` amplifies that."""
+"""A selector whose tokens do not depend on the last bits. Two ranks with half of a tower each round
+differently from one, and Algorithm 1 of `flashvlm` amplifies the difference."""
 
 
 LLAVA = "USER: <image>\n{question} ASSISTANT:"
@@ -41,7 +41,7 @@ N_GRAM = {
 
 
 class Answers(NamedTuple):
-    """What an engine said, and which tokens it kept of the request's image."""
+    """The answers of an engine, and the kept tokens of the request's image."""
 
     words: list[list[int]]
     kept: set[tuple[int, ...]]
@@ -54,7 +54,7 @@ def ask(
     form: str = LLAVA,
     selector: str = "flashvlm",
 ) -> Answers:
-    """Ask everything at once, and each request on its own and cold; both must agree."""
+    """Send all requests at once, and each alone with cleared caches; the answers must be equal."""
     from vllm import SamplingParams
 
     prompts = [
@@ -76,11 +76,11 @@ def ask(
         )
         return [token_ids(output) for output in outputs]
 
-    engine.forget()
+    engine.clear_caches()
     together = words(0, len(prompts))
     alone = []
     for number in range(len(prompts)):
-        engine.forget()
+        engine.clear_caches()
         alone += words(number, number + 1)
     assert together == alone
     return Answers(together, {tuple(record["kept"]) for record in engine.kept()})
@@ -94,7 +94,7 @@ def plain(start_engine: StartEngine, clip_llava: Path) -> Answers:
     return answers
 
 
-def test_adapters_change_the_words_and_not_the_kept_tokens(
+def test_adapters_change_the_answers_but_not_the_kept_tokens(
     start_engine: StartEngine, clip_llava: Path, plain: Answers, tmp_path: Path
 ) -> None:
     from vllm.lora.request import LoRARequest
@@ -104,23 +104,23 @@ def test_adapters_change_the_words_and_not_the_kept_tokens(
         for number in range(4)
         for name in "qkvo"
     ]
-    # The second changes the embeddings of the steering words as well.
+    # The second also changes the embeddings of the question's words.
     adapters = [
         LoRARequest(name, number, str(build_adapter(tmp_path / name, clip_llava, targets, size=1)))
         for number, (name, targets) in enumerate(
             {"layers": layers, "vocabulary": [*layers, "embed_tokens"]}.items(), start=1
         )
     ]
-    # In every batch others sit beside a request: two with adapters, one without.
+    # Every batch has requests with each of two adapters and without one.
     columns = [None, *adapters]
     answers = []
-    # One place more than adapters: on a CPU vLLM gives whoever has none what is in the last.
+    # One slot more than adapters: on a CPU vLLM uses the last slot for requests without an adapter.
     with start_engine(clip_llava, enable_lora=True, max_loras=3, max_lora_rank=8) as engine:
         for shift in range(3):
             turns = [columns[(number + shift) % 3] for number in range(len(REQUESTS))]
-            asked = ask(engine, turns)
-            assert asked.kept == plain.kept
-            answers.append(asked.words)
+            result = ask(engine, turns)
+            assert result.kept == plain.kept
+            answers.append(result.words)
     for number, without in enumerate(plain.words):
         by_adapter = {(number + shift) % 3: answers[shift][number] for shift in range(3)}
         assert by_adapter[0] == without
@@ -128,12 +128,12 @@ def test_adapters_change_the_words_and_not_the_kept_tokens(
 
 
 def drafts(engine: Engine) -> dict[str, float]:
-    """How many tokens were drafted, and how many of those were accepted."""
+    """Return the number of drafted and of accepted tokens."""
     values = {metric.name: getattr(metric, "value", 0) for metric in engine.llm.get_metrics()}
     return {name: values[f"vllm:spec_decode_num_{name}_tokens"] for name in ("draft", "accepted")}
 
 
-def test_n_gram_drafts_change_no_word(
+def test_n_gram_speculation_does_not_change_answers(
     start_engine: StartEngine, clip_llava: Path, plain: Answers
 ) -> None:
     with start_engine(clip_llava, speculative_config=N_GRAM, disable_log_stats=False) as engine:
@@ -144,7 +144,7 @@ def test_n_gram_drafts_change_no_word(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["eagle3", "draft_model"])
-def test_drafts_of_another_model_change_no_word(
+def test_speculation_with_a_draft_model_does_not_change_answers(
     method: str, start_engine: StartEngine, clip_llava: Path, plain: Answers, tmp_path: Path
 ) -> None:
     write = {"eagle3": build_eagle, "draft_model": take_language_model}[method]
@@ -153,7 +153,7 @@ def test_drafts_of_another_model_change_no_word(
         "model": str(write(tmp_path / method, clip_llava)),
         "num_speculative_tokens": 3,
     }
-    # Prefill ends within images, whose next token a drafter looks at.
+    # Prefill chunks end within images; the drafter reads the next token.
     with start_engine(
         clip_llava,
         speculative_config=settings,
@@ -165,7 +165,7 @@ def test_drafts_of_another_model_change_no_word(
 
 
 @pytest.fixture(scope="module")
-def plain_and_steady(start_engine: StartEngine, clip_llava: Path) -> Answers:
+def plain_divprune(start_engine: StartEngine, clip_llava: Path) -> Answers:
     with start_engine(clip_llava) as engine:
         return ask(engine, selector=STEADY)
 
@@ -175,9 +175,9 @@ def plain_and_steady(start_engine: StartEngine, clip_llava: Path) -> Answers:
     "arguments",
     [
         {"tensor_parallel_size": 2},
-        # LLaVA's tower cannot be served so: vLLM says it, and cuts the weights.
+        # LLaVA's tower does not support this: vLLM logs it and shards the weights.
         {"tensor_parallel_size": 2, "mm_encoder_tp_mode": "data"},
-        # Without compiling, vLLM's runner for CPUs makes no room for what a stage hands on.
+        # Without compilation, vLLM's CPU runner has no buffer for the output of a pipeline stage.
         {
             "pipeline_parallel_size": 2,
             "enforce_eager": False,
@@ -186,17 +186,17 @@ def plain_and_steady(start_engine: StartEngine, clip_llava: Path) -> Answers:
     ],
     ids=["tensor-parallel", "encoder-data-parallel", "pipeline-parallel"],
 )
-def test_several_ranks_answer_as_one(
+def test_several_ranks_answer_as_one_rank(
     arguments: dict[str, Any],
     start_engine: StartEngine,
     clip_llava: Path,
-    plain_and_steady: Answers,
+    plain_divprune: Answers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Left to itself, vLLM wants a memory node for each rank.
+    # By default vLLM requires a NUMA node for each rank.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with start_engine(clip_llava, **arguments) as engine:
-        assert ask(engine, selector=STEADY) == plain_and_steady
+        assert ask(engine, selector=STEADY) == plain_divprune
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def plain_qwen(start_engine: StartEngine) -> Answers:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["n-gram", "eagle3", "encoder-data-parallel"])
-def test_positions_in_three_dimensions_survive_drafts_and_ranks(
+def test_mrope_positions_are_unchanged_by_speculation_and_several_ranks(
     way: str,
     start_engine: StartEngine,
     plain_qwen: Answers,
@@ -236,14 +236,14 @@ def test_positions_in_three_dimensions_survive_drafts_and_ranks(
 
 
 @pytest.mark.slow
-def test_two_ranks_of_onevision_answer_as_one(
+def test_two_ranks_of_onevision_answer_as_one_rank(
     start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = build_onevision(REPOSITORY / ".models" / "onevision")
     with start_engine(path) as engine:
         alone = ask(engine)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    # OneVision's tower cannot be served in data parallel either: its weights are cut.
+    # OneVision's tower does not support data parallelism either: its weights are sharded.
     with start_engine(path, tensor_parallel_size=2, mm_encoder_tp_mode="data") as engine:
         assert ask(engine) == alone
         assert engine.kept(rank=0) == engine.kept(rank=1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image's tokens are chosen from does not depend on who else is served.
+"""The input of the selection does not depend on other requests in the batch.
 
-The loop of Algorithm 1 re-pairs everything after one swap of nearly equal scores, so a difference
-in the last bit is enough for another answer than a quiet server gives.
+The loop of Algorithm 1 amplifies a swap of two nearly equal scores, so a difference in the last
+bit could change the answer when the server is under load.
 """
 
 import random
@@ -18,13 +18,13 @@ IMAGES = 12
 
 
 def noise(number: int) -> Image.Image:
-    """Draw what no two tokens of are alike, and many are nearly as salient."""
+    """Draw an image whose tokens all differ, many of them nearly equally salient."""
     pixels = random.Random(number).randbytes(24 * 18 * 3)
     return Image.frombytes("RGB", (24, 18), pixels).resize((240, 180))
 
 
 @pytest.mark.parametrize("model", ["clip_llava", "siglip_llava"])
-def test_saliency_is_the_same_in_any_batch(
+def test_saliency_is_identical_in_any_batch(
     model: str,
     request: pytest.FixtureRequest,
     start_engine: StartEngine,
@@ -32,7 +32,7 @@ def test_saliency_is_the_same_in_any_batch(
 ) -> None:
     from vllm import SamplingParams
 
-    # In this process, so that what is selected from can be read.
+    # In this process, so that the test can read the input of the selection.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     prompts = [
         {
@@ -63,7 +63,7 @@ def test_saliency_is_the_same_in_any_batch(
         assert max(batches) > 1, "the images must share a batch for the comparison to mean anything"
         together = dict(seen)
 
-        engine.forget()
+        engine.clear_caches()
         engine.llm.apply_model(lambda model: model.clear_caches())  # type: ignore[attr-defined]
         batches.clear()
         for prompt in prompts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two engines behind one server: each is asked for its figures and for failed selections."""
+"""Two engines behind one server: statistics and failed selections of both are collected."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def ask(client: Client, engine: int, question: str, **fields: object) -> httpx.R
     return httpx.post(url, json=body, headers=headers, timeout=120)
 
 
-def test_the_figures_of_every_engine_are_on_the_page(client: Client) -> None:
+def test_the_metrics_page_has_the_statistics_of_every_engine(client: Client) -> None:
     before = client.metric("flashvlm_selection_seconds_count")
     for engine in ENGINES:
         for number in range(2):
@@ -58,7 +58,7 @@ def test_the_figures_of_every_engine_are_on_the_page(client: Client) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failed_selection_is_found_on_the_engine_that_ran_it(
+def test_a_failed_selection_is_reported_by_the_engine_that_ran_it(
     client: Client, engine: int, stream: bool
 ) -> None:
     question = f"fails on {engine} {stream}"

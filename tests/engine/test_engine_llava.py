@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One engine, LLaVA-1.5 shape with a CLIP tower: counts, mixtures, identity, conversation."""
+"""One engine, LLaVA-1.5 with a CLIP tower: counts, mixed batches, cache identity, conversations."""
 
 import json
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ def image_token(clip_llava: Path) -> int:
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 32, 64, 575, 0.001, 0.25, 0.5])
-def test_placeholders_are_as_many_as_kept_embeddings(
+def test_the_number_of_placeholders_equals_the_kept_embeddings(
     engine: Engine, image_token: int, budget: float
 ) -> None:
-    engine.forget()
+    engine.clear_caches()
     before = len(engine.kept())
     output = engine.ask(QUESTIONS[0], budget)
     (record,) = engine.kept()[before:]
@@ -39,32 +39,32 @@ def test_placeholders_are_as_many_as_kept_embeddings(
     assert record["kept"] == sorted(record["kept"])
 
 
-def test_the_prompt_shrinks_by_what_is_not_kept(engine: Engine) -> None:
+def test_the_prompt_is_shorter_by_the_dropped_tokens(engine: Engine) -> None:
     lengths = [len(engine.ask(QUESTIONS[0], b).prompt_token_ids) for b in (None, 64, 32)]
     assert [lengths[0] - length for length in lengths] == [0, 512, 544]
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
     requests = [
         (f"{question} {number}", budget)
         for number in range(3)
         for question in QUESTIONS
         for budget in (None, 16, 64, 0.25)
     ]
-    engine.forget()
+    engine.clear_caches()
     alone = []
     for request in requests:
-        engine.forget()
+        engine.clear_caches()
         alone.append(engine.ask(*request))
-    engine.forget()
+    engine.clear_caches()
     together = engine.ask_all(requests)
     for request, one, other in zip(requests, alone, together, strict=True):
         assert len(one.prompt_token_ids) == len(other.prompt_token_ids), request
         assert token_ids(one) == token_ids(other), request
 
 
-def test_the_kept_set_follows_the_question(engine: Engine) -> None:
-    engine.forget()
+def test_the_kept_tokens_depend_on_the_question(engine: Engine) -> None:
+    engine.clear_caches()
     before = len(engine.kept())
     for question in QUESTIONS:
         engine.ask(question, 64)
@@ -72,52 +72,52 @@ def test_the_kept_set_follows_the_question(engine: Engine) -> None:
     assert first != second
 
 
-def test_two_questions_about_one_image_answer_as_in_a_cold_run(engine: Engine) -> None:
+def test_two_questions_about_one_image_answer_as_without_caches(engine: Engine) -> None:
     cold = {}
     for question in QUESTIONS:
-        engine.forget()
+        engine.clear_caches()
         cold[question] = token_ids(engine.ask(question, 64))
-    engine.forget()
+    engine.clear_caches()
     for question in (*QUESTIONS, *QUESTIONS):
         assert token_ids(engine.ask(question, 64)) == cold[question]
     assert len({tuple(ids) for ids in cold.values()}) == len(QUESTIONS)
 
 
 def test_the_same_question_again_hits_the_prefix_cache(engine: Engine) -> None:
-    engine.forget()
+    engine.clear_caches()
     assert not engine.ask(QUESTIONS[0], 256).num_cached_tokens
     assert engine.ask(QUESTIONS[0], 256).num_cached_tokens >= 256
-    # Another question keeps other tokens: it must share nothing of the image.
+    # Another question keeps other tokens, so it must share no block of the image.
     assert not engine.ask(QUESTIONS[1], 256).num_cached_tokens
 
 
-def test_another_budget_is_another_identity(engine: Engine) -> None:
-    engine.forget()
+def test_another_budget_does_not_hit_the_prefix_cache(engine: Engine) -> None:
+    engine.clear_caches()
     engine.ask(QUESTIONS[0], 256)
     assert not engine.ask(QUESTIONS[0], 255).num_cached_tokens
 
 
-def test_a_budget_that_keeps_all_shares_the_cache_of_no_budget(engine: Engine) -> None:
-    engine.forget()
+def test_a_budget_of_all_tokens_shares_the_cache_with_no_budget(engine: Engine) -> None:
+    engine.clear_caches()
     plain = engine.ask(QUESTIONS[0], None, logprobs=3)
     whole = engine.ask(QUESTIONS[0], 576, logprobs=3)
     assert whole.num_cached_tokens >= 512
     assert token_ids(whole) == token_ids(plain)
 
 
-def test_several_images_get_the_budget_each(engine: Engine, image_token: int) -> None:
+def test_the_budget_applies_to_each_of_several_images(engine: Engine, image_token: int) -> None:
     images = [photo("astronaut"), photo("cat"), photo("coffee")]
-    engine.forget()
+    engine.clear_caches()
     before = len(engine.kept())
     output = engine.ask(QUESTIONS[0], 20, images)
     assert list(output.prompt_token_ids).count(image_token) == 60
     assert [len(record["kept"]) for record in engine.kept()[before:]] == [20, 20, 20]
 
 
-def test_the_same_words_steer_in_chat_and_in_a_prompt(engine: Engine) -> None:
+def test_the_same_question_in_chat_and_in_a_prompt_selects_the_same_tokens(engine: Engine) -> None:
     from vllm import SamplingParams
 
-    engine.forget()
+    engine.clear_caches()
     engine.ask(QUESTIONS[1], 64)
     before = len(engine.kept())
     content = [
@@ -130,11 +130,11 @@ def test_the_same_words_steer_in_chat_and_in_a_prompt(engine: Engine) -> None:
         use_tqdm=False,
         mm_processor_kwargs={"visual_budget": 64},
     )
-    # The encoder cache knew the item: same image, same budget, same words.
+    # The encoder cache has the item: same image, same budget, same question.
     assert len(engine.kept()) == before
 
 
-def test_a_second_turn_answers_as_in_a_cold_run(engine: Engine) -> None:
+def test_a_second_turn_answers_as_without_caches(engine: Engine) -> None:
     from vllm import SamplingParams
 
     image = {"type": "image_pil", "image_pil": photo("cat")}
@@ -154,29 +154,29 @@ def test_a_second_turn_answers_as_in_a_cold_run(engine: Engine) -> None:
         )
         return token_ids(output)
 
-    engine.forget()
+    engine.clear_caches()
     cold = chat(second)
-    engine.forget()
+    engine.clear_caches()
     chat([first])
     before = len(engine.kept())
     assert chat(second) == cold
-    # The latest user message steers, so the second turn selects anew.
+    # The latest user message is the question, so the second turn selects again.
     assert len(engine.kept()) == before + 1
 
 
 def test_n_answers_share_one_selection(engine: Engine) -> None:
-    engine.forget()
+    engine.clear_caches()
     before = len(engine.kept())
     output = engine.ask(QUESTIONS[0], 64, n=3, temperature=1.0, seed=1)
     assert len(output.outputs) == 3
     assert len(engine.kept()) == before + 1
 
 
-def test_words_can_be_given_and_an_image_alone_goes_by_saliency(engine: Engine) -> None:
+def test_visual_query_sets_the_question_and_without_words_saliency_decides(engine: Engine) -> None:
     from vllm import SamplingParams
 
     def kept_for(**arguments: object) -> dict[str, object]:
-        engine.forget()
+        engine.clear_caches()
         engine.llm.generate(
             {  # type: ignore[arg-type]
                 "prompt": "USER: <image> ASSISTANT:",
@@ -188,14 +188,14 @@ def test_words_can_be_given_and_an_image_alone_goes_by_saliency(engine: Engine) 
         )
         return engine.kept()[-1]
 
-    silent, empty, steered = kept_for(), kept_for(visual_query=""), kept_for(visual_query="flag")
-    assert silent["query"] == empty["query"] == []
-    assert silent["kept"] == empty["kept"]
-    assert steered["query"]
-    assert steered["kept"] != silent["kept"]
+    no_query, empty, guided = kept_for(), kept_for(visual_query=""), kept_for(visual_query="flag")
+    assert no_query["query"] == empty["query"] == []
+    assert no_query["kept"] == empty["kept"]
+    assert guided["query"]
+    assert guided["kept"] != no_query["kept"]
 
 
-def test_bad_budgets_raise_and_the_engine_goes_on(engine: Engine) -> None:
+def test_invalid_budgets_raise_and_the_engine_continues(engine: Engine) -> None:
     from vllm.exceptions import VLLMValidationError
 
     for budget in (0, -1, 1.0, 1.5, "64", True, float("nan"), [64]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler may do to a request must not change its answer."""
+"""Scheduling (chunks, preemption, batching) does not change answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,30 +24,30 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def simple(start_engine: StartEngine, clip_llava: Path) -> list[list[int]]:
-    """The answers when each request runs alone on an engine with room for all of it."""
+    """Return the answers when each request runs alone on an engine with enough memory."""
     with start_engine(clip_llava) as engine:
         answers = []
         for question, budget in REQUESTS:
-            engine.forget()
+            engine.clear_caches()
             answers.append(token_ids(engine.ask(question, budget, max_tokens=24)))
         return answers
 
 
-def test_prefill_in_chunks_smaller_than_the_image(
+def test_prefill_in_chunks_smaller_than_the_image_gives_the_same_answers(
     start_engine: StartEngine, clip_llava: Path, simple: list[list[int]]
 ) -> None:
     with start_engine(clip_llava, max_num_batched_tokens=128, max_num_seqs=4) as engine:
         for (question, budget), answer in zip(REQUESTS, simple, strict=True):
-            engine.forget()
+            engine.clear_caches()
             assert token_ids(engine.ask(question, budget, max_tokens=24)) == answer
-        engine.forget()
+        engine.clear_caches()
         together = engine.ask_all(REQUESTS, max_tokens=24)
         assert [token_ids(output) for output in together] == simple
 
 
-def test_preemption_by_a_tiny_cache(start_engine: StartEngine, clip_llava: Path) -> None:
+def test_preemption_does_not_change_answers(start_engine: StartEngine, clip_llava: Path) -> None:
     requests = [(f"{question} {number}", 64) for question, _ in REQUESTS[:2] for number in (1, 2)]
-    # Four prompts of 3 blocks fit into 16, the 6 blocks that each grows to do not.
+    # Four prompts of 3 blocks fit into 16 blocks; the 6 blocks that each grows to do not.
     with start_engine(
         clip_llava,
         block_size=32,
@@ -67,13 +67,13 @@ def test_preemption_by_a_tiny_cache(start_engine: StartEngine, clip_llava: Path)
 
         alone = [token_ids(engine.ask(*request, max_tokens=80)) for request in requests]
         assert preemptions() == 0
-        engine.forget()
+        engine.clear_caches()
         together = engine.ask_all(requests, max_tokens=80)
         assert [token_ids(output) for output in together] == alone
         assert preemptions() > 0
 
 
-def test_of_thirty_images_no_more_are_encoded_in_a_step_or_a_batch_than_without_pruning(
+def test_pruning_does_not_increase_the_images_encoded_per_step_or_batch(
     start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -87,7 +87,7 @@ def test_of_thirty_images_no_more_are_encoded_in_a_step_or_a_batch_than_without_
         return output
 
     monkeypatch.setattr(Scheduler, "schedule", counted)
-    # In this process, so that the tower can be watched.
+    # In this process, so that the calls of the tower can be recorded.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     with start_engine(
         clip_llava, max_num_batched_tokens=2048, max_num_seqs=30, max_model_len=1024
@@ -104,7 +104,7 @@ def test_of_thirty_images_no_more_are_encoded_in_a_step_or_a_batch_than_without_
         def most_at_once(budget: int | None) -> tuple[int, int]:
             from vllm import SamplingParams
 
-            engine.forget()
+            engine.clear_caches()
             batches.clear()
             steps.clear()
             prompts = [
@@ -128,14 +128,14 @@ def test_of_thirty_images_no_more_are_encoded_in_a_step_or_a_batch_than_without_
         for budget in (16, 300):
             own_batch, own_step = most_at_once(budget)
             assert own_batch <= batch
-            # Of 2,048 encoder tokens three whole images are 1,728; others fit no more.
+            # 2,048 encoder tokens are room for three whole images (1,728 tokens).
             assert own_step <= max(step, 2048 // 576)
 
 
 def test_kv_blocks_are_allocated_for_the_kept_tokens_only(
     start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In this process, so that the block pool can be read while a request is resident.
+    # In this process, so that the block pool can be read while a request is running.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import SamplingParams
 
@@ -158,11 +158,11 @@ def test_kv_blocks_are_allocated_for_the_kept_tokens_only(
                 llm_engine.step()
             return int(used)
 
-        # 14 words and layout around the image: 590, 78 and 46 tokens in blocks of 32.
+        # 14 tokens of text and layout around the image: 590, 78 and 46 tokens in blocks of 32.
         assert [blocks_in_use(budget) for budget in (None, 64, 32)] == [19, 3, 2]
 
 
-def test_a_default_for_the_engine_and_requests_that_say_otherwise(
+def test_a_request_overrides_the_default_budget_of_the_engine(
     start_engine: StartEngine, clip_llava: Path
 ) -> None:
     from vllm import SamplingParams
@@ -189,19 +189,19 @@ def test_a_default_for_the_engine_and_requests_that_say_otherwise(
         assert len(engine.kept()) == before
 
 
-def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
+def test_two_ranks_keep_the_same_tokens_and_answer_as_one_rank(
     start_engine: StartEngine,
     clip_llava: Path,
     simple: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Left to itself, vLLM wants a memory node for each rank.
+    # By default vLLM requires a NUMA node for each rank.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with start_engine(clip_llava, tensor_parallel_size=2) as engine:
         for (question, budget), answer in zip(REQUESTS, simple, strict=True):
-            engine.forget()
+            engine.clear_caches()
             assert token_ids(engine.ask(question, budget, max_tokens=24)) == answer
-        engine.forget()
+        engine.clear_caches()
         engine.ask_all(REQUESTS)
         first, second = engine.kept(rank=0), engine.kept(rank=1)
         assert first == second
@@ -221,11 +221,11 @@ def test_two_ranks_keep_the_same_tokens_and_answer_as_one(
 def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
     start_engine: StartEngine, clip_llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In this process, so that the selection can be watched.
+    # In this process, so that the calls of the selection can be recorded.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from flashvlm_vllm.worker import pruned_model
 
-    # Without the cache of features, which would spare the second encoding.
+    # Without the feature cache, which would avoid the second encoding.
     with start_engine(clip_llava, mm_processor_kwargs={"visual_feature_cache_gb": 0}) as engine:
         calls: list[int] = []
         select = pruned_model.run_selector_many
@@ -244,5 +244,5 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
         first, second, third, fourth = (each for each in engine.kept() if len(each["kept"]) > 60)
         assert first == second
         assert third == fourth
-        # Encoded four times, decided twice: rounding in another batch cannot change a decision.
+        # Encoded four times, selected twice: rounding in another batch cannot change the selection.
         assert [budget for budget in calls if budget > 60] == [64, 65]

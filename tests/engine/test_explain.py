@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``POST /v1/visual_tokens`` on running servers: it says what ordinary requests get."""
+"""``POST /v1/visual_tokens`` on running servers: its reply matches the ordinary requests."""
 
 import asyncio
 import io
@@ -22,11 +22,11 @@ from tests.engine.test_server_video import CLIP, FRAMES, message
 
 PATH = "/v1/visual_tokens"
 SIDE = 24
-KEY = "none"  # the one that `Client` sends
+KEY = "none"  # the API key that `Client` sends
 
 
 class Traced(Client):
-    """A client that can read which tokens the server's ordinary requests kept."""
+    """A client that can read the tokens that the server kept for ordinary requests."""
 
     def __init__(self, server: Server, trace: Path) -> None:
         super().__init__(server)
@@ -34,7 +34,7 @@ class Traced(Client):
 
     @property
     def encoded(self) -> list[Any]:
-        """The kept positions of every item that the worker has selected of so far."""
+        """Return the kept positions of every item that the worker has selected so far."""
         lines = self._trace.read_text().splitlines() if self._trace.exists() else []
         return [json.loads(line)["kept"] for line in lines]
 
@@ -77,17 +77,17 @@ def flat(part: Any) -> list[int]:
 
 @pytest.mark.parametrize("explained_first", [False, True])
 @pytest.mark.parametrize("selector", ["flashvlm", "vispruner"])
-def test_it_names_the_tokens_that_an_ordinary_request_keeps(
+def test_the_explanation_has_the_tokens_that_an_ordinary_request_keeps(
     client: Traced, selector: str, explained_first: bool
 ) -> None:
-    # Of a selector that reads no question only the budget tells two requests apart.
+    # For a selector that reads no question only the budget distinguishes the two requests.
     question, budget = "what is behind her?", 64 + explained_first
     fields = {"visual_budget": budget, "visual_selector": selector}
     told = client.explain(question, **fields) if explained_first else None
     before = len(client.encoded)
     answer = client.ask(question, **fields)
     if explained_first:
-        # Nothing that the explanation left in vLLM's caches answers the ordinary request.
+        # The ordinary request is not answered from caches that the explanation filled.
         assert len(client.encoded) == before + 1
     kept = client.encoded[-1]
     told = told or client.explain(question, **fields)
@@ -107,7 +107,7 @@ def test_it_names_the_tokens_that_an_ordinary_request_keeps(
         assert max(scores) == pytest.approx(1, abs=1e-3)
 
 
-def test_what_a_request_asks_again_is_cached_as_if_nobody_had_looked(client: Traced) -> None:
+def test_an_explanation_does_not_evict_the_ordinary_request_from_the_caches(client: Traced) -> None:
     client.ask("is it cached?", visual_budget=300)
     client.explain("is it cached?", visual_budget=300)
     before = len(client.encoded)
@@ -115,7 +115,7 @@ def test_what_a_request_asks_again_is_cached_as_if_nobody_had_looked(client: Tra
     assert len(client.encoded) == before
 
 
-def test_more_budget_covers_more_and_costs_are_told(client: Traced) -> None:
+def test_a_larger_budget_covers_more_and_costs_are_reported(client: Traced) -> None:
     told = [client.explain(visual_budget=budget, budgets=[16, 0.25]) for budget in (16, 144)]
     small, large = (each["items"][0] for each in told)
     assert small["coverage"]["mean"] > large["coverage"]["mean"]
@@ -125,7 +125,7 @@ def test_more_budget_covers_more_and_costs_are_told(client: Traced) -> None:
     assert [each["items"][0]["kept"] for each in told] == [16, 144]
 
 
-def test_an_item_that_is_kept_whole_has_maps_too(client: Traced) -> None:
+def test_an_item_that_is_kept_whole_has_score_maps(client: Traced) -> None:
     (item,) = client.explain(visual_budget=576)["items"]
     (part,) = item["parts"]
     assert len(part["kept"]) == item["kept"] == 576
@@ -133,31 +133,31 @@ def test_an_item_that_is_kept_whole_has_maps_too(client: Traced) -> None:
     assert max(max(row) for row in part["fused"]) > 0
 
 
-def test_merged_tokens_have_no_place_and_cover_what_they_stand_for(client: Traced) -> None:
+def test_merged_tokens_have_no_place_but_count_for_the_coverage(client: Traced) -> None:
     (item,) = client.explain(visual_budget=64, visual_selector="prumerge+")["items"]
     assert item["merged"]
     assert item["parts"][0]["kept"] == []
     assert 0 < item["coverage"]["mean"] < item["coverage"]["max"]
 
 
-def test_without_words_there_is_no_relevance(client: Traced) -> None:
+def test_without_a_question_there_is_no_relevance(client: Traced) -> None:
     (item,) = client.explain(visual_budget=64, visual_query="")["items"]
     assert item["parts"][0]["relevance"] is None
 
 
-def test_each_image_has_its_own_even_when_they_are_one(client: Traced) -> None:
+def test_each_image_has_its_own_explanation_even_if_two_are_equal(client: Traced) -> None:
     urls = [data_url(photo(name)) for name in ("astronaut", "cat", "astronaut")]
     messages = message(*(("image_url", url) for url in urls))
     told = client.explain(messages=messages, visual_budget=32)
     client.ask(messages=messages, visual_budget=32)
     kept = [flat(item["parts"][0]) for item in told["items"]]
-    # The ordinary request sees the first and the third as one.
+    # The ordinary request treats the first and the third as one item.
     assert kept[:2] == client.encoded[-2:]
     assert kept[0] == kept[2] != kept[1]
     assert [item["kept"] for item in told["items"]] == [32] * 3
 
 
-def test_the_grid_lies_where_the_processor_cropped(client: Traced) -> None:
+def test_the_region_of_the_grid_matches_the_crop_of_the_processor(client: Traced) -> None:
     wide = photo("astronaut").resize((672, 336))
     told = client.explain(messages=conversation(url=data_url(wide)), visual_budget=8)
     (item,) = told["items"]
@@ -165,7 +165,7 @@ def test_the_grid_lies_where_the_processor_cropped(client: Traced) -> None:
     assert item["parts"][0]["region"] == [0.25, 0.0, 0.75, 1.0]
 
 
-async def test_together_each_gets_its_own(client: Traced) -> None:
+async def test_concurrent_requests_get_their_own_explanations(client: Traced) -> None:
     questions = [f"where is number {number}?" for number in range(3)]
     alone = [client.explain(question, visual_budget=24)["items"] for question in questions]
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as to:
@@ -177,7 +177,7 @@ async def test_together_each_gets_its_own(client: Traced) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({}, "visual_budget"),
         ({"visual_budget": None}, "visual_budget"),
@@ -190,16 +190,14 @@ async def test_together_each_gets_its_own(client: Traced) -> None:
         ({"visual_budget": 64, "model": "other"}, "other"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(
-    client: Traced, fields: dict[str, Any], said: str
-) -> None:
+def test_invalid_requests_are_refused(client: Traced, fields: dict[str, Any], message: str) -> None:
     answer = client.post_as({**client.body(), **fields})
     error = answer.json()["error"]
     assert answer.status_code == error["code"] == (404 if "model" in fields else 400)
-    assert said in error["message"]
+    assert message in error["message"]
 
 
-def test_an_item_that_is_not_sent_is_refused(client: Traced) -> None:
+def test_an_item_given_by_uuid_only_is_refused(client: Traced) -> None:
     messages = conversation("by name?", uuid="a photo")
     client.ask(messages=messages, visual_budget=64)
     messages[0]["content"][0]["image_url"] = None
@@ -208,7 +206,7 @@ def test_an_item_that_is_not_sent_is_refused(client: Traced) -> None:
     assert "data is not provided" in answer.json()["error"]["message"]
 
 
-def test_the_servers_key_is_asked_for(client: Traced) -> None:
+def test_the_api_key_is_required(client: Traced) -> None:
     body = client.body(visual_budget=64)
     assert client.post(PATH, body).status_code == 401
     assert client.post_as(body, Authorization="Bearer other").status_code == 401
@@ -221,14 +219,14 @@ def test_the_picture_shows_the_kept_patches(client: Traced) -> None:
     assert picture.size == (684, 684)
 
 
-def test_nothing_of_the_request_is_logged(client: Traced) -> None:
+def test_the_content_of_requests_is_not_logged(client: Traced) -> None:
     client.explain("where is the zanzibar?", visual_budget=64, visual_query="quetzalcoatl")
     client.post_as(client.body("zanzibar", visual_budget=64, visual_selector="quetzalcoatl"))
     for word in ("zanzibar", "quetzalcoatl", "iVBOR"):
         assert word not in client.server.log
 
 
-def test_the_command_tells_and_draws(
+def test_the_command_prints_and_draws_the_kept_tokens(
     client: Traced, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, png = tmp_path / "astronaut.png", tmp_path / "kept.png"
@@ -246,7 +244,7 @@ def test_the_command_tells_and_draws(
     assert "401" in capsys.readouterr().err
 
 
-def test_of_a_video_every_frame_is_told(onevision: Traced) -> None:
+def test_the_explanation_of_a_video_has_every_frame(onevision: Traced) -> None:
     messages = message(("video_url", CLIP))
     told = onevision.explain(messages=messages, visual_budget=12, budgets=[2, 40])
     onevision.ask(messages=messages, visual_budget=12)
@@ -260,7 +258,7 @@ def test_of_a_video_every_frame_is_told(onevision: Traced) -> None:
     assert all(part["kept"] for part in parts)
     assert (item["modality"], item["width"], item["height"]) == ("video", 100, 90)
     assert item["kept"] == told["kept"] == 12
-    # Fewer tokens than frames cannot be asked for.
+    # A budget of fewer tokens than frames is not possible.
     assert [cost["kept"] for cost in item["costs"]] == [None, 40]
     answer = onevision.post_as(
         onevision.body(messages=messages, visual_budget=12), Accept="image/png"
@@ -268,7 +266,7 @@ def test_of_a_video_every_frame_is_told(onevision: Traced) -> None:
     assert answer.content.startswith(b"\x89PNG")
 
 
-def test_of_tiles_the_picture_is_told_as_well(onevision: Traced) -> None:
+def test_the_explanation_of_tiles_has_base_crop_and_picture(onevision: Traced) -> None:
     messages = conversation(url=data_url(photo("astronaut").resize((200, 100))))
     told = onevision.explain(messages=messages, visual_budget=30)
     onevision.ask(messages=messages, visual_budget=30)
@@ -281,7 +279,7 @@ def test_of_tiles_the_picture_is_told_as_well(onevision: Traced) -> None:
 
 
 @pytest.mark.slow
-def test_with_tensor_parallelism_it_is_the_same(
+def test_tensor_parallelism_gives_the_same_explanation(
     clip_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")

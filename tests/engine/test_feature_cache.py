@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of image features: the tower is not paid for twice, and no answer changes."""
+"""The feature cache: the tower does not run twice for an image, and answers do not change."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.engine.conftest import Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?", "is there a rocket?")
 LLAVA_BYTES = 576 * (128 + 128 + 1) * 4
-"""Of one image of the test model: features, projected features and saliency in float32."""
+"""Size of one image of the test model: features, projected features, saliency, in float32."""
 
 
 def cache_of(bytes_: int) -> dict[str, Any]:
@@ -30,12 +30,12 @@ def cache_of(bytes_: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cold(start_engine: StartEngine, clip_llava: Path) -> dict[tuple[str, str], list[int]]:
-    """Answers without any cache of features, each from empty caches."""
+    """Return answers without the feature cache, each with cleared caches."""
     with start_engine(clip_llava, **cache_of(0)) as engine:
         answers = {}
         for name in ("astronaut", "coffee", "rocket"):
             for question in QUESTIONS:
-                engine.forget()
+                engine.clear_caches()
                 answers[name, question] = token_ids(engine.ask(question, 64, [photo(name)]))
         assert engine.features() == {"hits": 0, "misses": 9, "bytes": 0}
         return answers
@@ -43,12 +43,12 @@ def cold(start_engine: StartEngine, clip_llava: Path) -> dict[tuple[str, str], l
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the worker here, so that the tower can be watched."""
+    """Run the worker in this process, so that the calls of the tower can be recorded."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 def watched(engine: Engine) -> list[int]:
-    """Return the batch sizes of the tower's calls, which grows as it is called."""
+    """Return a list that records the batch size of each call of the tower."""
     batches: list[int] = []
 
     def watch(model: Any) -> None:
@@ -77,17 +77,17 @@ def test_another_question_about_an_image_makes_no_encoder_call(
         assert batches == [1]
         assert engine.features() == {"hits": 4, "misses": 1, "bytes": LLAVA_BYTES}
 
-        # Selectors that look at the keys need them from the tower, once.
+        # Selectors that read the keys need them from the tower, once.
         engine.ask(QUESTIONS[0], 64, selector="visionzip")
         engine.ask(QUESTIONS[0], 64, selector="prumerge+")
         assert batches == [1, 1]
 
-        # Another image is another image, and several questions at once are one encoding.
+        # A new image is encoded once, also for several questions at once.
         engine.ask_all([(question, 64) for question in QUESTIONS], [photo("coffee")])
         assert batches == [1, 1, 1]
 
 
-def test_a_second_question_is_not_preprocessed_again(
+def test_a_second_question_does_not_preprocess_the_image_again(
     start_engine: StartEngine,
     clip_llava: Path,
     in_process: None,
@@ -110,7 +110,7 @@ def test_a_second_question_is_not_preprocessed_again(
 
 
 @pytest.mark.parametrize("room", [0.5, 1.5])
-def test_too_little_room_changes_no_answer_and_is_never_exceeded(
+def test_a_small_cache_changes_no_answer_and_never_exceeds_its_bound(
     start_engine: StartEngine,
     clip_llava: Path,
     cold: dict[tuple[str, str], list[int]],
@@ -122,15 +122,15 @@ def test_too_little_room_changes_no_answer_and_is_never_exceeded(
                 answer = engine.ask(question, 64, [photo(name)])
                 assert token_ids(answer) == cold[name, question]
                 assert engine.features()["bytes"] <= room * LLAVA_BYTES
-        # Three images take turns in room for one or none, the least recently used first.
+        # Three images alternate in a cache for one or none, so there are no hits.
         whole = int(room) * LLAVA_BYTES
         assert engine.features() == {"hits": 0, "misses": 9, "bytes": whole}
 
 
-def test_evicted_between_two_chunks_of_its_request(
+def test_features_evicted_between_two_chunks_of_a_request(
     start_engine: StartEngine, clip_llava: Path, in_process: None
 ) -> None:
-    """Requests of several chunks, other images in between, and room for one image only."""
+    """Requests of several chunks, with other images in between, and a cache for one image only."""
     budget = 300
     names = ("astronaut", "coffee", "rocket", "galaxies")
     with start_engine(clip_llava, **cache_of(0)) as engine:
@@ -155,13 +155,13 @@ def test_evicted_between_two_chunks_of_its_request(
         )
         assert [token_ids(output) for output in outputs] == cold
         assert engine.features()["bytes"] == LLAVA_BYTES
-        # All four again: the encoder cache does not hold four, the feature cache one.
+        # All four again: the encoder cache does not hold four images, the feature cache holds one.
         engine.llm.reset_prefix_cache()
         for name, answer in zip(names, cold, strict=True):
             assert token_ids(engine.ask(QUESTIONS[0], budget, [photo(name)])) == answer
 
 
-def test_an_aborted_request_leaves_the_next_one_right(
+def test_an_aborted_request_does_not_affect_the_next_one(
     start_engine: StartEngine,
     clip_llava: Path,
     cold: dict[tuple[str, str], list[int]],
@@ -188,10 +188,10 @@ def test_an_aborted_request_leaves_the_next_one_right(
         assert batches == [1]
 
 
-def test_a_tower_that_fails_leaves_nothing_behind(
+def test_a_failed_encoding_leaves_nothing_in_the_cache(
     start_engine: StartEngine, clip_llava: Path, in_process: None
 ) -> None:
-    """Half an encoding must not be remembered as a whole one."""
+    """A partial encoding must not be cached as a complete one."""
     with start_engine(clip_llava) as engine:
 
         def fail(model: Any) -> None:
@@ -214,7 +214,7 @@ def test_a_tower_that_fails_leaves_nothing_behind(
             def name(text: bytes) -> Any:
                 return torch.tensor([list(text.ljust(32, b"\0"))], dtype=torch.uint8)
 
-            asked = {
+            fields = {
                 KEPT: torch.tensor([64]),
                 QUERY_IDS: torch.tensor([[5, 6]]),
                 IDENTITY: name(b"identity"),
@@ -224,13 +224,13 @@ def test_a_tower_that_fails_leaves_nothing_behind(
             }
             model.embed_multimodal(
                 pixel_values=torch.zeros(1, 3, 336, 336),
-                **{field_name(field, "image"): value for field, value in asked.items()},
+                **{field_name(field, "image"): value for field, value in fields.items()},
             )
 
         engine.llm.apply_model(fail)
 
 
-def test_new_weights_make_old_features_void(
+def test_reloading_weights_clears_the_cached_features(
     start_engine: StartEngine, clip_llava: Path, in_process: None
 ) -> None:
     with start_engine(clip_llava) as engine:
@@ -238,7 +238,7 @@ def test_new_weights_make_old_features_void(
         answer = token_ids(engine.ask(QUESTIONS[0], 64))
         engine.llm.collective_rpc("reload_weights")
         assert engine.features()["bytes"] == 0
-        engine.forget()
+        engine.clear_caches()
         assert token_ids(engine.ask(QUESTIONS[0], 64)) == answer
         assert batches == [1, 1]
 
@@ -262,6 +262,6 @@ def test_llava_next_images_of_several_sizes(next_engines: tuple[Engine, Engine])
         for images in rounds:
             expected = without.ask(question, 96, images)
             assert token_ids(engine.ask(question, 96, images)) == token_ids(expected)
-    # Three images, and three again with another question; the last round of each question is in
-    # vLLM's own encoder cache.
+    # Three images, and the same three with another question; vLLM's own encoder cache has the last
+    # round of each question.
     assert (engine.features()["misses"], engine.features()["hits"]) == (3, 3)

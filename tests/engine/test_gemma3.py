@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gemma 3: counts, pan and scan, parity with Transformers.
 
-On a CPU vLLM's attention is causal for image tokens too, so the reference's is as well.
+On a CPU vLLM's attention is causal for image tokens too, so that of the reference is as well.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.engine.reference import TransformersModel
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 PAN_AND_SCAN = {"do_pan_and_scan": True}
 WIDE = (640, 320)
-"""Two crops beside the image itself."""
+"""Gives two crops in addition to the image itself."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def reference(path: Path) -> "Reference":
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, eager attention, float32."""
+    """Transformers' model, eager attention, float32."""
 
     def id_of(self, token: str) -> int:
         return int(self.processor.tokenizer.convert_tokens_to_ids(token))
 
     @torch.inference_mode()
     def encode(self, image: Any, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """Projections (K * n, D) and saliency (K * n,) of an image and its crops."""
+        """Return projections (K * n, D) and saliency (K * n,) of an image and its crops."""
         pixels = self.processor.image_processor([image], return_tensors="pt", **arguments)
         tower = self.model.model.vision_tower(pixels["pixel_values"], output_attentions=True)
         projected = self.model.model.multi_modal_projector(tower.last_hidden_state)
@@ -62,7 +62,7 @@ class Reference(TransformersModel):
 
     @torch.inference_mode()
     def generate(self, ids: list[int], rows: Tensor, kept: Tensor, tokens: int) -> list[int]:
-        """Greedy ids after a prompt of which the image tokens ``kept`` are left, as ``rows``."""
+        """Return greedy ids after a prompt with the ``kept`` image tokens, embedded as ``rows``."""
         prompt, embed = torch.tensor(ids), self.model.get_input_embeddings()
         embeddings = embed(prompt)
         embeddings[prompt == self.id_of(SOFT)] = rows
@@ -81,7 +81,7 @@ class Reference(TransformersModel):
         return answer
 
     def positions(self, ids: list[int], kept: Tensor) -> Tensor:
-        """Where the tokens of a prompt stand without pruning: behind every begin are all."""
+        """Return a prompt's positions without pruning: every begin is followed by all tokens."""
         begin, soft = self.id_of(START), self.id_of(SOFT)
         positions, base, tile, at = [], 0, -1, iter(kept.tolist())
         for token in ids:
@@ -97,7 +97,7 @@ class Reference(TransformersModel):
 
 
 def ask(engine: Engine, requests: list[dict[str, Any]]) -> list[Any]:
-    """Ask several at once: each has a question, images, maybe a budget and other arguments."""
+    """Send several requests at once: each has a question, images, optional budget and arguments."""
     from vllm import SamplingParams
 
     prompts: list[Any] = []
@@ -121,7 +121,7 @@ def ask(engine: Engine, requests: list[dict[str, Any]]) -> list[Any]:
 
 
 def runs_of(ids: list[int], token: int) -> list[int]:
-    """How long the runs of a token are."""
+    """Return the lengths of the runs of a token."""
     runs, last = [], None
     for each in ids:
         if each == token:
@@ -130,12 +130,14 @@ def runs_of(ids: list[int], token: int) -> list[int]:
     return runs
 
 
-def test_counts_are_exact_and_the_text_around_stays(engine: Engine, reference: Reference) -> None:
+def test_counts_are_exact_and_the_surrounding_text_is_unchanged(
+    engine: Engine, reference: Reference
+) -> None:
     (whole,) = ask(engine, [{"question": "what?"}])
     soft = reference.id_of(SOFT)
     around = [token for token in whole.prompt_token_ids if token != soft]
     for budget, kept in ((1, 1), (5, 5), (0.5, 8), (15, 15), (16, 16), (400, 16)):
-        engine.forget()
+        engine.clear_caches()
         before = len(engine.kept())
         (output,) = ask(engine, [{"question": "what?", "budget": budget}])
         ids = list(output.prompt_token_ids)
@@ -147,7 +149,7 @@ def test_counts_are_exact_and_the_text_around_stays(engine: Engine, reference: R
             assert record["kept"] == sorted(set(record["kept"]))
 
 
-def test_an_image_answers_as_transformers_does(engine: Engine, reference: Reference) -> None:
+def test_answers_about_an_image_equal_transformers(engine: Engine, reference: Reference) -> None:
     projected, saliency = reference.encode(photo("astronaut"))
     for budget in (None, 4, 12):
         (output,) = ask(engine, [{"question": QUESTIONS[0], "budget": budget}])
@@ -171,7 +173,7 @@ def test_an_image_and_its_crops_share_the_budget(engine: Engine, reference: Refe
     soft, start, end = (reference.id_of(token) for token in (SOFT, START, END))
     request = {"question": QUESTIONS[1], "images": [image], "processor": PAN_AND_SCAN}
     for budget in (None, 2, 10, 40):
-        engine.forget()
+        engine.clear_caches()
         (output,) = ask(engine, [{**request, "budget": budget}])
         ids, answer = list(output.prompt_token_ids), token_ids(output)
         kept = torch.arange(3 * TOKENS)
@@ -185,7 +187,7 @@ def test_an_image_and_its_crops_share_the_budget(engine: Engine, reference: Refe
 
 
 def requests() -> list[dict[str, Any]]:
-    """Two images, with crops and without, pruned and not."""
+    """Two images, with and without crops, with and without budget."""
     images = [photo("astronaut"), photo("cat").resize(WIDE)]
     return [
         {"question": question, "budget": budget, "images": images, "processor": arguments}
@@ -195,41 +197,41 @@ def requests() -> list[dict[str, Any]]:
     ]
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
-    asked = requests()
+def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
+    batch = requests()
     alone = []
-    for request in asked:
-        engine.forget()
+    for request in batch:
+        engine.clear_caches()
         alone.append(ask(engine, [request])[0])
-    engine.forget()
-    together = ask(engine, asked)
-    again = ask(engine, asked)
-    for request, *outputs in zip(asked, alone, together, again, strict=True):
+    engine.clear_caches()
+    together = ask(engine, batch)
+    again = ask(engine, batch)
+    for request, *outputs in zip(batch, alone, together, again, strict=True):
         one, other, warm = outputs
         assert list(one.prompt_token_ids) == list(other.prompt_token_ids), request
         assert token_ids(one) == token_ids(other) == token_ids(warm), request
         assert warm.num_cached_tokens == (len(warm.prompt_token_ids) - 1) // 32 * 32, request
 
 
-def test_every_selector_keeps_as_many(engine: Engine, reference: Reference) -> None:
+def test_every_selector_keeps_the_exact_count(engine: Engine, reference: Reference) -> None:
     request = {"question": "what?", "images": [photo("cat").resize(WIDE)], "budget": 20}
     for selector in BUILT_IN:
-        engine.forget()
-        asked = {**request, "processor": PAN_AND_SCAN, "selector": selector}
-        (output,) = ask(engine, [asked])
+        engine.clear_caches()
+        pruned = {**request, "processor": PAN_AND_SCAN, "selector": selector}
+        (output,) = ask(engine, [pruned])
         assert runs_of(list(output.prompt_token_ids), reference.id_of(SOFT)) == [7, 7, 6], selector
-        engine.forget()
-        assert token_ids(ask(engine, [asked])[0]) == token_ids(output), selector
+        engine.clear_caches()
+        assert token_ids(ask(engine, [pruned])[0]) == token_ids(output), selector
 
 
 @pytest.mark.slow
-def test_two_ranks_answer_as_one(
+def test_two_ranks_answer_as_one_rank(
     start_engine: StartEngine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start_engine(path) as engine:
         alone = [token_ids(ask(engine, [request])[0]) for request in requests()]
         kept = [record["kept"] for record in engine.kept()]
-    # Left to itself, vLLM wants a memory node for each rank.
+    # By default vLLM requires a NUMA node for each rank.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with start_engine(path, tensor_parallel_size=2) as engine:
         assert [token_ids(ask(engine, [request])[0]) for request in requests()] == alone

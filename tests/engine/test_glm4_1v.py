@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4.1V: images with budgets against Transformers; videos stay whole, or are refused."""
+"""GLM-4.1V: images with budgets against Transformers; videos are kept whole or refused."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="module")
 def engine(start_engine: StartEngine) -> Iterator[Engine]:
-    # A chunk is shorter than most prompts here, so all of them pass in several.
+    # A chunk is shorter than most prompts here, so they are prefilled in several chunks.
     with start_engine(
         build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"),
         max_num_batched_tokens=64,
@@ -72,21 +72,21 @@ def run(engine: Engine, *requests: dict[str, Any], tokens: int = 8) -> list[Any]
         ([PICTURE, TALL], 0.3),
     ],
 )
-def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
+def test_answers_equal_transformers_with_the_same_tokens_at_the_same_positions(
     engine: Engine, reference: Reference, images: list[Any], budget: object
 ) -> None:
-    engine.forget()
+    engine.clear_caches()
     (output,) = run(engine, request(QUESTIONS[0], budget, images))
     grids = reference.processor.image_processor(images, return_tensors="pt")["image_grid_thw"]
     lengths = [int(grid.prod()) // 4 for grid in grids]
     kept = [list(range(length)) for length in lengths]
     if budget is not None:
         kept = [each["kept"] for each in engine.kept()[-len(images) :]]
-        asked = [
+        counts = [
             budget if isinstance(budget, int) else math.floor(length * 0.3 + 0.5)
             for length in lengths
         ]
-        assert [len(each) for each in kept] == asked
+        assert [len(each) for each in kept] == counts
     gone = sum(lengths) - sum(map(len, kept))
     prompt = text(QUESTIONS[0], len(images))
     whole = reference.processor(text=[prompt], images=images)["input_ids"][0]
@@ -95,10 +95,10 @@ def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
     assert ids == reference.answer(prompt, kept, images, [], len(ids))
 
 
-def test_the_important_half_follows_from_transformers_own_attention(
+def test_the_important_half_equals_that_from_transformers_attention(
     engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.forget()
+    engine.clear_caches()
     run(engine, request(QUESTIONS[0], 20), tokens=1)
     record = engine.kept()[-1]
     inputs = reference.processor.image_processor([PICTURE], return_tensors="pt")
@@ -113,7 +113,7 @@ def test_the_important_half_follows_from_transformers_own_attention(
     assert record["query"] == tokenizer(QUESTIONS[0], add_special_tokens=False).input_ids
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
     requests = [
         request(question, budget, images, videos)
         for question in QUESTIONS
@@ -126,9 +126,9 @@ def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
     ]
     alone = []
     for each in requests:
-        engine.forget()
+        engine.clear_caches()
         alone.append(token_ids(run(engine, each)[0]))
-    engine.forget()
+    engine.clear_caches()
     for _ in range(2):  # the second time from the caches
         outputs = run(engine, *requests)
         assert [token_ids(each) for each in outputs] == alone
@@ -136,8 +136,8 @@ def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
     assert alone[1] != alone[5]
 
 
-def test_a_budget_that_does_not_bind_is_no_budget(engine: Engine) -> None:
-    engine.forget()
+def test_a_budget_of_all_tokens_equals_no_budget(engine: Engine) -> None:
+    engine.clear_caches()
     stock, whole = (run(engine, request(QUESTIONS[0], budget))[0] for budget in (None, 4096))
     assert token_ids(stock) == token_ids(whole)
     assert whole.num_cached_tokens >= 32
@@ -145,7 +145,7 @@ def test_a_budget_that_does_not_bind_is_no_budget(engine: Engine) -> None:
     assert token_ids(other) != token_ids(stock)
 
 
-def test_a_video_with_a_budget_is_refused_and_the_engine_goes_on(engine: Engine) -> None:
+def test_a_video_with_a_budget_is_refused_and_the_engine_continues(engine: Engine) -> None:
     from vllm.exceptions import VLLMValidationError
 
     for budget in (8, 0.5):
@@ -157,10 +157,10 @@ def test_a_video_with_a_budget_is_refused_and_the_engine_goes_on(engine: Engine)
     assert token_ids(run(engine, request(QUESTIONS[0], None, [], 1))[0])
 
 
-def test_a_video_without_a_budget_is_answered_as_transformers_does(
+def test_a_video_without_a_budget_is_answered_as_by_transformers(
     engine: Engine, reference: Reference
 ) -> None:
-    engine.forget()
+    engine.clear_caches()
     (output,) = run(engine, request(QUESTIONS[0], None, [PICTURE], 1))
     grid = reference.processor.video_processor([CLIP], do_sample_frames=False, return_tensors="pt")[
         "video_grid_thw"
@@ -171,7 +171,7 @@ def test_a_video_without_a_budget_is_answered_as_transformers_does(
 
 
 @pytest.mark.slow
-def test_a_default_budget_leaves_prompts_with_videos_whole(
+def test_a_default_budget_does_not_prune_prompts_with_videos(
     start_engine: StartEngine, engine: Engine
 ) -> None:
     requests = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4V: its tower against PyTorch, and answers against its language model fed with embeddings."""
+"""GLM-4V: its tower against PyTorch, and answers against its language model given embeddings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +24,14 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def engine(start_engine: StartEngine, model: Path) -> Iterator[Engine]:
-    # Two chunks to an image.
+    # An image takes two chunks.
     with start_engine(model, max_num_batched_tokens=32, block_size=32) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def language_model(start_engine: StartEngine) -> Iterator[Engine]:
-    """The same weights without a tower: vLLM's own model, which takes embeddings."""
+    """The same weights without a tower: vLLM's own model, which accepts embeddings."""
     model = build_glm4v(REPOSITORY / ".models" / "glm4v-text", with_vision=False)
     with start_engine(model, enable_prompt_embeds=True) as engine:
         yield engine
@@ -63,7 +63,7 @@ def embeddings_of(engine: Engine, reference: Reference, question: str, image: Te
     return torch.cat([before, image, after])
 
 
-def test_answers_as_the_language_model_fed_with_the_kept_tokens(
+def test_answers_equal_the_language_model_given_the_kept_tokens(
     engine: Engine, language_model: Engine, model: Path
 ) -> None:
     reference = Reference(model)
@@ -71,8 +71,8 @@ def test_answers_as_the_language_model_fed_with_the_kept_tokens(
     for name in ("astronaut", "coffee"):
         rows, seen = reference.encode(photo(name))
         for budget in (None, 1, 6):
-            engine.forget()
-            # Embeddings that a request brings stand one after another.
+            engine.clear_caches()
+            # Embeddings in a request have consecutive positions.
             own = {} if budget is None else {"visual_positions": "closed"}
             (output,) = ask(engine, prompt_of(QUESTIONS[0], budget, name, **own))
             kept = list(range(TOKENS)) if budget is None else engine.kept()[-1]["kept"]
@@ -83,14 +83,14 @@ def test_answers_as_the_language_model_fed_with_the_kept_tokens(
             (expected,) = ask(language_model, {"prompt_embeds": fed})
             assert token_ids(output) == token_ids(expected), (name, budget)
             answers.add(tuple(token_ids(output)))
-        # Half of its tokens are the most salient ones.
+        # Half of the kept tokens are the most salient ones.
         ask(engine, prompt_of(QUESTIONS[0], 6, name, visual_selector="vispruner"))
         assert set(seen.topk(3).indices.tolist()) < set(engine.kept()[-1]["kept"])
     assert len(answers) > 2
 
 
 @pytest.mark.parametrize("chunk", [4096, 8], ids=["at once", "in chunks"])
-def test_begin_kept_tokens_and_end_stand_where_they_stand_without_pruning(
+def test_begin_kept_tokens_and_end_have_the_positions_they_have_without_pruning(
     chunk: int, start_engine: StartEngine, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -101,11 +101,11 @@ def test_begin_kept_tokens_and_end_stand_where_they_stand_without_pruning(
             inner = whole.transformer
             forward = inner.forward
 
-            def noted(input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
+            def recorded(input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
                 seen.extend(positions.tolist())
                 return forward(input_ids, positions, *args, **kwargs)
 
-            inner.forward = noted
+            inner.forward = recorded
 
         engine.llm.apply_model(watch)
         (output,) = ask(engine, prompt_of(QUESTIONS[0], 6))
@@ -122,13 +122,13 @@ def test_begin_kept_tokens_and_end_stand_where_they_stand_without_pruning(
         ]
 
 
-def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_and_from_caches_answer_as_alone(engine: Engine) -> None:
     prompts = [prompt_of(question, each) for question in QUESTIONS for each in (None, 1, 7, 0.5)]
     alone = []
     for prompt in prompts:
-        engine.forget()
+        engine.clear_caches()
         alone.append(token_ids(ask(engine, prompt)[0]))
-    engine.forget()
+    engine.clear_caches()
     together = ask(engine, *prompts)
     assert [token_ids(output) for output in together] == alone
     lengths = [len(output.prompt_token_ids) for output in together]
@@ -141,8 +141,8 @@ def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
     assert [token_ids(output) for output in ask(engine, *prompts)] == alone
 
 
-def test_a_budget_that_does_not_bind_is_stock(engine: Engine) -> None:
-    engine.forget()
+def test_a_budget_of_all_tokens_equals_stock(engine: Engine) -> None:
+    engine.clear_caches()
     before = len(engine.kept())
     stock, whole = (ask(engine, prompt_of(QUESTIONS[0], budget))[0] for budget in (None, TOKENS))
     assert token_ids(whole) == token_ids(stock)
@@ -150,7 +150,7 @@ def test_a_budget_that_does_not_bind_is_stock(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
-def test_merging_selectors_keep_the_count(engine: Engine, name: str) -> None:
+def test_merging_selectors_keep_the_exact_count(engine: Engine, name: str) -> None:
     (merged,) = ask(engine, prompt_of(QUESTIONS[0], 6, visual_selector=name))
     assert engine.kept()[-1]["kept"] is None
     (plain,) = ask(engine, prompt_of(QUESTIONS[0], 6))

@@ -29,7 +29,7 @@ from tests.engine.reference import greedy
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 FRAMES = 11
-"""More than nine: the text before the frames is not equally long."""
+"""More than nine: the texts before the frames have different lengths."""
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Format:
     image: str
     video: str
     newline: str
-    """Between the text of two frames."""
+    """Separates the text of two frames."""
     reference: "Reference"
 
     def ask(self, requests: list[dict[str, Any]], tokens: int = 8) -> list[Any]:
-        """Ask several at once: each has a question, maybe images or a video, and a budget."""
+        """Send several requests at once: question, optional images or a video, and a budget."""
         from vllm import SamplingParams
 
         prompts: list[Any] = []
@@ -74,7 +74,7 @@ class Format:
 
 
 class Reference:
-    """Transformers' own model, eager attention, float32; its weights are those of both formats."""
+    """Transformers' model, eager attention, float32, with the weights of both formats."""
 
     def __init__(self, path: Path) -> None:
         from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -89,14 +89,14 @@ class Reference:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections (K * n, D) and saliency (K * n,) of tiles or frames (K, 3, H, W)."""
+        """Return projections (K * n, D) and saliency (K * n,) of tiles or frames (K, 3, H, W)."""
         projected = self.model.get_image_features(
             pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
         ).pooler_output
         tower = self.model.model.vision_tower(pixels, output_attentions=True)
         rows = tower.attentions[-1].mean(dim=1)[:, 0, 1:]
         side = int(rows.shape[1] ** 0.5)
-        # Every token of this order is a square of two by two patches, in raster order.
+        # In this order every token is a square of two by two patches, in raster order.
         squares = rows.view(-1, side // 2, 2, side // 2, 2).mean(dim=(2, 4))
         return projected.flatten(0, 1), squares.flatten()
 
@@ -110,9 +110,9 @@ class Reference:
         kept: Tensor | None = None,
         group: int = TOKENS,
     ) -> list[int]:
-        """Greedy ids after a prompt whose visual tokens are embedded as ``rows``.
+        """Return greedy ids after a prompt whose visual tokens are embedded as ``rows``.
 
-        They are those ``kept`` of groups of so many, each of which ``<img>`` begins.
+        They are the ``kept`` ones of groups of ``group`` tokens; each group begins with ``<img>``.
         """
         prompt = torch.tensor(ids)
         embeddings = self.model.get_input_embeddings()(prompt)
@@ -130,7 +130,7 @@ class Reference:
 
 
 def requests_of(clip: np.ndarray) -> list[dict[str, Any]]:
-    """Images and videos, pruned and not."""
+    """Images and videos, with and without budget."""
     image = photo("astronaut").resize((300, 150))
     media: list[dict[str, Any]] = [{"images": [image]}, {"video": clip}]
     return [
@@ -149,7 +149,7 @@ def served(request: pytest.FixtureRequest, start_engine: StartEngine) -> Iterato
     transformers = build_internvl_hf(REPOSITORY / ".models" / "internvl-hf")
     is_chat = request.param == "InternVLChatModel"
     path = build_internvl(REPOSITORY / ".models" / "internvl") if is_chat else transformers
-    # A chunk is shorter than most prompts, so that everything here passes in several.
+    # A chunk is shorter than most prompts, so they are prefilled in several chunks.
     with start_engine(
         path,
         trust_remote_code=is_chat,
@@ -174,7 +174,7 @@ def clip() -> np.ndarray:
 
 
 def pixels_of(served: Format, media: Any) -> Tensor:
-    """What vLLM's processor makes of an image or a video, (K, 3, H, W)."""
+    """Return the output of vLLM's processor for an image or a video, (K, 3, H, W)."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     config = served.engine.llm.llm_engine.model_config
@@ -188,10 +188,10 @@ def pixels_of(served: Format, media: Any) -> Tensor:
     return out[name].reshape(-1, 3, *out[name].shape[-2:]).float()
 
 
-def test_counts_are_exact_and_the_text_around_stays(served: Format) -> None:
+def test_counts_are_exact_and_the_surrounding_text_is_unchanged(served: Format) -> None:
     wide, small = photo("cat").resize((300, 150)), photo("coffee").resize((100, 100))
     for images, budget in (([wide], 20), ([wide], 0.3), ([wide, small], 7), ([small], 16)):
-        served.engine.forget()
+        served.engine.clear_caches()
         before = len(served.engine.kept())
         (output,) = served.ask([{"question": "what?", "images": images, "budget": budget}])
         totals = [3 * TOKENS if image is wide else TOKENS for image in images]
@@ -204,26 +204,26 @@ def test_counts_are_exact_and_the_text_around_stays(served: Format) -> None:
             assert all(record["kept"] == sorted(set(record["kept"])) for record in records)
 
 
-def test_a_request_may_ask_for_other_tiles(served: Format) -> None:
+def test_a_request_may_change_the_tiling(served: Format) -> None:
     if served.image == "<image>":
         pytest.skip("vLLM 0.32 hands such arguments to the video processor, which takes none")
     image = photo("cat").resize((300, 150))
     one = {"crop_to_patches": False}
     for budget, expected in ((None, TOKENS), (0.5, TOKENS // 2)):
-        served.engine.forget()
+        served.engine.clear_caches()
         request = {"question": "what?", "images": [image], "budget": budget, "processor": one}
         assert served.count(served.ask([request])[0], CONTEXT) == expected
 
 
 def test_tiles_and_thumbnail_share_the_budget(served: Format) -> None:
     image = photo("cat").resize((300, 150))
-    served.engine.forget()
+    served.engine.clear_caches()
     served.ask([{"question": "what?", "images": [image], "budget": 10}])
     tiles = [position // TOKENS for position in served.engine.kept()[-1]["kept"]]
     assert [tiles.count(tile) for tile in range(3)] == [4, 3, 3]
 
 
-def test_an_image_answers_as_transformers_does(served: Format) -> None:
+def test_answers_about_an_image_equal_transformers(served: Format) -> None:
     image = photo("astronaut").resize((300, 300))
     reference = served.reference
     projected, saliency = reference.encode(pixels_of(served, image))
@@ -252,12 +252,12 @@ def test_an_image_answers_as_transformers_does(served: Format) -> None:
             assert set(important.tolist()) <= set(record["kept"]), (budget, tile)
 
 
-def test_a_video_answers_as_transformers_does(served: Format, clip: np.ndarray) -> None:
+def test_answers_about_a_video_equal_transformers(served: Format, clip: np.ndarray) -> None:
     reference = served.reference
     projected, saliency = reference.encode(pixels_of(served, clip))
     total = FRAMES * TOKENS
     assert len(projected) == total
-    served.engine.forget()
+    served.engine.clear_caches()
     for budget in (None, FRAMES, 40, total - 1):
         (output,) = served.ask([{"question": QUESTIONS[1], "video": clip, "budget": budget}])
         kept = torch.arange(total)
@@ -277,7 +277,7 @@ def test_a_video_answers_as_transformers_does(served: Format, clip: np.ndarray) 
         answer = token_ids(output)
         assert answer == reference.generate(ids, VIDEO, projected[kept], len(answer), kept), budget
     first = [int(frame.argmax()) + TOKENS * n for n, frame in enumerate(saliency.split(TOKENS))]
-    served.engine.forget()
+    served.engine.clear_caches()
     served.ask([{"question": QUESTIONS[1], "video": clip, "budget": FRAMES}])
     assert served.engine.kept()[-1]["kept"] == first
 
@@ -289,24 +289,24 @@ def test_a_budget_below_one_token_per_frame_is_refused(served: Format, clip: np.
         served.ask([{"question": "what?", "video": clip, "budget": FRAMES - 1}])
 
 
-def test_every_selector_keeps_as_many(served: Format, clip: np.ndarray) -> None:
+def test_every_selector_keeps_the_exact_count(served: Format, clip: np.ndarray) -> None:
     for selector in BUILT_IN:
         image = {"question": "what?", "images": [photo("cat").resize((300, 150))], "budget": 20}
         video = {"question": "what?", "video": clip, "budget": 40}
-        served.engine.forget()
+        served.engine.clear_caches()
         outputs = served.ask([{**each, "selector": selector} for each in (image, video)])
         assert served.count(outputs[0], CONTEXT) == 20, selector
         assert served.count(outputs[1], VIDEO) == 40, selector
         assert served.count(outputs[1], START) == served.count(outputs[1], END) == FRAMES
-        served.engine.forget()
+        served.engine.clear_caches()
         again = served.ask([{**video, "selector": selector}])[0]
         assert token_ids(again) == token_ids(outputs[1]), selector
 
 
-def test_a_chat_steers_by_the_question_alone(served: Format, clip: np.ndarray) -> None:
+def test_in_a_chat_only_the_question_guides_the_selection(served: Format, clip: np.ndarray) -> None:
     from vllm import SamplingParams
 
-    served.engine.forget()
+    served.engine.clear_caches()
     before = len(served.engine.kept())
     image = {"type": "image_pil", "image_pil": photo("cat").resize((300, 150))}
     served.engine.llm.chat(
@@ -322,23 +322,23 @@ def test_a_chat_steers_by_the_question_alone(served: Format, clip: np.ndarray) -
     assert len(served.engine.kept()) == before + 2
 
 
-def test_short_long_and_small_videos(served: Format) -> None:
+def test_short_long_and_small_videos_have_exact_counts(served: Format) -> None:
     for frames, size in ((1, (160, 120)), (64, (40, 30)), (2, (3, 2))):
         video = np.stack([np.asarray(photo("coffee").convert("RGB").resize(size))] * frames)
-        served.engine.forget()
+        served.engine.clear_caches()
         budget = frames + 3
         (output,) = served.ask([{"question": "what?", "video": video, "budget": budget}])
         assert served.count(output, VIDEO) == budget
         assert served.count(output, START) == frames
 
 
-def test_a_mixed_batch_gives_each_request_its_own(served: Format, clip: np.ndarray) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(served: Format, clip: np.ndarray) -> None:
     requests = requests_of(clip)
     alone = []
     for request in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         alone.append(served.ask([request], 4)[0])
-    served.engine.forget()
+    served.engine.clear_caches()
     together = served.ask(requests, 4)
     for request, one, other in zip(requests, alone, together, strict=True):
         assert list(one.prompt_token_ids) == list(other.prompt_token_ids), request
@@ -364,7 +364,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_the_answers_do_not_depend_on_how_it_is_served(
+def test_answers_do_not_depend_on_parallelism_or_speculation(
     start_engine: StartEngine, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = build_internvl(REPOSITORY / ".models" / "internvl")
@@ -373,7 +373,7 @@ def test_the_answers_do_not_depend_on_how_it_is_served(
     for name, arguments in {"plain": {}, **WAYS}.items():
         with monkeypatch.context() as patched:
             if "parallel" in name:
-                # Left to itself, vLLM wants a memory node for each rank.
+                # By default vLLM requires a NUMA node for each rank.
                 patched.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
             with start_engine(path, trust_remote_code=True, **arguments) as engine:
                 served = Format(engine, "<image>", "<video>", "", reference)

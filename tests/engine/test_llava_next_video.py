@@ -51,7 +51,7 @@ def ask(
     return list(engine.llm.generate(prompts, sampling, use_tqdm=False))  # type: ignore[arg-type]
 
 
-def test_answers_as_transformers_fed_with_the_kept_tokens(engine: Engine, model: Path) -> None:
+def test_answers_equal_transformers_given_the_kept_tokens(engine: Engine, model: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     reference: Any = AutoModelForImageTextToText.from_pretrained(
@@ -68,7 +68,7 @@ def test_answers_as_transformers_fed_with_the_kept_tokens(engine: Engine, model:
         rows = rows.reshape(-1, rows.shape[-1])
         assert len(rows) == frames * FRAME_TOKENS
         for budget in (None, frames, 3 * frames + 1):
-            engine.forget()
+            engine.clear_caches()
             (output,) = ask(engine, (QUESTIONS[0], budget), video=video)
             kept = torch.arange(len(rows))
             if budget is not None:
@@ -83,27 +83,27 @@ def test_answers_as_transformers_fed_with_the_kept_tokens(engine: Engine, model:
             assert token_ids(output) == greedy(reference, inputs, positions, 8), (frames, budget)
 
 
-def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_and_from_caches_answer_as_alone(engine: Engine) -> None:
     requests = [(question, budget) for question in QUESTIONS for budget in (None, 7, 40, 0.5)]
     alone = []
     for each in requests:
-        engine.forget()
+        engine.clear_caches()
         alone.append(token_ids(ask(engine, each)[0]))
-    engine.forget()
+    engine.clear_caches()
     together = ask(engine, *requests)
     assert [token_ids(output) for output in together] == alone
     lengths = [len(output.prompt_token_ids) for output in together[:4]]
     assert [lengths[0] - length for length in lengths] == [0, WHOLE - 7, WHOLE - 40, WHOLE // 2]
     assert [token_ids(output) for output in ask(engine, *requests)] == alone
-    engine.forget()
+    engine.clear_caches()
     first, same, other = (ask(engine, (q, 64))[0] for q in (QUESTIONS[0], *QUESTIONS))
     assert same.num_cached_tokens >= 64
     assert token_ids(first) == token_ids(same)
     assert not other.num_cached_tokens
 
 
-def test_a_budget_that_does_not_bind_is_stock(engine: Engine) -> None:
-    engine.forget()
+def test_a_budget_of_all_tokens_equals_stock(engine: Engine) -> None:
+    engine.clear_caches()
     stock, whole = (ask(engine, (QUESTIONS[0], budget))[0] for budget in (None, WHOLE))
     assert whole.num_cached_tokens >= 64
     assert token_ids(whole) == token_ids(stock)
@@ -112,8 +112,10 @@ def test_a_budget_that_does_not_bind_is_stock(engine: Engine) -> None:
     assert len(engine.kept()) == before
 
 
-def test_the_floor_is_what_received_most_attention(engine: Engine, model: Path) -> None:
-    """By Transformers' own attention, averaged over the patches that become a token."""
+def test_a_budget_of_one_token_per_frame_keeps_the_most_attended_ones(
+    engine: Engine, model: Path
+) -> None:
+    """Attention from Transformers, averaged over the patches of a token."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     reference: Any = AutoModelForImageTextToText.from_pretrained(
@@ -127,12 +129,12 @@ def test_the_floor_is_what_received_most_attention(engine: Engine, model: Path) 
     received = layer.mean(dim=1)[:, 0, 1:].view(-1, SIDE, SIDE)
     pooled = avg_pool2d(received, 2).flatten(1)
     floor = pooled.argmax(dim=1) + torch.arange(len(NAMES)) * FRAME_TOKENS
-    engine.forget()
+    engine.clear_caches()
     ask(engine, (QUESTIONS[0], len(NAMES)))
     assert engine.kept()[-1]["kept"] == floor.tolist()
 
 
-def test_long_videos_and_what_vllm_does_not_serve(engine: Engine) -> None:
+def test_long_videos_are_pruned_and_unsupported_inputs_are_refused(engine: Engine) -> None:
     from vllm.exceptions import VLLMValidationError
 
     long = np.repeat(VIDEO[:1], 200, axis=0)
@@ -144,20 +146,20 @@ def test_long_videos_and_what_vllm_does_not_serve(engine: Engine) -> None:
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 200"):
         ask(engine, (QUESTIONS[0], 199), video=long)
     for modality, items in (("video", [VIDEO, VIDEO[:2]]), ("image", [photo("cat")])):
-        asked = {
+        prompt = {
             "prompt": f"USER: {'<video>' * len(items)}\nwhat is it? ASSISTANT:",
             "multi_modal_data": {modality: items},
             "mm_processor_kwargs": {"visual_budget": 20},
         }
         with pytest.raises(VLLMValidationError, match=f"At most . {modality}"):
-            engine.llm.generate(asked, use_tqdm=False)  # type: ignore[arg-type]
+            engine.llm.generate(prompt, use_tqdm=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
-def test_merging_selectors_keep_the_count(engine: Engine, name: str) -> None:
+def test_merging_selectors_keep_the_exact_count(engine: Engine, name: str) -> None:
     from vllm import SamplingParams
 
-    engine.forget()
+    engine.clear_caches()
     (output,) = engine.llm.generate(
         {
             "prompt": "USER: <video>\nwhat is it? ASSISTANT:",

@@ -30,7 +30,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def engine(start_engine: StartEngine, model: Path) -> Iterator[Engine]:
-    # A chunk is shorter than most prompts here, so all of them pass in several.
+    # A chunk is shorter than most prompts here, so they are prefilled in several chunks.
     with start_engine(
         model,
         max_num_batched_tokens=256,
@@ -47,7 +47,7 @@ def reference(model: Path) -> "Reference":
 
 
 def clip(*names: str) -> Video:
-    """A video whose frames are photographs."""
+    """Return a video whose frames are photographs."""
     return np.stack([np.array(photo(name).resize((120, 100))) for name in names])
 
 
@@ -75,11 +75,11 @@ def run(engine: Engine, *requests: dict[str, Any], tokens: int = 8) -> list[Any]
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, float32."""
+    """Transformers' model, float32."""
 
     @torch.inference_mode()
     def whole_image(self, image: Any) -> Tensor:
-        """Base patches, then the picture's, with its newlines."""
+        """Return base patches, then the picture's, with its newlines."""
         inputs = self.processor.image_processor(image, return_tensors="pt")
         rows: Tensor = self.model.model.get_image_features(
             inputs["pixel_values"], inputs["image_sizes"]
@@ -87,7 +87,7 @@ class Reference(TransformersModel):
         return rows
 
     def image(self, image: Any) -> Tensor:
-        """Base patches, then the picture's, without its newlines."""
+        """Return base patches, then the picture's, without its newlines."""
         newline = self.model.model.image_newline
         marker, kept = torch.full_like(newline, 1e9), newline.data
         newline.data = marker
@@ -96,7 +96,7 @@ class Reference(TransformersModel):
         return rows[(rows != marker).any(dim=-1)]
 
     def image_places(self, image: Any) -> Tensor:
-        """Where the rows of `image` stand among those of `whole_image`."""
+        """Return the indices of the rows of `image` among those of `whole_image`."""
         newline = self.model.model.image_newline
         marker, kept = torch.full_like(newline, 1e9), newline.data
         newline.data = marker
@@ -106,28 +106,28 @@ class Reference(TransformersModel):
 
     @torch.inference_mode()
     def whole_video(self, video: Video) -> Tensor:
-        """All frames' pooled patches, and the newline behind them."""
+        """Return all frames' pooled patches, and the newline after them."""
         inputs = self.processor.video_processor([video], return_tensors="pt")
         features = self.model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output
         rows: Tensor = features.flatten(0, -2)
         if len(rows) == len(video) * FRAME_TOKENS:
-            # Before Transformers 5.18 the newline was left to the model's forward.
+            # Before Transformers 5.18 the model's forward appended the newline.
             rows = torch.cat([rows, self.model.model.image_newline[None]])
         return rows
 
     def video(self, video: Video) -> Tensor:
-        """All frames' pooled patches, without the newline behind them."""
+        """Return all frames' pooled patches, without the newline after them."""
         return self.whole_video(video)[:-1]
 
     @torch.inference_mode()
     def received(self, pixels: Tensor) -> Tensor:
-        """Attention that each patch receives in the tower's last layer, (crops, patches)."""
+        """Return the attention that each patch receives in the last layer, (crops, patches)."""
         out = self.model.model.vision_tower(pixels, output_attentions=True)
         attention: Tensor = out.attentions[-1].mean(dim=1).sum(dim=1)
         return attention
 
     def image_saliency(self, image: Any) -> Tensor:
-        """What each of ``image``'s rows received, by Transformers' own layout."""
+        """Return the saliency of each of ``image``'s rows, in Transformers' layout."""
         inputs = self.processor.image_processor(image, return_tensors="pt")
         marker = torch.full((1,), 1e9)
         (laid_out,), _ = self.model.model.pack_image_features(
@@ -139,7 +139,7 @@ class Reference(TransformersModel):
         return laid_out[laid_out != marker]
 
     def video_saliency(self, video: Video) -> Tensor:
-        """What each of ``video``'s rows received, by Transformers' own pooling."""
+        """Return the saliency of each of ``video``'s rows, with Transformers' pooling."""
         pixels = self.processor.video_processor([video], return_tensors="pt")["pixel_values_videos"]
         received = self.received(pixels[0])[..., None]
         pooled: Tensor = self.model.model.apply_pooling(received)
@@ -147,7 +147,7 @@ class Reference(TransformersModel):
 
     @torch.inference_mode()
     def scores(self, rows: Tensor, saliency: Tensor, words: list[int]) -> Tensor:
-        """Saliency and relevance together, (n,)."""
+        """Return saliency and relevance fused, (n,)."""
         return fused_scores(rows, saliency, self.model.get_input_embeddings()(torch.tensor(words)))
 
     @torch.inference_mode()
@@ -160,7 +160,7 @@ class Reference(TransformersModel):
         places: Tensor | None = None,
         whole: int | None = None,
     ) -> list[int]:
-        """Greedy ids after a prompt with ``rows`` at ``places`` of ``whole`` tokens."""
+        """Return greedy ids after a prompt with ``rows`` at ``places`` of ``whole`` tokens."""
         embed, tokenize = self.model.get_input_embeddings(), self.processor.tokenizer
         head = torch.tensor(tokenize(before).input_ids)
         tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
@@ -173,10 +173,10 @@ class Reference(TransformersModel):
 AFTER = f"\n{QUESTION} ASSISTANT:"
 
 
-def test_whole_items_answer_as_transformers_and_are_counted_exactly(
+def test_unpruned_items_answer_as_transformers_with_exact_counts(
     engine: Engine, reference: Reference
 ) -> None:
-    # The last is scaled down, but not to more tokens than vLLM reserves room for when it starts.
+    # The last is scaled down, but to no more tokens than vLLM profiles at start.
     for size in ((112, 112), (300, 90), (448, 336)):
         image = photo("cat").resize(size)
         rows, patches = reference.whole_image(image), len(reference.image(image))
@@ -185,7 +185,7 @@ def test_whole_items_answer_as_transformers_and_are_counted_exactly(
             for budget in (None, len(rows), patches)
         )
         assert token_ids(stock) == token_ids(above) == reference.answer("USER: ", rows, AFTER, 8)
-        # A budget between the two leaves nothing out but the newlines.
+        # A budget between the two drops only the newlines.
         between = run(engine, request(QUESTION, len(rows) - 1, [image]))[0]
         assert token_ids(between) == token_ids(below)
         lengths = [len(each.prompt_token_ids) for each in (stock, between, below)]
@@ -194,13 +194,13 @@ def test_whole_items_answer_as_transformers_and_are_counted_exactly(
     assert token_ids(output) == reference.answer("USER: ", reference.whole_video(STILL), AFTER, 8)
 
 
-def test_images_and_videos_of_one_prompt_keep_a_budget_each(
+def test_the_budget_applies_to_each_image_and_video_of_a_prompt(
     engine: Engine, reference: Reference
 ) -> None:
     images = [photo("coffee").resize((440, 380)), photo("cat").resize((120, 200))]
     videos = [STILL, STILL[4:7], STILL[:1]]
     rows = [*map(reference.image, images), *map(reference.video, videos)]
-    engine.forget()
+    engine.clear_caches()
     before = len(engine.kept())
     (output,) = run(engine, request(QUESTION, 11, images, videos))
     orders = [torch.tensor(each["kept"]) for each in engine.kept()[before:]]
@@ -218,14 +218,14 @@ def test_images_and_videos_of_one_prompt_keep_a_budget_each(
     assert token_ids(output) == expected
 
 
-def test_what_is_important_follows_from_transformers_own_attention(
+def test_the_important_half_equals_that_from_transformers_attention(
     engine: Engine, reference: Reference
 ) -> None:
-    """Half of the kept tokens; the other half is diverse, where a last digit may swap two."""
+    """The other half is chosen for diversity, where rounding may swap two tokens."""
     budget = 24
     for size in ((300, 90), (440, 380)):
         image = photo("astronaut").resize(size)
-        engine.forget()
+        engine.clear_caches()
         run(engine, request(QUESTION, budget, [image]), tokens=1)
         record = engine.kept()[-1]
         rows, saliency = reference.image(image), reference.image_saliency(image)
@@ -238,9 +238,9 @@ def test_what_is_important_follows_from_transformers_own_attention(
             assert set(important.tolist()) <= set(record["kept"]), size
             first += count
 
-    # Equal frames would have equal scores; here each shows the picture elsewhere.
+    # Equal frames would have equal scores, so each frame is shifted.
     video = np.stack([np.roll(frame, 13 * number, axis=1) for number, frame in enumerate(STILL)])
-    engine.forget()
+    engine.clear_caches()
     run(engine, request(QUESTION, budget, videos=[video]), tokens=1)
     record = engine.kept()[-1]
     rows, saliency = reference.video(video), reference.video_saliency(video)
@@ -255,15 +255,15 @@ def test_what_is_important_follows_from_transformers_own_attention(
     assert set(important.tolist()) <= set(record["kept"])
 
 
-# The last is more than nine tiles' worth and reaches the model scaled down.
+# The last exceeds nine tiles and is scaled down.
 @pytest.mark.parametrize("size", [(112, 112), (300, 90), (60, 400), (440, 380)])
-def test_images_answer_as_transformers_fed_with_the_kept_tokens(
+def test_answers_about_images_equal_transformers_given_the_kept_tokens(
     engine: Engine, reference: Reference, size: tuple[int, int]
 ) -> None:
     image = photo("astronaut").resize(size)
     rows = reference.image(image)
     for budget in (1, 20, len(rows) - 1):
-        engine.forget()
+        engine.clear_caches()
         (output,) = run(engine, request(QUESTION, budget, [image]))
         kept = engine.kept()[-1]["kept"]
         assert kept == sorted(set(kept))
@@ -275,14 +275,14 @@ def test_images_answer_as_transformers_fed_with_the_kept_tokens(
 
 
 @pytest.mark.parametrize("frames", [1, 2, 8])
-def test_videos_answer_as_transformers_fed_with_the_kept_tokens(
+def test_answers_about_videos_equal_transformers_given_the_kept_tokens(
     engine: Engine, reference: Reference, frames: int
 ) -> None:
     video = STILL[-frames:]
     rows = reference.video(video)
     assert len(rows) == frames * FRAME_TOKENS
     for budget in (frames, frames + 5, len(rows)):
-        engine.forget()
+        engine.clear_caches()
         (output,) = run(engine, request(QUESTION, budget, videos=[video]))
         kept = torch.tensor(engine.kept()[-1]["kept"])
         assert len(kept) == budget
@@ -291,7 +291,7 @@ def test_videos_answer_as_transformers_fed_with_the_kept_tokens(
         assert token_ids(output) == expected, budget
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
     image, video = photo("coffee").resize((200, 230)), STILL[2:]
     requests = [
         request(question, budget, images, videos)
@@ -306,18 +306,18 @@ def test_a_mixed_batch_gives_each_request_its_own(engine: Engine) -> None:
     ]
     alone = []
     for each in requests:
-        engine.forget()
+        engine.clear_caches()
         alone.append(token_ids(run(engine, each)[0]))
-    engine.forget()
+    engine.clear_caches()
     together = run(engine, *requests)
     assert [token_ids(each) for each in together] == alone
-    # Another question, other tokens: nothing of the first one's items is shared.
+    # Another question keeps other tokens, so it shares no item with the first one.
     assert alone[1] != alone[6]
 
 
-def test_lengths_caches_and_a_budget_that_does_not_bind(engine: Engine) -> None:
+def test_lengths_caches_and_a_budget_of_all_tokens(engine: Engine) -> None:
     whole = len(STILL) * FRAME_TOKENS + 1
-    engine.forget()
+    engine.clear_caches()
     stock, equal, above, shorter = (
         run(engine, request(QUESTION, budget, videos=[STILL]))[0]
         for budget in (None, whole, 10_000, 64)
@@ -333,9 +333,9 @@ def test_lengths_caches_and_a_budget_that_does_not_bind(engine: Engine) -> None:
     assert not other.num_cached_tokens
 
 
-def test_a_still_background_is_not_paid_for_in_every_frame(engine: Engine) -> None:
-    """Seven frames are the same picture; the one that differs gets more than its share."""
-    engine.forget()
+def test_a_static_background_is_not_kept_in_every_frame(engine: Engine) -> None:
+    """Seven frames show the same picture; the one that differs keeps more than its share."""
+    engine.clear_caches()
     run(engine, request(QUESTION, 40, videos=[STILL]), tokens=1)
     kept = torch.tensor(engine.kept()[-1]["kept"])
     by_frame = (kept // FRAME_TOKENS).bincount(minlength=8)
@@ -344,18 +344,18 @@ def test_a_still_background_is_not_paid_for_in_every_frame(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
-def test_merging_selectors_keep_the_count(engine: Engine, name: str) -> None:
+def test_merging_selectors_keep_the_exact_count(engine: Engine, name: str) -> None:
     for images, videos in (([photo("cat").resize((440, 380))], []), ([], [STILL])):
-        asked = request(QUESTION, 30, images, videos)
-        asked["mm_processor_kwargs"]["visual_selector"] = name
+        merging = request(QUESTION, 30, images, videos)
+        merging["mm_processor_kwargs"]["visual_selector"] = name
         plain = request(QUESTION, 30, images, videos)
-        engine.forget()
-        first, second = run(engine, asked)[0], run(engine, plain)[0]
+        engine.clear_caches()
+        first, second = run(engine, merging)[0], run(engine, plain)[0]
         assert len(first.prompt_token_ids) == len(second.prompt_token_ids)
         assert token_ids(first) != token_ids(second)
 
 
-def test_odd_shapes_have_documented_counts(engine: Engine) -> None:
+def test_unusual_shapes_have_the_documented_counts(engine: Engine) -> None:
     from vllm.exceptions import VLLMValidationError
 
     strip = photo("cat").resize((4000, 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral 3 and Pixtral: counts, ends of rows, parity with Transformers."""
+"""Mistral 3 and Pixtral: counts, row ends, parity with Transformers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.engine.reference import TransformersModel, greedy
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
 SIZES = {(8, 8): (8, 8), (7.1, 3.5): (4, 8), (2.1, 8): (8, 3), (16, 12): (6, 8)}
-"""Width and height of an image, in tokens; rows and columns that it has."""
+"""Width and height of an image in tokens -> its rows and columns."""
 
 
 @pytest.fixture(
@@ -42,7 +42,7 @@ def reference(path: Path) -> "Reference":
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, eager attention, float32."""
+    """Transformers' model, eager attention, float32."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -51,7 +51,7 @@ class Reference(TransformersModel):
         self.step = PATCH_SIZE * self.merge
 
     def image(self, width: float, height: float, name: str = "astronaut") -> Any:
-        """A picture of so many tokens' size."""
+        """Return a picture of a size given in tokens."""
         return photo(name).resize((round(width * self.step), round(height * self.step)))
 
     def id_of(self, token: str) -> int:
@@ -59,7 +59,7 @@ class Reference(TransformersModel):
 
     @torch.inference_mode()
     def encode(self, image: Any) -> tuple[Tensor, Tensor]:
-        """Projections (n, D) and saliency (n,)."""
+        """Return projections (n, D) and saliency (n,)."""
         patch = {"height": self.step, "width": self.step}
         pixels = self.processor.image_processor([image], patch_size=patch, return_tensors="pt")
         sizes = pixels["image_sizes"]
@@ -77,9 +77,9 @@ class Reference(TransformersModel):
     def generate(
         self, ids: list[int], rows: Tensor, kept: Tensor, columns: int, tokens: int
     ) -> list[int]:
-        """Greedy ids after a prompt whose image tokens are embedded as ``rows``.
+        """Return greedy ids after a prompt whose image tokens are embedded as ``rows``.
 
-        They are those ``kept`` of rows of so many columns, each with one token of text behind.
+        They are the ``kept`` ones of rows of ``columns`` tokens; each row ends with one text token.
         """
         prompt = torch.tensor(ids)
         embeddings = self.model.get_input_embeddings()(prompt)
@@ -99,7 +99,7 @@ class Reference(TransformersModel):
 def ask(
     engine: Engine, requests: list[tuple[str, list[Any], object]], **arguments: Any
 ) -> list[Any]:
-    """Ask several ``(question, images, budget)`` at once."""
+    """Send several ``(question, images, budget)`` at once."""
     from vllm import SamplingParams
 
     prompts: list[Any] = [
@@ -120,11 +120,11 @@ def ask(
 
 
 def laid_out(counts: list[int]) -> str:
-    """An image of so many tokens in each row."""
+    """Return the text of an image with these numbers of tokens in its rows."""
     return BREAK.join(IMAGE * count for count in counts) + END
 
 
-def test_an_image_answers_as_transformers_does(engine: Engine, reference: Reference) -> None:
+def test_answers_about_an_image_equal_transformers(engine: Engine, reference: Reference) -> None:
     question = QUESTIONS[0]
     for size, (rows, columns) in SIZES.items():
         image = reference.image(*size)
@@ -132,7 +132,7 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
         total = rows * columns
         assert len(projected) == total
         for budget in (None, 1, 12, 0.5, total - 1, total):
-            engine.forget()
+            engine.clear_caches()
             before = len(engine.kept())
             (output,) = ask(engine, [(question, [image], budget)])
             kept = torch.arange(total)
@@ -147,7 +147,7 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
                     scores = fused_scores(projected, saliency, words)
                 important = scores.topk(expected // 2).indices.tolist()
                 assert set(important) <= set(record["kept"]), (size, budget)
-            # Every row's end stays, even that of a row of which nothing is left.
+            # Every row end is kept, even that of a row without kept tokens.
             counts = (kept // columns).bincount(minlength=rows).tolist()
             prompt = f"USER: {laid_out(counts)}\n{question} ASSISTANT:"
             ids = reference.tokenizer(prompt).input_ids
@@ -157,13 +157,13 @@ def test_an_image_answers_as_transformers_does(engine: Engine, reference: Refere
             assert answer == expected, (size, budget)
 
 
-def test_several_images_get_the_budget_each(engine: Engine, reference: Reference) -> None:
+def test_the_budget_applies_to_each_of_several_images(engine: Engine, reference: Reference) -> None:
     sizes = ((7.1, 3.5), (20, 20), (2, 1))
     images = [reference.image(*size, name="cat") for size in sizes]
-    engine.forget()
+    engine.clear_caches()
     before = len(engine.kept())
     (output,) = ask(engine, [(QUESTIONS[0], images, 10)])
-    # The last has two tokens only.
+    # The last has only two tokens.
     assert [len(record["kept"]) for record in engine.kept()[before:]] == [10, 10, 2]
     ids = list(output.prompt_token_ids)
     assert ids.count(reference.id_of(IMAGE)) == 22
@@ -171,7 +171,7 @@ def test_several_images_get_the_budget_each(engine: Engine, reference: Reference
 
 
 def requests_of(reference: Reference) -> list[tuple[str, list[Any], object]]:
-    """Images of two sizes, pruned and not."""
+    """Images of two sizes, with and without budget."""
     return [
         (question, [reference.image(*size)], budget)
         for question in QUESTIONS
@@ -180,13 +180,13 @@ def requests_of(reference: Reference) -> list[tuple[str, list[Any], object]]:
     ]
 
 
-def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Reference) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine, reference: Reference) -> None:
     requests = requests_of(reference)
     alone = []
     for request in requests:
-        engine.forget()
+        engine.clear_caches()
         alone.append(ask(engine, [request])[0])
-    engine.forget()
+    engine.clear_caches()
     together = ask(engine, requests)
     again = ask(engine, requests)
     for request, one, other, warm in zip(requests, alone, together, again, strict=True):
@@ -195,28 +195,28 @@ def test_a_mixed_batch_gives_each_request_its_own(engine: Engine, reference: Ref
         assert warm.num_cached_tokens == (len(warm.prompt_token_ids) - 1) // 32 * 32, request
 
 
-def test_every_selector_keeps_as_many(engine: Engine, reference: Reference) -> None:
+def test_every_selector_keeps_the_exact_count(engine: Engine, reference: Reference) -> None:
     request = (QUESTIONS[0], [reference.image(8, 6)], 20)
     for selector in BUILT_IN:
-        engine.forget()
+        engine.clear_caches()
         (output,) = ask(engine, [request], visual_selector=selector)
         ids = list(output.prompt_token_ids)
         assert ids.count(reference.id_of(IMAGE)) == 20, selector
         assert ids.count(reference.id_of(BREAK)) == 5, selector
-        engine.forget()
+        engine.clear_caches()
         (again,) = ask(engine, [request], visual_selector=selector)
         assert token_ids(again) == token_ids(output), selector
 
 
 @pytest.mark.slow
-def test_two_ranks_answer_as_one(
+def test_two_ranks_answer_as_one_rank(
     start_engine: StartEngine, path: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = requests_of(reference)
     with start_engine(path) as engine:
         alone = [token_ids(ask(engine, [request])[0]) for request in requests]
         kept = [record["kept"] for record in engine.kept()]
-    # Left to itself, vLLM wants a memory node for each rank.
+    # By default vLLM requires a NUMA node for each rank.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with start_engine(path, tensor_parallel_size=2) as engine:
         assert [token_ids(ask(engine, [request])[0]) for request in requests] == alone

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator sees of a running server: metrics, log lines, ``flashvlm doctor``."""
+"""Observability of a running server: metrics, log lines, ``flashvlm doctor``."""
 
 import json
 import re
@@ -23,7 +23,7 @@ FILE_NAME = "holiday-in-samarkand.png"
 
 
 class KeyedClient(Client):
-    """Sends the API key that the server asks for."""
+    """Sends the API key of the server."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
@@ -43,14 +43,14 @@ class KeyedClient(Client):
         }
 
     def lines(self) -> list[dict[str, Any]]:
-        """The structured log lines so far."""
+        """Return the structured log lines so far."""
         found = re.findall(r"flashvlm request (\{.*\})", self.server.log)
         return [json.loads(each) for each in found]
 
 
 @pytest.fixture(scope="module")
 def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedClient]:
-    """A server with a key and a default budget, two API processes and all it has to say."""
+    """A server with an API key, a default budget, two API processes and debug logging."""
     options = ("--plugins", "flashvlm", "--visual-budget", "96", "--api-key", KEY)
     options += ("--api-server-count", "2", "--served-model-name", "eyes", str(clip_llava))
     log = tmp_path_factory.mktemp("sight") / "log"
@@ -63,7 +63,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def added(before: Samples, after: Samples, name: str, **labels: str) -> float:
-    """How much the samples of a name and some labels grew, in all."""
+    """Return the total increase of the samples with a name and these labels."""
     wanted = set(labels.items())
     return sum(
         value - before.get(key, 0.0)
@@ -76,7 +76,7 @@ def test_items_are_counted_by_budget_and_selector_over_all_api_processes(
     client: KeyedClient,
 ) -> None:
     before = client.samples()
-    wishes: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"visual_budget": 64},
         {"visual_budget": 0.25},
         {"visual_budget": 0.25, "visual_selector": "uniform"},
@@ -84,8 +84,8 @@ def test_items_are_counted_by_budget_and_selector_over_all_api_processes(
         {"visual_budget": None},
         {},
     ]
-    for wish in wishes:
-        client.send(**wish).raise_for_status()
+    for fields in requests:
+        client.send(**fields).raise_for_status()
     after = client.samples()
     image = {"model_name": "eyes", "modality": "image"}
     assert added(before, after, "flashvlm_visual_tokens_seen_total", **image) == 6 * 576
@@ -104,12 +104,12 @@ def test_items_are_counted_by_budget_and_selector_over_all_api_processes(
         (shares, "0.1", 0), (shares, "0.15", 1), (shares, "0.25", 3), (shares, "0.99", 3),
         (shares, "1.0", 4),
     ):  # fmt: skip
-        asked = {"budget": "request", "le": at_most}
-        assert added(before, after, f"{name}_bucket", **image, **asked) == count, (name, at_most)
+        bucket = {"budget": "request", "le": at_most}
+        assert added(before, after, f"{name}_bucket", **image, **bucket) == count, (name, at_most)
     assert added(before, after, f"{tokens}_sum", budget="default") == 96
 
 
-def test_what_is_only_rendered_is_not_counted_as_kept(client: KeyedClient) -> None:
+def test_rendered_only_requests_are_not_counted(client: KeyedClient) -> None:
     before = client.samples()
     assert client.send("/tokenize", visual_budget=64).json()["count"] < 100
     assert added(before, client.samples(), "flashvlm_visual_tokens_seen_total") == 0
@@ -125,19 +125,19 @@ REFUSED: list[tuple[Reason, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "wish"), REFUSED, ids=repr)
+@pytest.mark.parametrize(("reason", "fields"), REFUSED, ids=repr)
 def test_a_refusal_is_counted_once_by_its_reason(
-    client: KeyedClient, reason: Reason, wish: dict[str, Any]
+    client: KeyedClient, reason: Reason, fields: dict[str, Any]
 ) -> None:
     before = client.samples()
-    assert client.send(**wish).status_code == 400
+    assert client.send(**fields).status_code == 400
     after = client.samples()
     assert added(before, after, "flashvlm_refusals_total") == 1
     assert added(before, after, "flashvlm_refusals_total", reason=reason.value) == 1
     assert client.lines()[-1]["refused"] == reason.value
 
 
-def test_every_reason_is_on_the_page_before_it_occurs(client: KeyedClient) -> None:
+def test_every_refusal_reason_has_a_counter_from_the_start(client: KeyedClient) -> None:
     reasons = {
         dict(labels)["reason"]
         for name, labels in client.samples()
@@ -146,7 +146,7 @@ def test_every_reason_is_on_the_page_before_it_occurs(client: KeyedClient) -> No
     assert reasons == {reason.value for reason in Reason}
 
 
-def test_one_line_a_request_says_what_it_came_to(client: KeyedClient) -> None:
+def test_each_request_logs_one_line_with_its_result(client: KeyedClient) -> None:
     before = len(client.lines())
     answer = client.send(visual_budget=0.25, visual_selector="uniform").json()
     (line,) = client.lines()[before:]
@@ -170,12 +170,12 @@ def test_one_line_a_request_says_what_it_came_to(client: KeyedClient) -> None:
     assert streamed["is_default"]
 
 
-def test_no_line_of_ours_repeats_words_images_or_names(client: KeyedClient, tmp_path: Path) -> None:
+def test_the_plugins_log_lines_contain_no_user_content(client: KeyedClient, tmp_path: Path) -> None:
     words = "who painted the turquoise minaret"
     picture = data_url(photo("rocket"))
     named = conversation(words, picture)
     named[0]["content"][0]["uuid"] = FILE_NAME
-    wishes: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"messages": named, "visual_budget": 32},
         {"messages": named, "visual_budget": 32, "visual_query": "a turquoise dome"},
         {"messages": named, "visual_budget": words},
@@ -186,20 +186,20 @@ def test_no_line_of_ours_repeats_words_images_or_names(client: KeyedClient, tmp_
         {"messages": conversation(words, URL[: len(URL) // 2])},
     ]
     before = len(client.lines())
-    for wish in wishes:
-        client.send(**wish)
+    for fields in requests:
+        client.send(**fields)
     assert len(client.lines()) - before >= 5
-    # vLLM writes the file that logs in front of the message.
+    # vLLM prefixes a log line with the file that logs it.
     mark = re.compile(r"(request_log|metrics|rendering|outcome)\.py:\d+\]|\] flashvlm\b")
     ours = [line for line in client.server.log.splitlines() if mark.search(line)]
-    assert len(ours) >= len(wishes)
+    assert len(ours) >= len(requests)
     secrets = ("turquoise", "minaret", "samarkand", QUESTION, "suit", "base64", "file:", "http:")
     secrets += (picture[1000:1040], URL[1000:1040])
     for line in ours:
         assert not [each for each in secrets if each in line], line
 
 
-def test_dashboard_and_alerts_ask_for_what_is_on_the_page(client: KeyedClient) -> None:
+def test_dashboard_and_alerts_use_existing_metrics(client: KeyedClient) -> None:
     client.send(visual_budget=64).raise_for_status()
     on_page: dict[str, set[str]] = {}
     for name, labels in client.samples():
@@ -210,20 +210,20 @@ def test_dashboard_and_alerts_ask_for_what_is_on_the_page(client: KeyedClient) -
             assert labels - FROM_PROMETHEUS <= on_page[name], where
 
 
-def test_the_doctor_finds_a_healthy_server_healthy(
+def test_the_doctor_reports_no_problem_on_a_healthy_server(
     client: KeyedClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # or the doctor makes the next tests silent
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # otherwise the doctor silences the next tests
     status = main.main(["doctor", "--url", client.server.url, "--api-key", KEY])
-    told = capsys.readouterr()
-    assert status == 0, told.out
-    assert "16 of a drawn picture's 576 visual tokens were kept" in told.out
-    assert KEY not in told.out + told.err
-    assert not re.findall(r"^(note|wrong)", told.out, re.MULTILINE)
+    output = capsys.readouterr()
+    assert status == 0, output.out
+    assert "16 of a drawn picture's 576 visual tokens were kept" in output.out
+    assert KEY not in output.out + output.err
+    assert not re.findall(r"^(note|wrong)", output.out, re.MULTILINE)
 
 
-def test_the_doctor_says_that_a_key_is_missing(client: KeyedClient) -> None:
+def test_the_doctor_reports_a_missing_api_key(client: KeyedClient) -> None:
     *_, (level, text) = probe.answers(f"{client.server.url}/v1", None, 30.0)
     assert level == "wrong"
     assert "--api-key" in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM with a budget against Hugging Face Transformers fed with the same kept features."""
+"""vLLM with a budget against Hugging Face Transformers given the same kept features."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ QUESTION = "what color is the suit?"
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, eager attention, float32."""
+    """Transformers' model, eager attention, float32."""
 
     @torch.inference_mode()
     def encode(self, image: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,14 +43,14 @@ class Reference(TransformersModel):
     def generate(
         self, prompt: str, kept: Tensor, tokens: int, places: Tensor | None = None, whole: int = 0
     ) -> list[int]:
-        """Greedy ids after a prompt whose image is the embeddings ``kept`` (n, D).
+        """Return greedy ids after a prompt whose image is the embeddings ``kept`` (n, D).
 
-        They stand at ``places`` of ``whole`` tokens; without, one after another.
+        They are at ``places`` of ``whole`` tokens; by default at consecutive positions.
         """
         embed = self.model.get_input_embeddings()
         tokenize = self.processor.tokenizer
         before, after = prompt.split("<image>")
-        # As vLLM tokenises a prompt: with whatever the tokenizer puts first.
+        # As vLLM tokenises a prompt: with the special tokens at its start.
         head = torch.tensor(tokenize(before).input_ids)
         tail = torch.tensor(tokenize(after, add_special_tokens=False).input_ids)
         if places is None:
@@ -61,7 +61,7 @@ class Reference(TransformersModel):
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_llava_answers_as_transformers_does(
+def test_llava_answers_equal_transformers(
     tower: str, clip_llava: Path, siglip_llava: Path, start_engine: StartEngine
 ) -> None:
     path = clip_llava if tower == "clip" else siglip_llava
@@ -81,18 +81,18 @@ def test_llava_answers_as_transformers_does(
             assert closed == reference.generate(prompt, rows, len(closed)), budget
             assert closed != ids, "positions would not matter"
 
-            # The important half follows from Transformers' own attention and embeddings. The
-            # diverse half does so too, but a difference in the seventh digit re-pairs its loop.
+            # The important half follows from Transformers' attention and embeddings. So does the
+            # diverse half, but there a difference in the seventh digit changes the loop's pairs.
             with torch.inference_mode():
                 scores = fused_scores(projected, saliency, embed(torch.tensor(record["query"])))
             important = scores.topk(budget // 2).indices.tolist()
             assert set(important) <= set(record["kept"]), budget
 
 
-def test_another_question_about_cached_images_side_by_side(
+def test_another_question_about_two_adjacent_cached_images(
     clip_llava: Path, start_engine: StartEngine
 ) -> None:
-    """Chunks and cached blocks end in the middle of an image; text and answer stand behind both."""
+    """Chunks and cached blocks end within an image; text and answer follow both images."""
     from vllm import SamplingParams
 
     images, budget = [photo("astronaut"), photo("cat")], 50
@@ -104,21 +104,21 @@ def test_another_question_about_cached_images_side_by_side(
         return {
             "prompt": f"USER: <image><image>\n{question} ASSISTANT:",
             "multi_modal_data": {"image": images},
-            # Words of its own, so that another question keeps the same tokens.
+            # A fixed question, so that both requests keep the same tokens.
             "mm_processor_kwargs": {"visual_budget": budget, "visual_query": "flag"},
         }
 
     with start_engine(clip_llava, max_num_batched_tokens=40, block_size=32) as engine:
 
-        def ask(*asked: str) -> list[Any]:
+        def ask(*texts: str) -> list[Any]:
             settings = SamplingParams(temperature=0, max_tokens=8)
-            prompts = [request(question) for question in asked]
+            prompts = [request(question) for question in texts]
             return list(engine.llm.generate(prompts, settings, use_tqdm=False))
 
         first, second = (ask(question)[0] for question in questions)
         kept = [torch.tensor(record["kept"]) for record in engine.kept()]
         together = ask(*questions)
-        engine.forget()
+        engine.clear_caches()
         cold = ask(*questions)
     assert len(kept) == 2, "the second question encodes nothing"
     head = len(reference.processor.tokenizer("USER: ").input_ids)
@@ -135,9 +135,7 @@ def test_another_question_about_cached_images_side_by_side(
     assert token_ids(first) != token_ids(second)
 
 
-def test_llava_next_answers_as_transformers_does(
-    llava_next: Path, start_engine: StartEngine
-) -> None:
+def test_llava_next_answers_equal_transformers(llava_next: Path, start_engine: StartEngine) -> None:
     reference = Reference(llava_next)
     with start_engine(llava_next, max_model_len=8192) as engine:
         for name, size in (("astronaut", (512, 512)), ("cat", (640, 300)), ("coffee", (200, 900))):
@@ -155,7 +153,7 @@ def test_llava_next_answers_as_transformers_does(
 
 @torch.inference_mode()
 def packed(reference: Reference, projected: Tensor, image: Any, newline: Tensor) -> Tensor:
-    """Transformers' own layout of base, tiles and row newlines, (n, D)."""
+    """Return Transformers' layout of base, tiles and row newlines, (n, D)."""
     features, _ = reference.model.model.pack_image_features(
         [projected],
         torch.tensor([[image.height, image.width]]),
@@ -166,20 +164,20 @@ def packed(reference: Reference, projected: Tensor, image: Any, newline: Tensor)
 
 
 def places_in(reference: Reference, projected: Tensor, image: Any) -> tuple[Tensor, int]:
-    """Where base and tiles stand in that layout, (n,), and how long it is."""
+    """Return the indices of base and tiles in that layout, (n,), and its length."""
     marker = torch.full_like(reference.model.model.image_newline, 1e9)
     whole = packed(reference, projected, image, marker)
     return (whole != marker).any(dim=-1).nonzero().flatten(), len(whole)
 
 
 def picture_patches(reference: Reference, projected: Tensor, image: Any) -> Tensor:
-    """The tiles of that layout, (M, D), without its row newlines."""
+    """Return the tiles of that layout, (M, D), without its row newlines."""
     marker = torch.full_like(reference.model.model.image_newline, 1e9)
     tiles = packed(reference, projected, image, marker)[projected.shape[1] :]
     return tiles[(tiles != marker).any(dim=-1)]
 
 
-def test_llava_next_images_that_the_budget_does_not_bind_are_laid_out_as_stock(
+def test_llava_next_images_below_the_budget_keep_the_stock_layout(
     llava_next: Path, start_engine: StartEngine
 ) -> None:
     image_token = json.loads((llava_next / "config.json").read_text())["image_token_index"]
@@ -190,10 +188,10 @@ def test_llava_next_images_that_the_budget_does_not_bind_are_laid_out_as_stock(
         whole = list(alone.prompt_token_ids).count(image_token)
         both = engine.ask(QUESTION, 1800, [large, small])
         assert list(both.prompt_token_ids).count(image_token) == 1800 + whole
-        # The small one was known already: kept whole, it is the image of the request before.
+        # The small one is cached: unpruned, it is the image of the previous request.
         (record,) = engine.kept()
         order = torch.tensor(record["kept"])
-        engine.forget()
+        engine.clear_caches()
         assert token_ids(engine.ask(QUESTION, 1800, [large, small])) == token_ids(both)
 
     with torch.inference_mode():
@@ -209,7 +207,7 @@ def test_llava_next_images_that_the_budget_does_not_bind_are_laid_out_as_stock(
     assert ids == reference.generate(prompt, rows, len(ids), places, gone + len(stock))
 
 
-def test_blockwise_received_attention_equals_the_whole_map() -> None:
+def test_attention_received_in_blocks_equals_the_whole_map() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 2, 300, 3, 16, generator=generator)
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * 0.25
@@ -231,7 +229,7 @@ def test_llava_next_counts_hold_for_any_shape_and_budget(
                 if budget >= whole:
                     assert count == whole, (size, budget)
                     continue
-                # Row newlines go first, so just below the whole count fewer are kept.
+                # Row newlines are dropped first, so just below the whole count fewer are kept.
                 kept = engine.kept()[-1]["kept"]
                 assert count == len(kept) == len(set(kept)) <= budget, (size, budget)
                 assert count == budget or count > whole * 0.9, (size, budget)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playground page in a real browser, against a real server behind a key and a root path."""
+"""The playground page in a real browser, on a real server with an API key and a root path."""
 
 import io
 from base64 import b64encode
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_the_page_needs_no_key_and_what_it_calls_does(server: Server) -> None:
+def test_the_page_needs_no_key_and_the_routes_it_calls_do(server: Server) -> None:
     for prefix in ("", ROOT):
         page = httpx.get(f"{server.url}{prefix}/flashvlm")
         assert page.status_code == 200
@@ -41,7 +41,7 @@ def test_the_page_needs_no_key_and_what_it_calls_does(server: Server) -> None:
 
 
 class Page:
-    """The page in a browser, by what people see of it."""
+    """The page in a browser, read as users see it."""
 
     def __init__(self, driver: Any, url: str) -> None:
         self.driver = driver
@@ -62,7 +62,7 @@ class Page:
         )
 
     def press(self, *keys: str) -> None:
-        """Type where the focus is, as from a keyboard."""
+        """Type into the focused element."""
         from selenium.webdriver import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
@@ -80,7 +80,7 @@ class Page:
         raise AssertionError(f"#{name} is not reached by tabs; the last is #{self.focused()}")
 
     def drop(self, picture: Any, name: str = "scene.png") -> None:
-        """Drop a file on the page; the browser cannot be given one of the desktop's."""
+        """Drop a file on the page by script; the browser cannot access one on the desktop."""
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         self.driver.execute_script(
@@ -105,18 +105,18 @@ class Page:
         self.until(lambda: self.focused() == "key", "the page asks for the key")
         self.press(KEY, Keys.ENTER)
         self.until(lambda: not self.find("#key-part").is_displayed(), "the key is taken")
-        # The browser itself logs the 401 that made the page ask.
+        # The browser logs the 401 response that caused the key prompt.
         self.driver.get_log("browser")
 
     def kept(self) -> int | None:
-        """How many tokens the page says are kept; None while it is at work or has none."""
+        """Return the number of kept tokens on the page; None while it is busy or shows none."""
         if self.find("#stage").get_attribute("aria-busy") == "true":
             return None
-        told = self.text("#n-kept")
-        return int(told.split(" of ")[0]) if told else None
+        shown = self.text("#n-kept")
+        return int(shown.split(" of ")[0]) if shown else None
 
     def lit(self) -> float:
-        """What share of the picture is not dimmed."""
+        """Return the share of the picture that is not dimmed."""
         return float(
             self.driver.execute_script(
                 """
@@ -138,14 +138,14 @@ class Page:
         return self.answered("#pruned") and self.answered("#whole")
 
     def complaints(self) -> list[str]:
-        """What the browser has against the page, the policy's refusals among it."""
+        """Return the errors in the browser's log, including those of the security policy."""
         entries = self.driver.get_log("browser")
         return [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]
 
 
 @pytest.fixture(scope="module")
 def open_page(server: Server) -> Iterator[Callable[..., Page]]:
-    """Open the page anew, in one browser."""
+    """Open the page in one browser, loaded again for each test."""
     if reason := why_not():
         pytest.skip(reason)
     with browsing() as driver:
@@ -158,7 +158,7 @@ def open_page(server: Server) -> Iterator[Callable[..., Page]]:
         yield opened
 
 
-def test_drop_ask_and_slide(open_page: Callable[..., Page]) -> None:
+def test_dropping_a_picture_asking_and_moving_the_slider(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.drop(picture_of(0))
     page.until(lambda: page.kept() == 64, "64 tokens kept")
@@ -171,7 +171,7 @@ def test_drop_ask_and_slide(open_page: Callable[..., Page]) -> None:
     for card, visual, prompt in (("#pruned", "64 of 576", 64), ("#whole", "576 of 576", TOTAL)):
         assert page.text(f"{card} .text").split()[0] == RING.truth
         assert page.text(f"{card} .visual") == visual
-        # The words of the prompt, the same for both, are the rest.
+        # The rest are the words of the prompt, equal for both.
         rest = int(page.text(f"{card} .prompt")) - prompt
         assert 5 < rest < 20
         assert page.text(f"{card} .ttft").endswith(" ms")
@@ -184,7 +184,7 @@ def test_drop_ask_and_slide(open_page: Callable[..., Page]) -> None:
     assert page.text("#chosen") == "32 tokens"
     page.until(lambda: page.kept() == 32, "32 tokens kept")
     assert page.lit() < before
-    # Released: the answer comes without another click; the one without a budget stays.
+    # Released: the answer is requested without a click; the one without a budget is kept.
     page.until(lambda: page.text("#pruned .visual") == "32 of 576", "an answer from 32 tokens")
 
     page.find("#budget").send_keys(Keys.END)
@@ -194,7 +194,7 @@ def test_drop_ask_and_slide(open_page: Callable[..., Page]) -> None:
     assert page.complaints() == []
 
 
-def test_everything_is_reached_by_keyboard_alone(open_page: Callable[..., Page]) -> None:
+def test_everything_is_reachable_by_keyboard(open_page: Callable[..., Page]) -> None:
     from selenium.webdriver import Keys
 
     page = open_page("/flashvlm")  # without the prefix, as behind a proxy that strips it
@@ -217,7 +217,7 @@ def test_everything_is_reached_by_keyboard_alone(open_page: Callable[..., Page])
     assert page.complaints() == []
 
 
-def test_of_a_fast_slide_only_the_last_place_counts(open_page: Callable[..., Page]) -> None:
+def test_fast_slider_moves_are_debounced(open_page: Callable[..., Page]) -> None:
     from selenium.webdriver import Keys
 
     page = open_page()
@@ -233,7 +233,7 @@ def test_of_a_fast_slide_only_the_last_place_counts(open_page: Callable[..., Pag
     assert 1 <= calls <= 4, "sixteen steps are not sixteen requests"
 
 
-def test_errors_of_the_server_are_told_in_words(open_page: Callable[..., Page]) -> None:
+def test_server_errors_are_shown_as_text(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.find("#sample").click()
     page.until(lambda: page.kept() == 64, "64 tokens kept")
@@ -242,7 +242,7 @@ def test_errors_of_the_server_are_told_in_words(open_page: Callable[..., Page]) 
     page.find("#ask").click()
     page.until(lambda: "brightest" in page.text("#problem"), "the server's words")
     assert page.text("#problem").startswith("The server refuses this request. It says: ")
-    # Files that are no pictures are not sent at all.
+    # Files that are not pictures are not sent.
     page.driver.execute_script(
         """
         const dataTransfer = new DataTransfer();
@@ -254,7 +254,9 @@ def test_errors_of_the_server_are_told_in_words(open_page: Callable[..., Page]) 
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_no_accessibility_rule_is_broken(open_page: Callable[..., Page], dark: bool) -> None:
+def test_the_page_passes_the_accessibility_rules(
+    open_page: Callable[..., Page], dark: bool
+) -> None:
     from axe_core_python.selenium import Axe
 
     page = open_page()
@@ -272,7 +274,7 @@ def test_no_accessibility_rule_is_broken(open_page: Callable[..., Page], dark: b
     assert "color-contrast" in [rule["id"] for rule in result["passes"]]
 
 
-def test_a_small_screen_needs_no_scrolling_sideways(open_page: Callable[..., Page]) -> None:
+def test_a_small_screen_needs_no_horizontal_scrolling(open_page: Callable[..., Page]) -> None:
     page = open_page()
     small = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": False}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", small)
@@ -282,5 +284,5 @@ def test_a_small_screen_needs_no_scrolling_sideways(open_page: Callable[..., Pag
     assert width <= 360
 
 
-def test_the_log_has_no_words_of_the_page(server: Server) -> None:
+def test_the_log_contains_no_questions_of_the_page(server: Server) -> None:
     assert RING.question not in server.log

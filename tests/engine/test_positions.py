@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tokens of pruned prompts stand, as the language model of a running engine sees them."""
+"""Positions of the tokens of pruned prompts, recorded at the language model of a running engine."""
 
 import json
 import os
@@ -19,8 +19,8 @@ TOKENS = 576
 TABLE = 4096
 
 
-class Watched:
-    """An engine in this process, whose language model's positions are noted."""
+class PositionRecorder:
+    """An engine in this process that records the positions given to its language model."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -39,10 +39,10 @@ class Watched:
         inner.forward = noted
 
     def ask(self, prompt: str, images: Sequence[Any], tokens: int = 3, **own: Any) -> Any:
-        """Ask alone and cold; returns vLLM's output."""
+        """Send one request with cleared caches; return vLLM's output."""
         from vllm import SamplingParams
 
-        self.engine.forget()
+        self.engine.clear_caches()
         self.seen.clear()
         (output,) = self.engine.llm.generate(
             {  # type: ignore[arg-type]
@@ -57,19 +57,19 @@ class Watched:
 
     @property
     def positions(self) -> list[int]:
-        """Of the request asked last, its answer's too."""
+        """Return the positions of the last request and its answer."""
         return [each for step in self.seen for each in step]
 
 
 @pytest.fixture(scope="module", params=[4096, 64], ids=["at once", "in chunks"])
 def watched(
     request: pytest.FixtureRequest, start_engine: StartEngine, clip_llava: Path
-) -> Iterator[Watched]:
+) -> Iterator[PositionRecorder]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         tokens = {"max_num_batched_tokens": request.param, "max_num_seqs": 8}
         with start_engine(clip_llava, max_model_len=2048, **tokens) as engine:
-            yield Watched(engine)
+            yield PositionRecorder(engine)
 
 
 FORMS = {
@@ -82,8 +82,8 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("budget", [1, 100])
-def test_kept_tokens_stand_where_they_stand_without_pruning(
-    watched: Watched, form: str, budget: int
+def test_kept_tokens_have_the_positions_they_have_without_pruning(
+    watched: PositionRecorder, form: str, budget: int
 ) -> None:
     prompt = FORMS[form].format(QUESTION)
     images = [photo("astronaut"), photo("cat")][: prompt.count("<image>")]
@@ -109,7 +109,7 @@ def image_token() -> int:
     return int(config["image_token_index"])
 
 
-def test_closed_up_positions_are_those_of_any_prompt(watched: Watched) -> None:
+def test_closed_positions_are_consecutive(watched: PositionRecorder) -> None:
     prompt = FORMS["two side by side"].format(QUESTION)
     images = [photo("astronaut"), photo("cat")]
     closed = watched.ask(prompt, images, visual_budget=20, visual_positions="closed")
@@ -121,7 +121,9 @@ def test_closed_up_positions_are_those_of_any_prompt(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("answer", [1, 16, 600, None])
-def test_twenty_images_in_a_context_of_2048(watched: Watched, answer: int | None) -> None:
+def test_twenty_images_in_a_context_of_2048_fit_the_rotary_table(
+    watched: PositionRecorder, answer: int | None
+) -> None:
     images = [photo("astronaut").resize((336, 300 + number)) for number in range(20)]
     prompt = f"USER: {'<image>' * 20}\n{QUESTION} ASSISTANT:"
     output = watched.ask(prompt, images, answer, visual_budget=32)
@@ -131,18 +133,20 @@ def test_twenty_images_in_a_context_of_2048(watched: Watched, answer: int | None
     assert sorted(set(positions)) == positions
     assert positions[-1] < TABLE
     if answer is not None:
-        # The last token of the answer is not computed any more.
+        # The last token of the answer is not processed by the model.
         assert positions[-1] == TABLE - 2
         assert len(token_ids(output)) == answer
     else:
-        # A quarter of the context is left to an answer that nobody limits.
+        # A quarter of the context is reserved for an answer without a limit.
         assert len(token_ids(output)) >= 512
-    # Neighbours stay neighbours, and every image has its share.
+    # Adjacent tokens stay adjacent, and every image has its share of the gaps.
     assert positions[count - 1] - count > 1000
 
 
-def test_a_video_of_gaps_never_passes_the_table(watched: Watched) -> None:
-    """One image more at a time: nothing jumps where the table would end."""
+def test_positions_stay_inside_the_rotary_table_as_images_are_added(
+    watched: PositionRecorder,
+) -> None:
+    """One image more at a time: positions change continuously at the limit of the table."""
     images = [photo("astronaut").resize((336, 300 + number)) for number in range(9)]
     ends = []
     for number in range(5, 9):
@@ -153,10 +157,10 @@ def test_a_video_of_gaps_never_passes_the_table(watched: Watched) -> None:
     assert ends[-1] == TABLE - 2
 
 
-def test_kept_and_closed_in_one_batch_and_in_the_caches(
+def test_kept_and_closed_positions_in_one_batch_and_in_the_caches(
     start_engine: StartEngine, clip_llava: Path
 ) -> None:
-    asked = [
+    cases = [
         (f"{QUESTION} {number}", budget, positions)
         for number in range(2)
         for budget in (None, 64, 300)
@@ -179,22 +183,22 @@ def test_kept_and_closed_in_one_batch_and_in_the_caches(
 
     with start_engine(clip_llava, max_num_batched_tokens=128, max_num_seqs=4) as engine:
         alone = []
-        for each in asked:
-            engine.forget()
+        for each in cases:
+            engine.clear_caches()
             alone.append(token_ids(ask(engine, [each])[0]))
-        engine.forget()
-        assert [token_ids(each) for each in ask(engine, asked)] == alone
-        # Again, from the caches; a kept prompt's blocks are no closed one's.
-        again = ask(engine, asked)
+        engine.clear_caches()
+        assert [token_ids(each) for each in ask(engine, cases)] == alone
+        # Again, from the caches; kept and closed positions share no blocks.
+        again = ask(engine, cases)
         assert [token_ids(each) for each in again] == alone
         # A block holds 128 tokens, more than a prompt of 64 visual tokens.
-        long = [each for each, (_, budget, _) in zip(again, asked, strict=True) if budget != 64]
+        long = [each for each, (_, budget, _) in zip(again, cases, strict=True) if budget != 64]
         assert all(each.num_cached_tokens > 0 for each in long)
         for kept, closed in ((2, 3), (4, 5)):
             assert alone[kept] != alone[closed]
-            engine.forget()
-            ask(engine, [asked[kept]])
-            (other,) = ask(engine, [asked[closed]])
+            engine.clear_caches()
+            ask(engine, [cases[kept]])
+            (other,) = ask(engine, [cases[closed]])
             assert not other.num_cached_tokens
             assert token_ids(other) == alone[closed]
         assert alone[0] == alone[1]
@@ -231,7 +235,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("chunk", [4096, 200])
-def test_without_a_budget_answers_are_stock_to_the_last_bit(clip_llava: Path, chunk: int) -> None:
+def test_without_a_budget_answers_equal_stock_bit_for_bit(clip_llava: Path, chunk: int) -> None:
     def answers(plugins: str, **own: Any) -> Any:
         result = subprocess.run(
             [sys.executable, "-c", STOCK, str(clip_llava), str(chunk), json.dumps(own)],

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen3.5: the prompts and positions of Qwen3-VL before linear attention.
+"""Qwen3.5: the prompts and positions of Qwen3-VL with linear attention.
 
-vLLM's linear attention on CPU takes bfloat16 only, so answers are held to those of Transformers,
-in the same type, up to the fourth word: later ones may hang on rounding whatever is pruned.
+vLLM's linear attention on CPU supports bfloat16 only, so answers are compared with Transformers
+in the same dtype, for the first four tokens: later ones depend on rounding.
 """
 
 from collections.abc import Iterator
@@ -45,12 +45,12 @@ def served(start_engine: StartEngine) -> Iterator[Served]:
     [([PICTURE], [], [36]), ([PICTURE], [OTHER, CLIP], [36, 40, 80])],
     ids=["image", "image and videos"],
 )
-def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
+def test_answers_equal_transformers_with_the_same_tokens_at_the_same_positions(
     served: Served, images: list[Any], videos: list[Video], lengths: list[int]
 ) -> None:
     answers = []
     for budget in (None, 4, 23):
-        served.engine.forget()
+        served.engine.clear_caches()
         (output,) = served.run(request(QUESTIONS[0], budget, images, videos))
         kept = None
         if budget is not None:
@@ -63,8 +63,8 @@ def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
     assert answers[0] != answers[1]
 
 
-def test_a_budget_that_does_not_bind_changes_nothing_and_text_stays(served: Served) -> None:
-    served.engine.forget()
+def test_a_budget_of_all_tokens_changes_nothing_and_text_is_unchanged(served: Served) -> None:
+    served.engine.clear_caches()
     stock, whole, least = (
         served.run(request(QUESTIONS[0], budget, videos=[CLIP]))[0] for budget in (None, 80, 4)
     )
@@ -78,18 +78,18 @@ def test_a_budget_that_does_not_bind_changes_nothing_and_text_stays(served: Serv
     assert [place // 20 for place in served.engine.kept()[-1]["kept"]] == [0, 1, 2, 3]
 
 
-def test_a_mixed_batch_keeps_of_each_what_it_keeps_alone(served: Served) -> None:
+def test_requests_in_a_mixed_batch_keep_the_same_tokens_as_alone(served: Served) -> None:
     budgets = (None, 9, 12, 0.5)
     requests = [
         request(question, budget, [PICTURE]) for question in QUESTIONS for budget in budgets
     ]
     prompts, kept = [], []
     for each in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         prompts.append(served.run(each, tokens=1)[0].prompt_token_ids)
         if "mm_processor_kwargs" in each:
             kept.append(served.engine.kept()[-1]["kept"])
-    served.engine.forget()
+    served.engine.clear_caches()
     together = served.run(*requests)
     assert [each.prompt_token_ids for each in together] == prompts
     seen = [each["kept"] for each in served.engine.kept()[-len(kept) :]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen3-VL: timestamps stay where they are, deeper layers' features too, against Transformers."""
+"""Qwen3-VL against Transformers: timestamps are kept, and DeepStack features are pruned alike."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def _of_all_items(features: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, float32."""
+    """Transformers' model, float32."""
 
     @torch.inference_mode()
     def answer(
@@ -77,7 +77,7 @@ class Reference(TransformersModel):
         videos: Sequence[Video],
         tokens: int,
     ) -> list[int]:
-        """Greedy ids when of each item only some tokens are shown, each where it was."""
+        """Return greedy ids when only the ``kept`` tokens of each item remain, in their places."""
         given: dict[str, Any] = {"images": list(images)} if images else {}
         if videos:
             given["videos"] = list(videos)
@@ -121,7 +121,7 @@ class Reference(TransformersModel):
         stay[visual] = shown
         following = int(positions.max()) + 1
         embeddings, positions, visual = embeddings[:, stay], positions[:, :, stay], visual[stay]
-        said: list[int] = []
+        answer_ids: list[int] = []
         for number in range(tokens):
             layers = {
                 "visual_pos_masks": visual[None],
@@ -133,17 +133,17 @@ class Reference(TransformersModel):
                 use_cache=False,
                 **(layers if deeper else {}),
             ).last_hidden_state
-            said.append(int(self.model.lm_head(state[0, -1]).argmax()))
-            word = self.model.get_input_embeddings()(torch.tensor([[said[-1]]]))
+            answer_ids.append(int(self.model.lm_head(state[0, -1]).argmax()))
+            word = self.model.get_input_embeddings()(torch.tensor([[answer_ids[-1]]]))
             embeddings = torch.cat([embeddings, word], dim=1)
             visual = torch.cat([visual, torch.tensor([False])])
             positions = torch.cat([positions, torch.full((3, 1, 1), following + number)], dim=2)
-        return said
+        return answer_ids
 
 
 @dataclass
 class Served:
-    """The model, served and as Transformers has it."""
+    """The model served by vLLM, and its reference in Transformers."""
 
     engine: Engine
     reference: Reference
@@ -158,7 +158,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(start_engine: StartEngine) -> Iterator[Served]:
     path = build_qwen3_vl(REPOSITORY / ".models" / "qwen3-vl")
-    # A chunk is shorter than most prompts here, so all of them pass in several.
+    # A chunk is shorter than most prompts here, so they are prefilled in several chunks.
     with start_engine(
         path,
         max_num_batched_tokens=64,
@@ -177,12 +177,12 @@ def served(start_engine: StartEngine) -> Iterator[Served]:
     ],
     ids=["image", "video", "images and videos"],
 )
-def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
+def test_answers_equal_transformers_with_the_same_tokens_at_the_same_positions(
     served: Served, images: list[Any], videos: list[Video], lengths: list[int]
 ) -> None:
     answers = []
     for budget in (None, 4, 23):
-        served.engine.forget()
+        served.engine.clear_caches()
         (output,) = served.run(request(QUESTIONS[0], budget, images, videos))
         kept = None
         if budget is not None:
@@ -195,7 +195,7 @@ def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
     assert answers[0] != answers[1]
 
 
-def test_a_mixed_batch_gives_each_request_its_own(served: Served) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(served: Served) -> None:
     requests = [
         request(question, budget, images, videos)
         for question in QUESTIONS
@@ -209,18 +209,18 @@ def test_a_mixed_batch_gives_each_request_its_own(served: Served) -> None:
     ]
     alone = []
     for each in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         alone.append(token_ids(served.run(each)[0]))
-    served.engine.forget()
+    served.engine.clear_caches()
     assert [token_ids(each) for each in served.run(*requests)] == alone
-    # From the caches as well: the next answer stands on blocks that nothing was written into.
+    # Again from the caches: the next answer uses cached blocks.
     again = served.run(*requests)
     assert [token_ids(each) for each in again] == alone
     assert any(each.num_cached_tokens >= 64 for each in again)
 
 
-def test_timestamps_stay_and_every_frame_is_seen(served: Served) -> None:
-    served.engine.forget()
+def test_timestamps_are_kept_and_every_frame_keeps_a_token(served: Served) -> None:
+    served.engine.clear_caches()
     stock, whole, least = (
         served.run(request(QUESTIONS[0], budget, videos=[CLIP]))[0] for budget in (None, 80, 4)
     )
@@ -235,7 +235,9 @@ def test_timestamps_stay_and_every_frame_is_seen(served: Served) -> None:
     assert [place // 20 for place in served.engine.kept()[-1]["kept"]] == [0, 1, 2, 3]
 
 
-def test_what_cannot_be_is_refused_and_the_engine_goes_on(served: Served) -> None:
+def test_a_budget_below_one_token_per_frame_is_refused_and_the_engine_continues(
+    served: Served,
+) -> None:
     from vllm.exceptions import VLLMValidationError
 
     bare = request(QUESTIONS[0], 8, videos=[CLIP])
@@ -243,7 +245,7 @@ def test_what_cannot_be_is_refused_and_the_engine_goes_on(served: Served) -> Non
     assert token_ids(served.run(bare)[0])
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 4"):
         served.run(request(QUESTIONS[0], 3, videos=[CLIP]))
-    # Frames that the Hugging Face processor samples: of the eight four are left.
+    # The Hugging Face processor samples frames: four of the eight remain.
     sampled = request(QUESTIONS[0], 5, videos=[CLIP])
     (video, known) = sampled["multi_modal_data"]["video"][0]
     sampled["multi_modal_data"]["video"] = [(video, {**known, "do_sample_frames": True, "fps": 8})]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen2-VL and Qwen2.5-VL: kept tokens keep their positions, against Transformers."""
+"""Qwen2-VL and Qwen2.5-VL against Transformers: kept tokens keep their positions."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,8 +36,8 @@ PICTURE = photo("astronaut").resize((200, 190))
 ROUNDS = Version(transformers.__version__) < Version("5.18")
 NO_REFERENCE = "Transformers before 5.18 rounds the seconds between steps down; vLLM does not"
 FPS = 3.2
-"""Four time steps reach no further than rows and columns do. Text behind a longer video comes
-earlier in this release of Transformers than in vLLM: it does not count the time."""
+"""Four time steps do not exceed rows and columns. Text after a longer video has smaller positions
+in this release of Transformers than in vLLM, because Transformers ignores the time."""
 
 
 def with_metadata(video: Video) -> tuple[Video, dict[str, Any]]:
@@ -54,7 +54,7 @@ def with_metadata(video: Video) -> tuple[Video, dict[str, Any]]:
 
 @dataclass
 class Served:
-    """One version of the model, served and as Transformers has it."""
+    """One version of the model served by vLLM, and its reference in Transformers."""
 
     engine: Engine
     reference: "Reference"
@@ -83,7 +83,7 @@ class Served:
         return list(self.engine.llm.generate(list(requests), sampling, use_tqdm=False))  # type: ignore[arg-type]
 
     def kept(self, items: int) -> list[list[int]]:
-        """What was kept of the last items, oldest first."""
+        """Return the kept tokens of the last items, oldest first."""
         return [each["kept"] for each in self.engine.kept()[-items:]]
 
 
@@ -94,7 +94,7 @@ def text(question: str, images: int, videos: int) -> str:
 
 
 class Reference(TransformersModel):
-    """Transformers' own model, float32: positions and embeddings of the whole prompt."""
+    """Transformers' model, float32: positions and embeddings of the whole prompt."""
 
     @torch.inference_mode()
     def answer(
@@ -105,7 +105,7 @@ class Reference(TransformersModel):
         videos: Sequence[Video],
         tokens: int,
     ) -> list[int]:
-        """Greedy ids when of each image and video only some tokens are shown, where they were."""
+        """Return greedy ids when only the ``kept`` tokens of each item remain, in their places."""
         given: dict[str, Any] = {"images": list(images)} if images else {}
         if videos:
             given["videos"] = list(videos)
@@ -139,23 +139,23 @@ class Reference(TransformersModel):
             stay[mine[torch.tensor(places)]] = True
         following = int(positions.max()) + 1
         embeddings, positions = embeddings[:, stay], positions[:, :, stay]
-        said: list[int] = []
+        answer_ids: list[int] = []
         for number in range(tokens):
             logits = self.model(
                 inputs_embeds=embeddings, position_ids=positions, use_cache=False
             ).logits
-            said.append(int(logits[0, -1].argmax()))
-            word = self.model.get_input_embeddings()(torch.tensor([[said[-1]]]))
+            answer_ids.append(int(logits[0, -1].argmax()))
+            word = self.model.get_input_embeddings()(torch.tensor([[answer_ids[-1]]]))
             embeddings = torch.cat([embeddings, word], dim=1)
             positions = torch.cat([positions, torch.full((3, 1, 1), following + number)], dim=2)
-        return said
+        return answer_ids
 
 
 @pytest.fixture(scope="module", params=["2.5", "2"])
 def served(request: pytest.FixtureRequest, start_engine: StartEngine) -> Iterator[Served]:
     version = request.param
     path = build_qwen_vl(REPOSITORY / ".models" / f"qwen{version}-vl", version)
-    # A chunk is shorter than most prompts here, so all of them pass in several.
+    # A chunk is shorter than most prompts here, so they are prefilled in several chunks.
     with start_engine(
         path,
         max_num_batched_tokens=64,
@@ -175,13 +175,13 @@ def served(request: pytest.FixtureRequest, start_engine: StartEngine) -> Iterato
     ],
     ids=["image", "video", "one frame", "images and video"],
 )
-def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
+def test_answers_equal_transformers_with_the_same_tokens_at_the_same_positions(
     served: Served, images: list[Any], videos: list[Video], lengths: list[int]
 ) -> None:
     if served.version == "2.5" and ROUNDS and any(len(video) > 1 for video in videos):
         pytest.skip(NO_REFERENCE)
     for budget in (None, 4, 10):
-        served.engine.forget()
+        served.engine.clear_caches()
         (output,) = served.run(served.request(QUESTIONS[0], budget, images, videos))
         kept = [list(range(length)) for length in lengths]
         if budget is not None:
@@ -192,10 +192,10 @@ def test_answers_as_transformers_with_the_same_tokens_at_the_same_positions(
         assert ids == served.reference.answer(prompt, kept, images, videos, len(ids)), budget
 
 
-def test_the_important_half_follows_from_transformers_own_attention(
+def test_the_important_half_equals_that_from_transformers_attention(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.engine.forget()
+    served.engine.clear_caches()
     served.run(served.request(QUESTIONS[0], 20, [PICTURE]), tokens=1)
     record = served.engine.kept()[-1]
     reference = served.reference
@@ -207,7 +207,7 @@ def test_the_important_half_follows_from_transformers_own_attention(
         words = reference.model.get_input_embeddings()(torch.tensor(record["query"]))
         scores = fused_scores(features.pooler_output[0], saliency, words)
     assert set(scores.topk(10).indices.tolist()) <= set(record["kept"])
-    # The words that steer are the user's: neither the template's nor the system prompt's.
+    # The question is the user's text, without the template and the system prompt.
     tokenizer = reference.processor.tokenizer
     assert record["query"] == tokenizer(QUESTIONS[0], add_special_tokens=False).input_ids
 
@@ -218,13 +218,13 @@ def received(model: Any, pixels: Tensor, grid: Tensor, monkeypatch: pytest.Monke
     module = sys.modules[type(visual).__module__]
     attend, maps = module.eager_attention_forward, []  # type: ignore[attr-defined]
 
-    def listening(attention: Any, *given: Any, **named: Any) -> Any:
+    def recording(attention: Any, *given: Any, **named: Any) -> Any:
         output, weights = attend(attention, *given, **named)
         if attention is visual.blocks[-1].attn:
             maps.append(weights)
         return output, weights
 
-    monkeypatch.setattr(module, "eager_attention_forward", listening)
+    monkeypatch.setattr(module, "eager_attention_forward", recording)
     with torch.inference_mode():
         model.model.get_image_features(pixels, grid)
     (weights,) = maps
@@ -237,7 +237,7 @@ def received(model: Any, pixels: Tensor, grid: Tensor, monkeypatch: pytest.Monke
     return tokens
 
 
-def test_a_mixed_batch_gives_each_request_its_own(served: Served) -> None:
+def test_requests_in_a_mixed_batch_answer_as_alone(served: Served) -> None:
     requests = [
         served.request(question, budget, images, videos)
         for question in QUESTIONS
@@ -251,20 +251,20 @@ def test_a_mixed_batch_gives_each_request_its_own(served: Served) -> None:
     ]
     alone = []
     for each in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         alone.append(token_ids(served.run(each)[0]))
-    served.engine.forget()
+    served.engine.clear_caches()
     together = served.run(*requests)
     assert [token_ids(each) for each in together] == alone
-    # From the caches as well: the next answer stands on blocks that nothing was written into.
+    # Again from the caches: the next answer uses cached blocks.
     again = served.run(*requests)
     assert [token_ids(each) for each in again] == alone
     assert any(each.num_cached_tokens >= 32 for each in again)
     assert alone[1] != alone[6]
 
 
-def test_prefix_cache_and_a_budget_that_does_not_bind(served: Served) -> None:
-    served.engine.forget()
+def test_prefix_cache_hits_and_a_budget_of_all_tokens(served: Served) -> None:
+    served.engine.clear_caches()
     stock, whole = (
         served.run(served.request(QUESTIONS[0], budget, [PICTURE]))[0] for budget in (None, 49)
     )
@@ -283,14 +283,14 @@ def test_prefix_cache_and_a_budget_that_does_not_bind(served: Served) -> None:
 @pytest.mark.parametrize(
     "prompt", [f"what? {START}{VIDEO}", f"{IMAGE}{VIDEO} what?", f"{IMAGE}"], ids=repr
 )
-def test_items_side_by_side_first_and_last(served: Served, prompt: str) -> None:
+def test_adjacent_items_at_both_ends_of_a_prompt(served: Served, prompt: str) -> None:
     if served.version == "2.5" and ROUNDS and VIDEO in prompt:
         pytest.skip(NO_REFERENCE)
     item = with_metadata(CLIP) if served.version == "2.5" else CLIP
     images, videos = [PICTURE] * prompt.count(IMAGE), [CLIP] * prompt.count(VIDEO)
     data = {"image": images} if images else {}
     data |= {"video": [item]} if videos else {}
-    served.engine.forget()
+    served.engine.clear_caches()
     (output,) = served.run(
         {
             "prompt": prompt,
@@ -303,7 +303,7 @@ def test_items_side_by_side_first_and_last(served: Served, prompt: str) -> None:
     assert ids == served.reference.answer(prompt, kept, images, videos, len(ids))
 
 
-def test_closed_up_positions_beside_kept_ones(served: Served) -> None:
+def test_closed_and_kept_positions_in_one_batch(served: Served) -> None:
     requests = []
     for question in QUESTIONS:
         for positions in ("kept", "closed"):
@@ -313,16 +313,16 @@ def test_closed_up_positions_beside_kept_ones(served: Served) -> None:
                 requests.append(each)
     alone = []
     for each in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         alone.append(token_ids(served.run(each)[0]))
-    served.engine.forget()
+    served.engine.clear_caches()
     for _ in range(2):  # the second time from the caches
         assert [token_ids(each) for each in served.run(*requests)] == alone
     assert alone[0] != alone[2]
 
 
 @pytest.mark.parametrize("selector", ["visionzip", "prumerge+"])
-def test_merged_tokens_have_places(served: Served, selector: str) -> None:
+def test_merged_tokens_have_positions(served: Served, selector: str) -> None:
     requests = [
         served.request(QUESTIONS[0], budget, images, videos)
         for budget in (5, 12)
@@ -333,15 +333,17 @@ def test_merged_tokens_have_places(served: Served, selector: str) -> None:
     (stock,) = served.run(served.request(QUESTIONS[0], None, [PICTURE]))
     alone = []
     for each in requests:
-        served.engine.forget()
+        served.engine.clear_caches()
         alone.append(served.run(each)[0])
     assert len(stock.prompt_token_ids) - len(alone[0].prompt_token_ids) == 49 - 5
-    served.engine.forget()
+    served.engine.clear_caches()
     together = served.run(*requests)
     assert [token_ids(each) for each in together] == [token_ids(each) for each in alone]
 
 
-def test_fewer_tokens_than_time_steps_are_refused_and_the_engine_goes_on(served: Served) -> None:
+def test_a_budget_below_one_token_per_time_step_is_refused_and_the_engine_continues(
+    served: Served,
+) -> None:
     from vllm.exceptions import VLLMValidationError
 
     with pytest.raises(VLLMValidationError, match="the smallest budget for it is 4"):
@@ -350,8 +352,8 @@ def test_fewer_tokens_than_time_steps_are_refused_and_the_engine_goes_on(served:
 
 
 @pytest.mark.skipif(ROUNDS, reason=NO_REFERENCE)
-def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartEngine) -> None:
-    """With --video-pruning-rate, a video without a budget is vLLM's, one with a budget is not."""
+def test_vllms_own_video_pruning_still_applies_without_a_budget(start_engine: StartEngine) -> None:
+    """With --video-pruning-rate, vLLM prunes videos without a budget, not those with one."""
     from vllm.multimodal.video_prune.evs import compute_retention_mask
 
     path = build_qwen_vl(REPOSITORY / ".models" / "qwen2.5-vl", "2.5")
@@ -369,7 +371,7 @@ def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartE
     with start_engine(path, video_pruning_rate=0.5, max_num_batched_tokens=64) as engine:
         served = Served(engine, reference, "2.5")
         for budget in (None, 10):
-            engine.forget()
+            engine.clear_caches()
             requests = [
                 served.request(QUESTIONS[0], budget, videos=[CLIP]),
                 served.request(QUESTIONS[0], None, [PICTURE], [CLIP]),
@@ -383,11 +385,11 @@ def test_vllms_own_pruning_of_videos_goes_on_beside_budgets(start_engine: StartE
             assert token_ids(mixed) == reference.answer(prompt, kept, [PICTURE], [CLIP], 8), budget
 
 
-def test_many_images_at_a_token_each_end_before_the_rotary_table(
+def test_many_images_of_one_token_stay_inside_the_rotary_table(
     start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its end is at 512. Without pruning these would need 550 positions, 20 an image."""
-    # In this process, so that its positions can be seen: past the end a CPU reads what lies there.
+    """The table has 512 positions. Without pruning these would need 550, 20 per image."""
+    # In this process, so that positions can be read: a CPU does not fail beyond the table.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     seen: list[int] = []
     forward = PositionedModel.forward

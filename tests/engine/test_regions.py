@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where grids lie in the picture, by what the Hugging Face processors really do to a gradient."""
+"""Regions of grids in the picture, compared with the Hugging Face processors' output."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +27,13 @@ BUILD: dict[str, Callable[[], Path]] = {
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """A picture whose red and green say where a pixel is; blue marks it as picture."""
+    """Return a picture whose red and green encode the position; blue marks it as not padding."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 255)], axis=2).astype(np.uint8))
 
 
 @pytest.mark.parametrize("model", BUILD)
-def test_a_region_is_what_its_crop_shows(model: str) -> None:
+def test_the_region_of_a_crop_is_the_area_that_it_shows(model: str) -> None:
     processor: Any = TokenCosts(str(BUILD[model]()))._processor
     for size in ((800, 300), (300, 800), (640, 640)):
         check(processor, size)
@@ -53,7 +53,7 @@ def check(processor: Any, size: tuple[int, int]) -> None:
     for number, crop in enumerate(shown):
         left, top, right, bottom = placed[number].region
         wide = crop.shape[-1]
-        # Away from edges, where scaling and padding blur; padding has no blue.
+        # Not at the edges, where scaling and padding blur; padding has no blue.
         for at in (0.2, 0.5, 0.8):
             red, green, blue = crop[:, int(at * wide), int(at * wide)].tolist()
             expected = left + at * (right - left), top + at * (bottom - top)

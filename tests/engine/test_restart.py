@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that dies takes its server with it; the next one remembers nothing and is right."""
+"""A server ends when its worker dies; a new server starts with empty caches and equal answers."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ QUESTIONS = ("what color is the suit?", "where is the flag?")
 
 
 def workers_of(server: Server) -> list[int]:
-    """Process ids of the workers, which vLLM titles so."""
+    """Return the process ids of the workers, found by their process titles."""
     group = os.getpgid(server._process.pid)  # type: ignore[union-attr]
     listed = subprocess.run(["ps", "-e", "-o", "pid=,pgid=,args="], capture_output=True, text=True)
     found = []
@@ -29,7 +29,9 @@ def workers_of(server: Server) -> list[int]:
 
 
 @pytest.mark.slow
-def test_after_a_worker_was_killed(clip_llava: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_server_and_a_new_one_answers_alike(
+    clip_llava: Path, tmp_path: Path
+) -> None:
     options = ("--plugins", "flashvlm", *ARGUMENTS)
     with Server(clip_llava, options, log=tmp_path / "first") as server:
         client = Client(server)
@@ -48,7 +50,7 @@ def test_after_a_worker_was_killed(clip_llava: Path, tmp_path: Path) -> None:
             pytest.fail("the server is healthy without its worker")
     with Server(clip_llava, options, log=tmp_path / "second") as server:
         client = Client(server)
-        # The other order: what the first server remembered was of no use to anybody.
+        # In reverse order, so that nothing depends on the first server's caches.
         again = [text_of(client.ask(question, visual_budget=64)) for question in QUESTIONS[::-1]]
         assert again[::-1] == answers
         assert client.metric("flashvlm_feature_cache_misses") == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels lost between vLLM's two caches of them cost nobody an answer."""
+"""Pixels lost between vLLM's two caches of them are sent again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ MISS = "Multi-modal cache miss"
 def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     options = (
         *("--plugins", "flashvlm", "--enable-scale-out"),
-        *("--middleware", f"{drop_mm_cache.__name__}.{drop_mm_cache.Forgetful.__name__}"),
+        *("--middleware", f"{drop_mm_cache.__name__}.{drop_mm_cache.DropCache.__name__}"),
     )
     log = tmp_path_factory.mktemp("server") / "log"
     environment = {"PYTHONPATH": str(REPOSITORY)}
@@ -31,27 +31,27 @@ def misses(client: Client) -> int:
     return client.server.log.count(MISS)
 
 
-def forget(client: Client) -> None:
+def drop_engine_cache(client: Client) -> None:
     assert client.post(drop_mm_cache.PATH, "").status_code == 200
 
 
 @pytest.mark.parametrize("budget", [64, None])
-def test_a_lost_image_is_sent_again(client: Client, budget: int | None) -> None:
+def test_a_request_with_lost_pixels_is_retried(client: Client, budget: int | None) -> None:
     first = client.ask(visual_budget=budget)
     seen, before = client.metric("flashvlm_visual_tokens_seen_total"), misses(client)
-    forget(client)
+    drop_engine_cache(client)
     again = client.ask(visual_budget=budget)
     assert text_of(again) == text_of(first)
     assert again.usage.visual_tokens == first.usage.visual_tokens
     assert misses(client) == before + 1
-    # Made twice, asked for once.
+    # Generated twice, counted once.
     assert client.metric("flashvlm_visual_tokens_seen_total") - seen == 576
 
 
-def test_in_a_stream_too(client: Client) -> None:
+def test_a_stream_with_lost_pixels_is_retried(client: Client) -> None:
     first = text_of(client.ask(visual_budget=64))
     before = misses(client)
-    forget(client)
+    drop_engine_cache(client)
     stream = client.openai.chat.completions.create(
         model=client.server.model,
         messages=conversation(),
@@ -70,7 +70,7 @@ def test_in_a_stream_too(client: Client) -> None:
     assert chunks[-1].usage.visual_tokens["kept"] == 64
 
 
-def test_in_a_batch_and_in_responses_too(client: Client) -> None:
+def test_batches_and_responses_with_lost_pixels_are_retried(client: Client) -> None:
     url = conversation()[0]["content"][0]["image_url"]["url"]
     parts = [{"type": "input_image", "image_url": url, "detail": "auto"}]
     bodies: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ def test_in_a_batch_and_in_responses_too(client: Client) -> None:
         limit = {"max_output_tokens": 4} if "input" in body else {"max_tokens": 4}
         first = client.post(path, {**body, **limit}).json()
         before = misses(client)
-        forget(client)
+        drop_engine_cache(client)
         again = client.post(path, {**body, **limit})
         assert again.status_code == 200, path
         assert again.json()["usage"] == first["usage"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every selector by its name, and selectors of other packages that go wrong."""
+"""Every built-in selector on an engine, and failures of selectors of other packages."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from tests.engine.test_server_options import VLLM
 from tests.engine.third_party_selectors import FAILURES, install
 
 QUESTION = "what color is the suit?"
-BUDGET = 65  # Odd: PruMerge+ then has its token for what was dropped.
+BUDGET = 65  # Odd: then PruMerge+ has a token for all dropped ones.
 MERGING = [name for name, selector in BUILT_IN.items() if selector.merges]
 
 
@@ -56,18 +56,18 @@ def engine(clip_llava: Path, start_engine: StartEngine) -> Iterator[Engine]:
 
 
 class Seen:
-    """What Transformers sees of a photograph, crop by crop."""
+    """Transformers' features, saliency and keys of a photograph, crop by crop."""
 
     def __init__(self, path: Path, image: Any) -> None:
         self.reference = Reference(path)
-        heard: list[Tensor] = []
+        captured: list[Tensor] = []
         layers = self.reference.model.model.vision_tower.encoder.layers
         hook = layers[-2].self_attn.k_proj.register_forward_hook(
-            lambda module, inputs, output: heard.append(output)
+            lambda module, inputs, output: captured.append(output)
         )
         self.features, self.saliency, self.projected = self.reference.encode(image)
         hook.remove()
-        self.keys = heard[0][:, 1:].unflatten(-1, (-1, 32))
+        self.keys = captured[0][:, 1:].unflatten(-1, (-1, 32))
 
     def tokens(self, query: list[int], budget: int = BUDGET, crop: int = 0) -> VisualTokens:
         embed = self.reference.model.get_input_embeddings()
@@ -94,7 +94,7 @@ def seen(clip_llava: Path) -> Seen:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
+def test_answers_of_every_selector_equal_transformers_given_the_same_tokens(
     name: str, engine: Engine, seen: Seen
 ) -> None:
     selector = BUILT_IN[name]
@@ -114,25 +114,25 @@ def test_every_selector_answers_as_transformers_fed_with_the_same_tokens(
         assert len(kept) == BUDGET
         agreed = len(kept & set(chosen.indices.tolist()))
         if name == "random":
-            assert agreed < BUDGET  # Its seed is the image's identity, which only vLLM knows.
+            assert agreed < BUDGET  # The seed is the image's hash, which only vLLM has.
         else:
-            # Algorithm 1 and greedy searches turn a different last digit into other choices.
+            # Algorithm 1 and greedy searches amplify a difference in the last digit.
             assert agreed >= (BUDGET if name == "uniform" else 0.7 * BUDGET), agreed
         places = torch.tensor(record["kept"])
         visual = seen.projected[0, places]
     prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
     assert ids == seen.reference.generate(prompt, visual, len(ids), places, 576)
     if name in MERGING:
-        # Closed up, merged tokens come in the order of the merging.
+        # With closed positions, merged tokens are in the order of the selector.
         closed = token_ids(engine.ask(QUESTION, BUDGET, selector=name, positions="closed"))
         visual = seen.project(chosen.merged)
         assert closed == seen.reference.generate(prompt, visual, len(closed))
 
 
-def test_flashvlm_2_knows_where_tokens_lie_in_each_crop_of_llava_next(
+def test_flashvlm_2_gets_the_places_of_tokens_in_each_crop_of_llava_next(
     llava_next: Path, start_engine: StartEngine
 ) -> None:
-    size = (640, 300)  # What unpadding leaves of each tile is no whole raster.
+    size = (640, 300)  # After unpadding, the patches of a tile are not a whole raster.
     seen = Seen(llava_next, photo("cat").resize(size))
     crops, count = seen.features.shape[:2]
     config = seen.reference.model.config
@@ -160,10 +160,10 @@ def test_flashvlm_2_knows_where_tokens_lie_in_each_crop_of_llava_next(
     assert len(set(record["kept"]) & set(expected)) >= 0.9 * BUDGET
 
 
-def test_merging_selectors_work_crop_by_crop_on_llava_next(
+def test_merging_selectors_merge_crop_by_crop_on_llava_next(
     llava_next: Path, start_engine: StartEngine
 ) -> None:
-    image = photo("astronaut").resize((672, 672))  # Four tiles and nothing to unpad.
+    image = photo("astronaut").resize((672, 672))  # Four tiles without padding.
     seen = Seen(llava_next, image)
     crops, count = seen.features.shape[:2]
     shares = spread_budget(BUDGET, [count] * crops)
@@ -178,7 +178,7 @@ def test_merging_selectors_work_crop_by_crop_on_llava_next(
             prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"
             visual = seen.project(torch.cat([each.merged for each in chosen]))
             assert len(visual) == BUDGET
-            # Base, then two by two tiles of 24 by 24 with a newline behind each row.
+            # Base, then two by two tiles of 24 by 24 with a newline after each row.
             spots = torch.stack([torch.cat([each.spots for each in chosen]), crops_of(shares)])
             places = torch.tensor([place_in_next(*each) for each in spots.T.tolist()])
             order = places.argsort()
@@ -193,19 +193,19 @@ def test_merging_selectors_work_crop_by_crop_on_llava_next(
 
 
 def crops_of(shares: list[int]) -> Tensor:
-    """Which crop each token is of."""
+    """Return the crop of each token."""
     return torch.arange(len(shares)).repeat_interleave(torch.tensor(shares))
 
 
 def place_in_next(patch: int, crop: int) -> int:
-    """Where a patch of a crop stands in the prompt of a square of four tiles."""
+    """Return the index of a crop's patch in the prompt of a square of four tiles."""
     if crop == 0:
         return patch
     row, column = patch // 24 + (crop - 1) // 2 * 24, patch % 24 + (crop - 1) % 2 * 24
     return 576 + row * 49 + column
 
 
-def test_a_second_question_hits_the_prefix_cache_where_the_selector_does_not_read_it(
+def test_a_second_question_hits_the_prefix_cache_if_the_selector_reads_no_question(
     client: Client,
 ) -> None:
     def cached(question: str, selector: str) -> int:
@@ -219,7 +219,7 @@ def test_a_second_question_hits_the_prefix_cache_where_the_selector_does_not_rea
         assert again == 0 if selector.uses_question else again >= 256, name
 
 
-def test_the_server_has_a_default_and_a_request_overrides_it(client: Client) -> None:
+def test_a_request_overrides_the_default_selector_of_the_server(client: Client) -> None:
     default = text_of(client.ask(visual_budget=64))
     assert default == text_of(client.ask(visual_budget=64, visual_selector="vispruner"))
     assert default == text_of(client.ask(visual_budget=64, visual_selector=None))
@@ -231,7 +231,7 @@ def test_the_server_has_a_default_and_a_request_overrides_it(client: Client) -> 
 
 @pytest.mark.parametrize("name", ["flashvml", "FlashVLM", "../../etc", "x" * 64])
 @pytest.mark.parametrize("budget", [64, None])
-def test_an_unknown_selector_is_refused_with_those_there_are(
+def test_an_unknown_selector_is_refused_with_the_known_names(
     client: Client, name: str, budget: int | None
 ) -> None:
     with pytest.raises(BadRequestError) as error:
@@ -242,18 +242,18 @@ def test_an_unknown_selector_is_refused_with_those_there_are(
 
 
 @pytest.mark.parametrize("value", [5, True, [], {"name": "flashvlm"}, "", "   ", "x" * 65])
-def test_what_is_no_name_is_refused(client: Client, value: Any) -> None:
+def test_an_invalid_selector_name_is_refused(client: Client, value: Any) -> None:
     with pytest.raises(BadRequestError, match="visual_selector"):
         client.ask(visual_budget=64, visual_selector=value)
 
 
-def test_an_unknown_selector_is_refused_offline_too(engine: Engine) -> None:
+def test_an_unknown_selector_is_refused_in_offline_use(engine: Engine) -> None:
     with pytest.raises(VLLMValidationError, match=r"known: flashvlm, flashvlm-2, vispruner"):
         engine.ask(QUESTION, BUDGET, selector="flashvml")
     assert engine.ask(QUESTION, BUDGET, selector="flashvlm")
 
 
-def test_a_server_does_not_start_with_an_unknown_default(clip_llava: Path) -> None:
+def test_a_server_with_an_unknown_default_selector_does_not_start(clip_llava: Path) -> None:
     command = [VLLM, "serve", str(clip_llava), "--plugins", "flashvlm"]
     ended = subprocess.run(
         [*command, "--visual-selector", "flashvml"], capture_output=True, text=True, timeout=120
@@ -262,27 +262,29 @@ def test_a_server_does_not_start_with_an_unknown_default(clip_llava: Path) -> No
     assert "known: flashvlm, flashvlm-2, vispruner" in ended.stderr + ended.stdout
 
 
-def test_a_stranger_that_works_is_served(client: Client) -> None:
+def test_a_third_party_selector_is_served(client: Client) -> None:
     assert client.ask(visual_budget=64, visual_selector="first").usage.visual_tokens["kept"] == 64
     assert text_of(client.ask(visual_budget=64, visual_selector="double"))
 
 
-def test_a_stranger_that_does_not_take_so_many_tokens_is_not_shown_them(client: Client) -> None:
+def test_a_selector_is_not_called_for_more_tokens_than_its_limit(client: Client) -> None:
     with pytest.raises(BadRequestError) as error:
         client.ask(visual_budget=64, visual_selector="small")
     message = str(error.value)
     assert "small takes at most 575 visual tokens" in message
     assert "image 0 has 576" in message
     assert "flashvlm-2" in message
-    # Where nothing is pruned it is not asked.
+    # Without pruning the limit does not apply.
     assert text_of(client.ask(visual_selector="small"))
     assert text_of(client.ask(visual_budget=576, visual_selector="small"))
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_stranger_that_fails_fails_its_own_request_only(client: Client, name: str) -> None:
+def test_a_failing_third_party_selector_fails_its_own_request_only(
+    client: Client, name: str
+) -> None:
     expected = text_of(client.ask(visual_budget=64))
-    # The second time the image and the prompt's first blocks come out of caches.
+    # The second time the image and the first blocks of the prompt are cached.
     for _ in range(2):
         with pytest.raises(InternalServerError) as error:
             client.ask(visual_budget=64, visual_selector=name)
@@ -291,11 +293,11 @@ def test_a_stranger_that_fails_fails_its_own_request_only(client: Client, name: 
     assert text_of(client.ask(visual_budget=64)) == expected
 
 
-async def test_strangers_that_fail_among_requests_in_flight(client: Client) -> None:
-    wishes = [*FAILURES, "first", "flashvlm", "visionzip", None]
+async def test_failing_selectors_do_not_affect_concurrent_requests(client: Client) -> None:
+    names = [*FAILURES, "first", "flashvlm", "visionzip", None]
     expected = {
         name: text_of(client.ask("in flight?", visual_budget=64, visual_selector=name))
-        for name in wishes
+        for name in names
         if name not in FAILURES
     }
     server = client.server
@@ -313,11 +315,11 @@ async def test_strangers_that_fail_among_requests_in_flight(client: Client) -> N
                     "cache_salt": "in flight",
                 },
             )
-            for name in wishes
+            for name in names
         ),
         return_exceptions=True,
     )
-    for name, answer in zip(wishes, answers, strict=True):
+    for name, answer in zip(names, answers, strict=True):
         if name in FAILURES:
             assert isinstance(answer, InternalServerError), name
             assert FAILURES[name] in str(answer)
@@ -325,7 +327,7 @@ async def test_strangers_that_fail_among_requests_in_flight(client: Client) -> N
             assert text_of(answer) == expected[name], name
 
 
-def test_a_stranger_that_fails_mid_stream_sends_the_error_and_nothing_else(client: Client) -> None:
+def test_a_failing_selector_in_a_stream_sends_only_the_error(client: Client) -> None:
     body = {
         "model": client.server.model,
         "messages": conversation("stream?"),
@@ -341,7 +343,7 @@ def test_a_stranger_that_fails_mid_stream_sends_the_error_and_nothing_else(clien
     assert FAILURES["short"] in json.loads(event)["error"]["message"]
 
 
-def test_a_stranger_that_fails_in_a_batch(client: Client) -> None:
+def test_a_failing_selector_in_a_batch_returns_the_error(client: Client) -> None:
     body = {
         "model": client.server.model,
         "messages": [conversation("is there a dog?"), conversation("is there a flag?")],
@@ -356,7 +358,7 @@ def test_a_stranger_that_fails_in_a_batch(client: Client) -> None:
     assert len(client.post(path, body).json()["choices"]) == 2
 
 
-def test_a_stranger_that_fails_a_response(client: Client) -> None:
+def test_a_failing_selector_in_responses_returns_the_error(client: Client) -> None:
     content = [
         {"type": "input_image", "image_url": URL, "detail": "auto"},
         {"type": "input_text", "text": QUESTION},

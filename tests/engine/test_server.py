@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running servers, spoken to over HTTP as clients do."""
+"""Running servers, called over HTTP as by clients."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ def conversation(question: str = QUESTION, url: str = URL, **image: Any) -> list
 
 
 class Client:
-    """The ``openai`` client against one server, greedy and short."""
+    """The ``openai`` client for one server, greedy with short answers."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -73,13 +73,13 @@ def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def stock(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """vLLM as it is: the plugin installed, but not named."""
+    """Stock vLLM: the plugin is installed, but not enabled."""
     log = tmp_path_factory.mktemp("stock") / "log"
     with Server(clip_llava, ARGUMENTS, log=log) as server:
         yield Client(server)
 
 
-def test_the_prompt_shrinks_with_the_budget_and_the_answer_says_so(client: Client) -> None:
+def test_the_prompt_is_shorter_with_a_budget_and_the_usage_reports_it(client: Client) -> None:
     answers = {budget: client.ask(visual_budget=budget) for budget in (None, 64, 32, 0.25)}
     whole = answers[None].usage.prompt_tokens
     for budget, kept in ((None, 576), (64, 64), (32, 32), (0.25, 144)):
@@ -95,7 +95,7 @@ def test_the_prompt_shrinks_with_the_budget_and_the_answer_says_so(client: Clien
 
 
 @pytest.mark.parametrize("extra", [{}, {"visual_budget": 576}, {"visual_budget": 10**30}])
-def test_without_a_binding_budget_everything_is_as_in_stock_vllm(
+def test_without_a_binding_budget_answers_equal_stock_vllm(
     client: Client, stock: Client, extra: dict[str, Any]
 ) -> None:
     def ids_and_logprobs(one: Client, **fields: Any) -> Any:
@@ -118,7 +118,7 @@ def test_without_a_binding_budget_everything_is_as_in_stock_vllm(
     assert ids_and_logprobs(client, **extra) == ids_and_logprobs(stock)
 
 
-def test_a_server_that_does_not_name_the_plugin_is_stock_and_says_how_to_turn_it_on(
+def test_without_the_plugin_enabled_the_server_is_stock_and_logs_how_to_enable_it(
     stock: Client,
 ) -> None:
     answer = stock.ask(visual_budget=64)
@@ -131,14 +131,14 @@ def test_a_server_that_does_not_name_the_plugin_is_stock_and_says_how_to_turn_it
     assert any("budget: ignored" in text for _, text in probe.answers(stock.server.url, None, 60))
 
 
-async def test_requests_in_flight_together_get_what_each_asked_for(client: Client) -> None:
-    wishes = [
+async def test_concurrent_requests_get_the_results_of_their_own_budgets(client: Client) -> None:
+    requests = [
         (f"{question} {number}", budget)
         for number in range(2)
         for question in (QUESTION, "where is the flag?")
         for budget in (None, 16, 64, 0.25)
     ]
-    alone = [client.ask(question, visual_budget=budget) for question, budget in wishes]
+    alone = [client.ask(question, visual_budget=budget) for question, budget in requests]
     server = client.server
     together = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     answers = await asyncio.gather(
@@ -150,13 +150,13 @@ async def test_requests_in_flight_together_get_what_each_asked_for(client: Clien
                 temperature=0,
                 extra_body={"visual_budget": budget, "cache_salt": "together"},
             )
-            for question, budget in wishes
+            for question, budget in requests
         )
     )
-    for wish, one, other in zip(wishes, alone, answers, strict=True):
-        assert one.usage.prompt_tokens == other.usage.prompt_tokens, wish
-        assert one.usage.visual_tokens == other.usage.visual_tokens, wish
-        assert text_of(one) == text_of(other), wish
+    for request, one, other in zip(requests, alone, answers, strict=True):
+        assert one.usage.prompt_tokens == other.usage.prompt_tokens, request
+        assert one.usage.visual_tokens == other.usage.visual_tokens, request
+        assert text_of(one) == text_of(other), request
 
 
 def test_a_uuid_does_not_hide_the_question_or_the_budget(client: Client) -> None:
@@ -172,7 +172,7 @@ def test_a_uuid_does_not_hide_the_question_or_the_budget(client: Client) -> None
     assert ask(questions[0], "named", 65, uuid="photo-1") == ask(questions[0], "other", 65)
 
 
-def test_an_image_named_by_its_uuid_alone_is_found_again(client: Client) -> None:
+def test_an_image_sent_by_uuid_only_is_found_in_the_cache(client: Client) -> None:
     def ask(budget: int | None, *, only_uuid: bool) -> Any:
         messages = conversation("which one is it?", uuid="photo-2")
         if only_uuid:
@@ -195,7 +195,7 @@ def test_the_same_question_again_hits_the_prefix_cache(client: Client) -> None:
     assert cached("what is she holding?") == 0
 
 
-def test_streaming_reports_in_its_last_event(client: Client) -> None:
+def test_streaming_reports_the_usage_in_its_last_event(client: Client) -> None:
     stream = client.openai.chat.completions.create(
         model=client.server.model,
         messages=conversation(),
@@ -222,7 +222,7 @@ def test_a_request_chooses_positions(client: Client) -> None:
     by_metadata = client.ask(metadata={"visual_budget": "64", "visual_positions": "closed"})
     assert text_of(by_metadata) == text_of(closed)
     assert text_of(client.ask(visual_budget=64, visual_positions=None)) == text_of(kept)
-    # Without a budget there is nothing to place.
+    # Without a budget positions do not apply.
     whole = client.ask(visual_positions="closed")
     assert text_of(whole) == text_of(client.ask())
     assert "positions" not in whole.usage.visual_tokens
@@ -230,7 +230,7 @@ def test_a_request_chooses_positions(client: Client) -> None:
 
 @pytest.mark.parametrize("value", ["both", "KEPT", "", 1, True, ["kept"]])
 @pytest.mark.parametrize("budget", [64, None])
-def test_unknown_positions_are_refused_with_the_two_there_are(
+def test_unknown_positions_are_refused_with_the_allowed_values(
     client: Client, value: Any, budget: int | None
 ) -> None:
     with pytest.raises(BadRequestError, match="'kept' or 'closed'") as error:
@@ -241,7 +241,7 @@ def test_unknown_positions_are_refused_with_the_two_there_are(
             client.ask(metadata={"visual_budget": "64", "visual_positions": value})
 
 
-def test_a_long_prompt_has_its_gaps_shortened_and_says_so(client: Client) -> None:
+def test_a_long_prompt_has_shortened_gaps_and_the_usage_reports_it(client: Client) -> None:
     parts = [
         {"type": "image_url", "image_url": {"url": data_url(photo(name))}}
         for name in ("astronaut", "cat", "coffee") * 3
@@ -265,7 +265,7 @@ def test_a_long_prompt_has_its_gaps_shortened_and_says_so(client: Client) -> Non
     assert client.ask(messages=few, visual_budget=16).usage.visual_tokens["positions"] == "kept"
 
 
-def test_responses(client: Client) -> None:
+def test_the_responses_route_accepts_a_budget(client: Client) -> None:
     content = [
         {"type": "input_image", "image_url": URL, "detail": "auto"},
         {"type": "input_text", "text": QUESTION},
@@ -289,7 +289,7 @@ def test_responses(client: Client) -> None:
     assert events[-1].response.usage.visual_tokens["kept"] == 64
 
 
-def test_batch(client: Client) -> None:
+def test_the_batch_route_accepts_a_budget(client: Client) -> None:
     questions = ("is there a dog?", "is there a flag?")
     answer = client.post(
         "/v1/chat/completions/batch",
@@ -306,7 +306,7 @@ def test_batch(client: Client) -> None:
     assert answer["usage"]["visual_tokens"]["kept"] == 128
 
 
-def test_metadata_and_words_that_steer(client: Client) -> None:
+def test_metadata_and_visual_query_are_accepted(client: Client) -> None:
     assert client.ask(metadata={"visual_budget": "64"}).usage.visual_tokens["kept"] == 64
     assert client.ask(metadata={"visual_budget": "0.5"}).usage.visual_tokens["kept"] == 288
     own = text_of(client.ask(visual_budget=64))
@@ -314,7 +314,7 @@ def test_metadata_and_words_that_steer(client: Client) -> None:
     assert text_of(client.ask(visual_budget=64, visual_query="flag")) != own
 
 
-def test_a_request_without_an_image_is_served_as_usual(client: Client, stock: Client) -> None:
+def test_a_request_without_an_image_is_answered_as_by_stock(client: Client, stock: Client) -> None:
     messages = [{"role": "user", "content": "hello"}]
     answer = client.ask(messages=messages, visual_budget=64)
     assert text_of(answer) == text_of(stock.ask(messages=messages))
@@ -325,7 +325,7 @@ NOT_BUDGETS = [0, -3, 1.5, 64.0, "64", "", True, False, [64], [], {"tokens": 64}
 
 
 @pytest.mark.parametrize("budget", NOT_BUDGETS, ids=repr)
-def test_what_is_no_budget_is_refused_and_the_server_goes_on(client: Client, budget: Any) -> None:
+def test_an_invalid_budget_is_refused_and_the_server_continues(client: Client, budget: Any) -> None:
     with pytest.raises(BadRequestError) as error:
         client.ask(visual_budget=budget)
     assert "visual_budget" in str(error.value)
@@ -334,7 +334,7 @@ def test_what_is_no_budget_is_refused_and_the_server_goes_on(client: Client, bud
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "1.0", "-0.0"])
-def test_odd_numbers_are_refused(client: Client, number: str) -> None:
+def test_invalid_numbers_are_refused(client: Client, number: str) -> None:
     body = json.dumps({"model": client.server.model, "messages": conversation(), "max_tokens": 4})
     answer = client.post("/v1/chat/completions", body[:-1] + f', "visual_budget": {number}}}')
     assert answer.status_code == 400
@@ -353,14 +353,16 @@ def test_odd_numbers_are_refused(client: Client, number: str) -> None:
         ({"visual_budget": 64, "visual_query": 5}, "visual_query"),
     ],
 )
-def test_other_bad_fields_are_named(client: Client, extra: dict[str, Any], field: str) -> None:
+def test_other_invalid_fields_are_named_in_the_error(
+    client: Client, extra: dict[str, Any], field: str
+) -> None:
     with pytest.raises(BadRequestError, match=field):
         client.ask(**extra)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions/batch"])
 @pytest.mark.parametrize("extra", [{}, {"visual_budget": 64}])
-def test_clients_still_may_not_pass_processor_arguments(
+def test_clients_may_still_not_pass_processor_arguments(
     client: Client, path: str, extra: dict[str, Any]
 ) -> None:
     messages = [conversation()] if path.endswith("batch") else conversation()
@@ -371,7 +373,7 @@ def test_clients_still_may_not_pass_processor_arguments(
         assert "--trust-request-mm-kwargs" in answer.json()["error"]["message"]
 
 
-def test_processor_arguments_are_refused_on_the_other_endpoints_too(client: Client) -> None:
+def test_processor_arguments_are_refused_on_the_other_routes(client: Client) -> None:
     arguments = {"mm_processor_kwargs": {"visual_budget": 64}}
     respond = {"model": client.server.model, "input": "hello", **arguments}
     tokenize = {"model": client.server.model, "messages": conversation(), **arguments}
@@ -386,14 +388,14 @@ def test_processor_arguments_are_refused_on_the_other_endpoints_too(client: Clie
         assert "--trust-request-mm-kwargs" in answer.text
 
 
-def test_tokenize_counts_what_a_request_would_cost(client: Client) -> None:
+def test_tokenize_counts_the_tokens_of_a_pruned_request(client: Client) -> None:
     body = {"model": client.server.model, "messages": conversation()}
     whole = client.post("/tokenize", body).json()["count"]
     pruned = client.post("/tokenize", {**body, "visual_budget": 64}).json()["count"]
     assert whole - pruned == 512
 
 
-def test_the_other_ways_to_chat_take_the_budget_too(client: Client) -> None:
+def test_the_other_chat_routes_accept_a_budget(client: Client) -> None:
     body = {"model": client.server.model, "messages": conversation(), "max_tokens": 4}
     answer = client.post("/invocations", {**body, "visual_budget": 64})
     assert answer.json()["usage"]["visual_tokens"]["kept"] == 64
@@ -406,7 +408,7 @@ def test_the_other_ways_to_chat_take_the_budget_too(client: Client) -> None:
     assert rendered() - rendered(visual_budget=64) == 512
 
 
-def test_metrics_count_tokens_and_time_the_selection(client: Client) -> None:
+def test_metrics_count_tokens_and_measure_selection_time(client: Client) -> None:
     names = (
         "flashvlm_visual_tokens_seen_total",
         "flashvlm_visual_tokens_kept_total",
@@ -437,7 +439,7 @@ def test_a_second_question_about_an_image_makes_no_encoder_call(client: Client) 
     assert client.metric("flashvlm_feature_cache_bytes") > 0
 
 
-def test_openapi_describes_the_field(client: Client) -> None:
+def test_openapi_describes_the_visual_budget(client: Client) -> None:
     api = httpx.get(f"{client.server.url}/openapi.json", timeout=30).json()
     for path in ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses"):
         body = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]
@@ -447,7 +449,7 @@ def test_openapi_describes_the_field(client: Client) -> None:
         assert [one["type"] for one in field["anyOf"]] == ["integer", "number", "null"]
 
 
-def test_a_client_that_leaves_mid_stream_costs_the_others_nothing(client: Client) -> None:
+def test_a_client_that_disconnects_mid_stream_does_not_affect_others(client: Client) -> None:
     expected = text_of(client.ask(visual_budget=64))
 
     def leave() -> None:
@@ -467,11 +469,11 @@ def test_a_client_that_leaves_mid_stream_costs_the_others_nothing(client: Client
         ):
             next(answer.iter_lines())
 
-    leavers = [threading.Thread(target=leave) for _ in range(3)]
-    for thread in leavers:
+    threads = [threading.Thread(target=leave) for _ in range(3)]
+    for thread in threads:
         thread.start()
     assert text_of(client.ask(visual_budget=64)) == expected
-    for thread in leavers:
+    for thread in threads:
         thread.join()
     deadline = time.monotonic() + 30
     while client.metric("vllm:num_requests_running") and time.monotonic() < deadline:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server-wide options: the default budget, models that are not covered, refusals at start."""
+"""Server options: the default budget, models that are not covered, refusals at start."""
 
 import json
 import os
@@ -23,11 +23,11 @@ VLLM = str(Path(sys.executable).with_name("vllm"))
 
 @pytest.fixture(scope="module")
 def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server with a default budget that trusts its clients and has two API processes."""
+    """A server with a default budget, trusted clients and two API processes."""
     options = (
         *("--plugins", "flashvlm", "--visual-budget", "64", "--api-server-count", "2"),
         *("--trust-request-mm-kwargs", "--enable-mm-embeds"),
-        # Room for one image of this model.
+        # enough for one image of this model
         *("--visual-feature-cache-gb", "0.001"),
     )
     log = tmp_path_factory.mktemp("default") / "log"
@@ -40,7 +40,7 @@ def kept(answer: Any) -> int:
 
 
 def test_the_default_applies_and_a_request_overrides_it(client: Client) -> None:
-    # Several times: either API process must know the default.
+    # Several times: both API processes must have the default.
     for number in range(4):
         assert kept(client.ask(f"question {number}")) == 64
     assert kept(client.ask(visual_budget=32)) == 32
@@ -48,20 +48,20 @@ def test_the_default_applies_and_a_request_overrides_it(client: Client) -> None:
     assert kept(client.ask(metadata={"visual_budget": "null"})) == 576
 
 
-def test_null_turns_pruning_off_in_a_batch_too(client: Client) -> None:
+def test_null_disables_pruning_in_a_batch(client: Client) -> None:
     body = {"model": client.server.model, "messages": [conversation()], "max_tokens": 4}
     for fields, expected in (({}, 64), ({"visual_budget": None}, 576)):
         answer = client.post("/v1/chat/completions/batch", {**body, **fields}).json()
         assert answer["usage"]["visual_tokens"]["kept"] == expected
 
 
-def test_the_default_and_the_same_budget_asked_for_share_the_cache(client: Client) -> None:
+def test_the_default_and_an_explicit_equal_budget_share_the_cache(client: Client) -> None:
     def cached(**extra: Any) -> int:
         answer = client.ask("one identity?", cache_salt="default", **extra)
         return answer.usage.prompt_tokens_details.cached_tokens or 0
 
-    # 80 tokens do not fill a block of 128, so the identity shows in the encoder alone:
-    # asking again by either name must not select again.
+    # 80 tokens do not fill a block of 128, so only the encoder cache shows the identity:
+    # repeating the request in the other form must not select again.
     cached()
     before = client.metric("flashvlm_selection_seconds_count")
     cached(visual_budget=64)
@@ -74,7 +74,7 @@ def test_trusted_clients_may_pass_the_budget_as_a_processor_argument(client: Cli
         client.ask(mm_processor_kwargs={"visual_budget": 0})
 
 
-def test_anthropic_messages_get_the_default(client: Client) -> None:
+def test_the_anthropic_messages_route_uses_the_default(client: Client) -> None:
     url = conversation()[0]["content"][0]["image_url"]["url"]
     source = {"type": "base64", "media_type": "image/png", "data": url.split(",", 1)[1]}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "what is it?"}]
@@ -86,7 +86,7 @@ def test_anthropic_messages_get_the_default(client: Client) -> None:
     assert client.post("/v1/messages", body).json()["usage"]["input_tokens"] < 100
 
 
-def test_embeddings_cannot_be_pruned(client: Client) -> None:
+def test_a_budget_for_precomputed_embeddings_is_refused(client: Client) -> None:
     import vllm.utils.serial_utils as serial
 
     embeds = serial.tensor2base64(torch.zeros(576, 128))
@@ -94,11 +94,13 @@ def test_embeddings_cannot_be_pruned(client: Client) -> None:
     messages = [{"role": "user", "content": parts}]
     with pytest.raises(BadRequestError, match="precomputed image embeddings"):
         client.ask(messages=messages, visual_budget=64)
-    # The default was not asked for by this request, so it does not refuse it.
+    # The default budget does not apply to embeddings, so the request is not refused.
     assert client.ask(messages=messages).usage.prompt_tokens > 576
 
 
-def test_a_budget_on_a_model_that_is_not_covered(text_llama: Path, tmp_path: Path) -> None:
+def test_a_budget_for_a_model_that_is_not_covered_is_refused(
+    text_llama: Path, tmp_path: Path
+) -> None:
     options = ("--plugins", "flashvlm", "--max-model-len", "1024")
     with Server(text_llama, options, log=tmp_path / "log") as server:
         client = Client(server)
@@ -124,7 +126,7 @@ def test_the_transformers_backend_is_not_covered(clip_llava: Path) -> None:
 
 
 def refused(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """Start a server that must not start; returns what it printed."""
+    """Start a server that must fail to start; return its output."""
     inherited = {name: text for name, text in os.environ.items() if name != "VLLM_PLUGINS"}
     result = subprocess.run(
         [VLLM, "serve", *arguments],
@@ -162,7 +164,7 @@ def refused(arguments: Sequence[str], environment: Mapping[str, str] | None = No
         ),
     ],
 )
-def test_what_cannot_work_is_refused_at_start_in_one_line(
+def test_invalid_options_are_refused_at_start_in_one_line(
     clip_llava: Path, arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
     printed = refused([str(clip_llava), *arguments], environment)
@@ -185,7 +187,7 @@ def test_the_size_of_the_feature_cache_reaches_the_worker(client: Client) -> Non
     assert sizes == {592_128}
 
 
-def test_run_batch(clip_llava: Path, tmp_path: Path) -> None:
+def test_run_batch_applies_budgets(clip_llava: Path, tmp_path: Path) -> None:
     bodies = [
         {"visual_budget": 64},
         {"visual_budget": None},
@@ -228,7 +230,7 @@ def test_run_batch(clip_llava: Path, tmp_path: Path) -> None:
     assert "1.0 is ambiguous" in json.dumps(by_id["3"])
 
 
-def test_metrics_of_two_api_processes_add_up(client: Client) -> None:
+def test_metrics_of_two_api_processes_are_summed(client: Client) -> None:
     page = httpx.get(f"{client.server.url}/metrics", timeout=30).text
     assert "flashvlm_visual_tokens_seen_total" in page
     before = client.metric("flashvlm_visual_tokens_seen_total")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos over HTTP: counts in the answer, metrics, and odd inputs."""
+"""Videos over HTTP: counts in the usage, metrics, and unusual inputs."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def jpeg(picture: Image.Image) -> str:
 
 
 def video_url(*names: str) -> str:
-    """A video as vLLM takes it without a container: its frames, as JPEG."""
+    """Return a video in the form that vLLM accepts without a container: its frames as JPEG."""
     return "data:video/jpeg;base64," + ",".join(
         jpeg(photo(name).resize((100, 90))) for name in names
     )
@@ -61,7 +61,7 @@ def visual(answer: Any) -> Any:
     return answer.usage.visual_tokens
 
 
-def test_the_answer_says_what_a_video_cost(client: Client) -> None:
+def test_the_usage_reports_the_tokens_of_a_video(client: Client) -> None:
     whole = client.ask(messages=message(("video_url", CLIP)), visual_budget=None)
     kept = client.ask(messages=message(("video_url", CLIP)), visual_budget=12)
     default = client.ask(messages=message(("video_url", CLIP)))
@@ -76,7 +76,7 @@ def test_the_answer_says_what_a_video_cost(client: Client) -> None:
         assert whole.usage.prompt_tokens - answer.usage.prompt_tokens == WHOLE - count
 
 
-def test_an_image_and_a_video_get_the_budget_each(client: Client) -> None:
+def test_the_budget_applies_to_an_image_and_a_video_each(client: Client) -> None:
     def kept() -> list[float]:
         name = "flashvlm_visual_tokens_kept_total"
         return [client.metric(f'{name}{{modality="{each}"') for each in ("image", "video")]
@@ -89,10 +89,12 @@ def test_an_image_and_a_video_get_the_budget_each(client: Client) -> None:
     assert [new - old for new, old in zip(kept(), before, strict=True)] == [15, 15]
 
 
-def test_fewer_tokens_than_frames_are_refused_with_the_smallest_budget(client: Client) -> None:
+def test_a_budget_below_one_token_per_frame_is_refused_with_the_smallest_budget(
+    client: Client,
+) -> None:
     with pytest.raises(BadRequestError, match=f"the smallest budget for it is {FRAMES}"):
         client.ask(messages=message(("video_url", CLIP)), visual_budget=FRAMES - 1)
-    # A fraction is raised to it; so is the server's default, which nobody chose for this video.
+    # A fraction is raised to it, and so is the server's default budget.
     fraction = client.ask(messages=message(("video_url", CLIP)), visual_budget=0.001)
     assert visual(fraction)["kept"] == FRAMES
     long = client.ask(messages=message(("video_url", video_url(*["cat", "coffee"] * 24))))
@@ -100,7 +102,7 @@ def test_fewer_tokens_than_frames_are_refused_with_the_smallest_budget(client: C
     assert visual(long)["kept"] == max(40, frames)
 
 
-def test_odd_pictures(client: Client) -> None:
+def test_unusual_pictures_keep_the_exact_count(client: Client) -> None:
     for url in (
         gif(5),  # as an image: its first frame
         data_url(photo("cat").resize((4000, 1))),

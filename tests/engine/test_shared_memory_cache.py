@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's processor cache in shared memory, which holds of an item's fields no more than where."""
+"""vLLM's processor cache in shared memory, which stores an item's fields as addresses only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,18 +22,20 @@ def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Client(server)
 
 
-def test_each_budget_and_question_keeps_its_own_item(client: Client) -> None:
-    wishes = [(q, b) for q in ("what is he holding?", "where is the flag?") for b in (8, 64, None)]
-    first = [client.ask(question, visual_budget=budget) for question, budget in wishes]
-    again = [client.ask(question, visual_budget=budget) for question, budget in wishes]
-    for (_, budget), answer, repeated in zip(wishes, first, again, strict=True):
+def test_each_budget_and_question_has_its_own_cached_item(client: Client) -> None:
+    requests = [
+        (q, b) for q in ("what is he holding?", "where is the flag?") for b in (8, 64, None)
+    ]
+    first = [client.ask(question, visual_budget=budget) for question, budget in requests]
+    again = [client.ask(question, visual_budget=budget) for question, budget in requests]
+    for (_, budget), answer, repeated in zip(requests, first, again, strict=True):
         assert answer.usage.visual_tokens["kept"] == (budget or 576)
         assert text_of(repeated) == text_of(answer)
 
 
 @pytest.mark.parametrize("name", ["raises", "short"])
-def test_a_stranger_that_fails_is_told_of(client: Client, name: str) -> None:
-    # The second time the item comes out of the cache.
+def test_a_failing_third_party_selector_is_reported(client: Client, name: str) -> None:
+    # The second time the item comes from the cache.
     for _ in range(2):
         with pytest.raises(InternalServerError) as error:
             client.ask(visual_budget=64, visual_selector=name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flashvlm tokens` tells from sizes what the processor does with pixels, for every family."""
+"""`flashvlm tokens` computes token counts from sizes as the processor does, for every family."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ BUDGETS: list[Budget | None] = [None, 1, 9, 0.3, 100_000]
 
 @dataclass(frozen=True)
 class Family:
-    """How to build a model, and how its prompts name an image and a video."""
+    """How to build a model, and the placeholders of an image and a video in its prompts."""
 
     build: Callable[[], Path]
     image: str | None
@@ -69,7 +69,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def processed(costs: TokenCosts, prompt: str, item: dict[str, Any], budget: Budget | None) -> Any:
-    """Run the whole processor, pixels and all."""
+    """Run the whole processor, including the pixels."""
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
     processor = costs._processor
@@ -103,7 +103,7 @@ def video_of(frames: int, width: int, height: int, with_metadata: bool) -> Any:
     return video, metadata
 
 
-def test_sizes_tell_what_the_processor_does(family: Family) -> None:
+def test_counts_from_sizes_equal_those_of_the_processor(family: Family) -> None:
     costs = TokenCosts(str(family.build()), trust_remote_code=True)
     for size in IMAGES if family.image else []:
         image = {"image": Image.new("RGB", size)}
@@ -127,7 +127,7 @@ def check(
     costs: TokenCosts,
     prompt: str,
     item: dict[str, Any],
-    said_of: Callable[[Budget | None], ItemCount],
+    count_of: Callable[[Budget | None], ItemCount],
 ) -> None:
     from vllm.exceptions import VLLMValidationError
 
@@ -135,43 +135,55 @@ def check(
     try:
         whole = length(processed(costs, prompt, item, None), modality)
     except (ValueError, VLLMValidationError):
-        # A strip that Qwen refuses, a pixel that Video-LLaVA does: a budget changes nothing.
+        # An input that the processor refuses is also refused with a budget.
         with pytest.raises((ValueError, VLLMValidationError)):
             processed(costs, prompt, item, 9)
         return
     for budget in BUDGETS:
         try:
-            said = said_of(budget)
+            count = count_of(budget)
         except ValueError as error:
             assert "the smallest budget is" in str(error)
             with pytest.raises(VLLMValidationError, match="the smallest budget for it is"):
                 processed(costs, prompt, item, budget)
             continue
         result = processed(costs, prompt, item, budget)
-        assert result[REPORT].counts == (said,), budget
-        assert whole - length(result, modality) == said.total - said.kept, budget
+        assert result[REPORT].counts == (count,), budget
+        assert whole - length(result, modality) == count.total - count.kept, budget
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
     model = str(FAMILIES["llava"].build())
-    asked = ["tokens", "--model", model, "--image", "20x30", "--image", "900x7", "--budget", "64"]
-    assert main([*asked, "--json"]) == 0
+    arguments = [
+        "tokens",
+        "--model",
+        model,
+        "--image",
+        "20x30",
+        "--image",
+        "900x7",
+        "--budget",
+        "64",
+    ]
+    assert main([*arguments, "--json"]) == 0
     items = json.loads(capsys.readouterr().out)
     assert [item["item"] for item in items] == ["image 20x30", "image 900x7"]
     assert [(item["total"], item["kept"]) for item in items] == [(576, 64)] * 2
-    assert main(asked) == 0
-    said = capsys.readouterr().out
-    assert "image 900x7: 64 of 576 visual tokens" in said
-    assert "places kept: 1024 positions stay free; the longest answer has 2944 tokens" in said
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "image 900x7: 64 of 576 visual tokens" in output
+    assert "places kept: 1024 positions stay free; the longest answer has 2944 tokens" in output
     nine = ["tokens", "--model", model, *["--image", "20x30"] * 9, "--budget", "16"]
     assert main([*nine, "--text", "20", "--max-tokens", "8"]) == 0
-    said = capsys.readouterr().out
-    assert "3924 positions stay free, shortened from 5040; the longest answer has 8 tok" in said
-    # More than the context, without pruning: counted all the same.
+    output = capsys.readouterr().out
+    assert "3924 positions stay free, shortened from 5040; the longest answer has 8 tok" in output
+    # Prompts that exceed the context without pruning are counted, too.
     assert main(nine[:-2]) == 0
 
 
-def test_what_cannot_be_told_is_said(text_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_inputs_are_reported(
+    text_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(FAMILIES["llava"].build())
     assert main(["tokens", "--model", model, "--video", "8x20x20"]) == 2
     assert "does not prune videos" in capsys.readouterr().err
@@ -183,7 +195,7 @@ def test_what_cannot_be_told_is_said(text_llama: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("wrong", ["--image 20", "--image 0x4", "--video 2x3", "--budget 1.0", ""])
-def test_arguments_that_are_none(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["tokens", "--model", "any", *wrong.split()])
     assert stopped.value.code == 2

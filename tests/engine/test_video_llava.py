@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video-LLaVA, which only this plugin serves: equal to Transformers, whole and pruned."""
+"""Video-LLaVA, which only this plugin serves: equal to Transformers, with and without pruning."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ QUESTIONS = ("what color is the suit?", "where is the flag?")
 NAMES = ["astronaut", "astronaut", "cat", "coffee", "cat", "rocket", "astronaut", "coffee"]
 VIDEO = np.stack([np.array(photo(name).resize((130, 120))) for name in NAMES])
 WHOLE = FRAMES * FRAME_TOKENS
-BUDGETS = (455, 227, 114)  # the paper's, of 8 x 256 patches
+BUDGETS = (455, 227, 114)  # the budgets of the paper, for 8 x 256 patches
 STEPS = 8
 
 Item = Image.Image | np.ndarray[Any, np.dtype[np.uint8]]
@@ -85,10 +85,10 @@ def ask(engine: Engine, *prompts: Any, **sampling: Any) -> list[Any]:
     [[VIDEO], [photo("astronaut")], [photo("cat"), VIDEO[:3], photo("coffee")]],
     ids=["video", "image", "images and 3 frames"],
 )
-def test_equals_transformers_without_a_budget(
+def test_without_a_budget_answers_equal_transformers(
     engine: Engine, reference: Any, processor: Any, items: list[Item]
 ) -> None:
-    engine.forget()
+    engine.clear_caches()
     (output,) = ask(engine, prompt_of(QUESTIONS[0], items=items), logprobs=1)
     prompt = prompt_of(QUESTIONS[0], items=items)
     data = prompt["multi_modal_data"]
@@ -114,7 +114,7 @@ def test_equals_transformers_without_a_budget(
         assert best.logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_answers_depend_on_what_is_seen(engine: Engine) -> None:
+def test_answers_depend_on_the_image_or_video(engine: Engine) -> None:
     outputs = ask(
         engine,
         *(prompt_of(QUESTIONS[0], items=[item]) for item in (VIDEO, VIDEO[::-1].copy())),
@@ -124,13 +124,13 @@ def test_answers_depend_on_what_is_seen(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_answers_as_transformers_fed_with_the_kept_tokens(
+def test_answers_equal_transformers_given_the_kept_tokens(
     engine: Engine, reference: Any, processor: Any, budget: int
 ) -> None:
     pixels = processor.video_processor([VIDEO], return_tensors="pt")["pixel_values_videos"]
     with torch.inference_mode():
         rows = reference.model.get_video_features(pixels).pooler_output[:, 1:].flatten(0, 1)
-    engine.forget()
+    engine.clear_caches()
     (output,) = ask(engine, prompt_of(QUESTIONS[0], budget))
     kept = torch.tensor(engine.kept()[-1]["kept"])
     assert len(kept) == budget
@@ -144,13 +144,13 @@ def test_answers_as_transformers_fed_with_the_kept_tokens(
     with torch.inference_mode():
         before, after = (embed(torch.tensor(each)) for each in ids)
         inputs = torch.cat([before, rows[kept], after])
-    # Before every frame's patches stands its class token.
+    # Each frame's patches follow its class token.
     places = kept + kept // PATCHES + 1
     positions = positions_of(len(ids[0]), places, FRAMES * (PATCHES + 1), len(ids[1]))
     assert token_ids(output) == greedy(reference, inputs, positions, STEPS)
 
 
-def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
+def test_requests_in_a_mixed_batch_and_from_caches_answer_as_alone(engine: Engine) -> None:
     mixed: list[Item] = [photo("cat"), VIDEO]
     prompts = [
         prompt_of(QUESTIONS[0]),
@@ -158,14 +158,14 @@ def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
         prompt_of(QUESTIONS[1], 200, mixed),
         prompt_of(QUESTIONS[1], 256, mixed),
         prompt_of(QUESTIONS[1], None, mixed),
-        # A video that is kept whole, with its class tokens, beside one that is pruned.
+        # A video that is kept whole, with its class tokens, next to one that is pruned.
         prompt_of(QUESTIONS[1], 600, [VIDEO, VIDEO[:2]]),
     ]
     alone = []
     for prompt in prompts:
-        engine.forget()
+        engine.clear_caches()
         alone.append(token_ids(ask(engine, prompt)[0]))
-    engine.forget()
+    engine.clear_caches()
     together = ask(engine, *prompts)
     assert [token_ids(output) for output in together] == alone
     lengths = [len(output.prompt_token_ids) for output in together]
@@ -178,7 +178,7 @@ def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
     assert [lengths[9] - length for length in lengths[7:9]] == [whole - 400, whole - 512]
     assert lengths[9] - lengths[10] == whole - 600 - 2 * FRAME_TOKENS
     assert [token_ids(output) for output in ask(engine, *prompts)] == alone
-    engine.forget()
+    engine.clear_caches()
     first, same, other = (
         ask(engine, prompt_of(question, 64))[0] for question in (QUESTIONS[0], *QUESTIONS)
     )
@@ -187,9 +187,9 @@ def test_a_mixed_batch_and_the_caches(engine: Engine) -> None:
     assert not other.num_cached_tokens
 
 
-def test_budgets_about_the_class_tokens(engine: Engine) -> None:
-    """What does not bind is stock; between patches and whole, the class tokens go."""
-    engine.forget()
+def test_budgets_near_the_number_of_patches_drop_the_class_tokens(engine: Engine) -> None:
+    """A budget of all tokens equals stock; below it, the class tokens are dropped first."""
+    engine.clear_caches()
     stock, whole = (ask(engine, prompt_of(QUESTIONS[0], budget))[0] for budget in (None, WHOLE))
     assert whole.num_cached_tokens >= 64
     assert token_ids(whole) == token_ids(stock)
@@ -198,14 +198,14 @@ def test_budgets_about_the_class_tokens(engine: Engine) -> None:
     assert len(stock.prompt_token_ids) - len(patches.prompt_token_ids) == FRAMES
 
 
-def test_a_budget_below_the_frames_is_refused(engine: Engine) -> None:
+def test_a_budget_below_one_token_per_frame_is_refused(engine: Engine) -> None:
     with pytest.raises(Exception, match="smallest budget for it is 8"):
         ask(engine, prompt_of(QUESTIONS[0], FRAMES - 1))
 
 
 @pytest.mark.parametrize("name", ["visionzip", "prumerge+"])
-def test_merging_selectors_keep_the_count(engine: Engine, name: str) -> None:
-    engine.forget()
+def test_merging_selectors_keep_the_exact_count(engine: Engine, name: str) -> None:
+    engine.clear_caches()
     (merged,) = ask(engine, prompt_of(QUESTIONS[0], 114, visual_selector=name))
     assert engine.kept()[-1]["kept"] is None
     (plain,) = ask(engine, prompt_of(QUESTIONS[0], 114))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selectors of another package: some that work, and the ways in which one may not."""
+"""Selectors of another package: some work, the others fail in different ways."""
 
 from pathlib import Path
 
-STRANGERS = """
+SOURCE = """
 import torch
 from flashvlm_vllm.selection import Selector
 
@@ -45,8 +45,8 @@ FAILURES = {
 
 
 def install(folder: Path) -> Path:
-    """Make a folder that, on Python's path, is an installed package with these selectors."""
-    (folder / "third_party_selectors.py").write_text(STRANGERS)
+    """Create a folder that, on Python's path, is an installed package with these selectors."""
+    (folder / "third_party_selectors.py").write_text(SOURCE)
     info = folder / "third_party_selectors-1.0.dist-info"
     info.mkdir()
     metadata = "Metadata-Version: 2.1\nName: third_party_selectors\nVersion: 1.0\n"
