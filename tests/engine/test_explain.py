@@ -83,20 +83,20 @@ def test_the_explanation_has_the_tokens_that_an_ordinary_request_keeps(
     # For a selector that reads no question only the budget distinguishes the two requests.
     question, budget = "what is behind her?", 64 + explained_first
     fields = {"visual_budget": budget, "visual_selector": selector}
-    told = client.explain(question, **fields) if explained_first else None
+    explained = client.explain(question, **fields) if explained_first else None
     before = len(client.encoded)
     answer = client.ask(question, **fields)
     if explained_first:
         # The ordinary request is not answered from caches that the explanation filled.
         assert len(client.encoded) == before + 1
     kept = client.encoded[-1]
-    told = told or client.explain(question, **fields)
-    (item,) = told["items"]
+    explained = explained or client.explain(question, **fields)
+    (item,) = explained["items"]
     (part,) = item["parts"]
     assert flat(part) == kept
-    assert told["prompt_tokens"] == answer.usage.prompt_tokens
-    assert (told["kept"], told["total"]) == (budget, 576)
-    assert (told["visual_budget"], told["visual_selector"]) == (budget, selector)
+    assert explained["prompt_tokens"] == answer.usage.prompt_tokens
+    assert (explained["kept"], explained["total"]) == (budget, 576)
+    assert (explained["visual_budget"], explained["visual_selector"]) == (budget, selector)
     assert (part["rows"], part["columns"], part["frame"]) == (SIDE, SIDE, 0)
     assert not item["merged"]
     assert 0 < item["coverage"]["mean"] < item["coverage"]["max"] <= 2
@@ -116,13 +116,13 @@ def test_an_explanation_does_not_evict_the_ordinary_request_from_the_caches(clie
 
 
 def test_a_larger_budget_covers_more_and_costs_are_reported(client: Traced) -> None:
-    told = [client.explain(visual_budget=budget, budgets=[16, 0.25]) for budget in (16, 144)]
-    small, large = (each["items"][0] for each in told)
+    explained = [client.explain(visual_budget=budget, budgets=[16, 0.25]) for budget in (16, 144)]
+    small, large = (each["items"][0] for each in explained)
     assert small["coverage"]["mean"] > large["coverage"]["mean"]
     assert small["coverage"]["max"] >= large["coverage"]["max"]
     costs = [{"visual_budget": 16, "kept": 16}, {"visual_budget": 0.25, "kept": 144}]
     assert small["costs"] == costs
-    assert [each["items"][0]["kept"] for each in told] == [16, 144]
+    assert [each["items"][0]["kept"] for each in explained] == [16, 144]
 
 
 def test_an_item_that_is_kept_whole_has_score_maps(client: Traced) -> None:
@@ -148,19 +148,19 @@ def test_without_a_question_there_is_no_relevance(client: Traced) -> None:
 def test_each_image_has_its_own_explanation_even_if_two_are_equal(client: Traced) -> None:
     urls = [data_url(photo(name)) for name in ("astronaut", "cat", "astronaut")]
     messages = message(*(("image_url", url) for url in urls))
-    told = client.explain(messages=messages, visual_budget=32)
+    explained = client.explain(messages=messages, visual_budget=32)
     client.ask(messages=messages, visual_budget=32)
-    kept = [flat(item["parts"][0]) for item in told["items"]]
+    kept = [flat(item["parts"][0]) for item in explained["items"]]
     # The ordinary request treats the first and the third as one item.
     assert kept[:2] == client.encoded[-2:]
     assert kept[0] == kept[2] != kept[1]
-    assert [item["kept"] for item in told["items"]] == [32] * 3
+    assert [item["kept"] for item in explained["items"]] == [32] * 3
 
 
 def test_the_region_of_the_grid_matches_the_crop_of_the_processor(client: Traced) -> None:
     wide = photo("astronaut").resize((672, 336))
-    told = client.explain(messages=conversation(url=data_url(wide)), visual_budget=8)
-    (item,) = told["items"]
+    explained = client.explain(messages=conversation(url=data_url(wide)), visual_budget=8)
+    (item,) = explained["items"]
     assert (item["width"], item["height"]) == (672, 336)
     assert item["parts"][0]["region"] == [0.25, 0.0, 0.75, 1.0]
 
@@ -233,10 +233,10 @@ def test_the_command_prints_and_draws_the_kept_tokens(
     photo("astronaut").save(image)
     common = ["explain", "--url", client.server.url, "--image", str(image), "--budget", "64"]
     status = main.main([*common, "--api-key", KEY, "--png", str(png), QUESTION])
-    told = capsys.readouterr().out
-    assert status == 0, told
-    assert "64 of 576" in told
-    assert sum(line.count("#") for line in told.splitlines()) == 64
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "64 of 576" in printed
+    assert sum(line.count("#") for line in printed.splitlines()) == 64
     assert Image.open(png).size == (684, 684)
     assert main.main([*common, "--api-key", KEY, "--json", QUESTION]) == 0
     assert json.loads(capsys.readouterr().out)["items"][0]["kept"] == 64
@@ -246,9 +246,9 @@ def test_the_command_prints_and_draws_the_kept_tokens(
 
 def test_the_explanation_of_a_video_has_every_frame(onevision: Traced) -> None:
     messages = message(("video_url", CLIP))
-    told = onevision.explain(messages=messages, visual_budget=12, budgets=[2, 40])
+    explained = onevision.explain(messages=messages, visual_budget=12, budgets=[2, 40])
     onevision.ask(messages=messages, visual_budget=12)
-    (item,) = told["items"]
+    (item,) = explained["items"]
     parts = item["parts"]
     assert [part["frame"] for part in parts] == list(range(FRAMES))
     kept = [
@@ -257,7 +257,7 @@ def test_the_explanation_of_a_video_has_every_frame(onevision: Traced) -> None:
     assert kept == onevision.encoded[-1]
     assert all(part["kept"] for part in parts)
     assert (item["modality"], item["width"], item["height"]) == ("video", 100, 90)
-    assert item["kept"] == told["kept"] == 12
+    assert item["kept"] == explained["kept"] == 12
     # A budget of fewer tokens than frames is not possible.
     assert [cost["kept"] for cost in item["costs"]] == [None, 40]
     answer = onevision.post_as(
@@ -268,9 +268,9 @@ def test_the_explanation_of_a_video_has_every_frame(onevision: Traced) -> None:
 
 def test_the_explanation_of_tiles_has_base_crop_and_picture(onevision: Traced) -> None:
     messages = conversation(url=data_url(photo("astronaut").resize((200, 100))))
-    told = onevision.explain(messages=messages, visual_budget=30)
+    explained = onevision.explain(messages=messages, visual_budget=30)
     onevision.ask(messages=messages, visual_budget=30)
-    (item,) = told["items"]
+    (item,) = explained["items"]
     base, picture = item["parts"]
     first = base["rows"] * base["columns"]
     assert flat(base) + [first + place for place in flat(picture)] == onevision.encoded[-1]

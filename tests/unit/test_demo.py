@@ -118,12 +118,12 @@ class Client:
     """An OpenAI client that answers with two words and a usage."""
 
     def __init__(self, visual_tokens: dict[str, Any] | None) -> None:
-        self.asked: dict[str, Any] = {}
+        self.sent: dict[str, Any] = {}
         self._usage = SimpleNamespace(prompt_tokens=78, visual_tokens=visual_tokens)
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
 
     def _create(self, **fields: Any) -> Iterator[Any]:
-        self.asked = fields
+        self.sent = fields
         for word in ("", " near", " river"):
             yield SimpleNamespace(
                 choices=[SimpleNamespace(delta=SimpleNamespace(content=word))], usage=None
@@ -144,7 +144,7 @@ def idle_then_running(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ask_measures_blocks_only_while_its_request_is_the_only_one() -> None:
     client = Client({"total": 576, "kept": 64, "images": []})
     answer = measure.ask(client, Meter("http://localhost"), "m", "data:", "what?", 64)
-    assert client.asked["extra_body"] == {"ignore_eos": True, "visual_budget": 64}
+    assert client.sent["extra_body"] == {"ignore_eos": True, "visual_budget": 64}
     assert (answer.kv_blocks, answer.kept_tokens, answer.text) == (2, 64, "near river")
     assert answer.ttft_ms > 0 and answer.prefix_hits == 0
 
@@ -154,7 +154,7 @@ def test_without_budget_ask_sends_no_field_and_a_missing_usage_is_an_error() -> 
     client = Client(None)
     with pytest.raises(DemoError, match="plugin is not at work"):
         measure.ask(client, Meter("http://localhost"), "m", "data:", "what?", None)
-    assert "visual_budget" not in client.asked["extra_body"]
+    assert "visual_budget" not in client.sent["extra_body"]
 
 
 def test_ask_requires_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]
 def test_on_success_the_picture_is_drawn_after_the_server_stopped(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    selections = [picture.Selection(asked.question, [0, 1], 576) for asked in demo.QUESTIONS]
+    selections = [picture.Selection(each.question, [0, 1], 576) for each in demo.QUESTIONS]
     monkeypatch.setattr(demo, "talk", lambda *_: tuple(selections))
     assert demo.main() == 0
     assert stage == ["started", "stopped"]
