@@ -156,7 +156,7 @@ def test_attention_equals_that_of_the_stock_model() -> None:
         *[(64, 1, 47.5), (64, 2, 29.9), (64, 3, 11.0), (32, 1, 14.5)],
     ],
 )
-def test_average_token_counts_equal_the_published_table(
+def test_average_token_counts_equal_the_reference_table(
     average: float, layer: int, kept: float
 ) -> None:
     below, above = (average_tokens(32, 576, int(kept) + step, layer) for step in (0, 1))

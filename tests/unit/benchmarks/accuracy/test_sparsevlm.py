@@ -217,7 +217,7 @@ def test_pruning_hand_computed_example() -> None:
         ((66, 30, 17), (82, 32, 18), 64.8, 82.3),
     ],
 )
-def test_average_token_counts_equal_the_published_table(
+def test_average_token_counts_equal_the_reference_table(
     keep: tuple[int, ...], left: tuple[int, ...], outputs: float, inputs: float
 ) -> None:
     counts = dict(zip((2, 6, 15), keep, strict=True))
