@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each "how to" page for contributors has a change, which is made in a copy of the repository."""
+"""The change in each how-to page for contributors works in a copy of the repository."""
 
 import os
 import re
@@ -19,7 +19,7 @@ PAGES = {
     "change-the-response": ("tests/unit/serving/test_metrics.py",),
     "support-the-next-vllm": ("tests/unit/scripts/test_repository.py",),
 }
-"""Pages, and tests that must pass after the change beside the one that the page names."""
+"""Pages, and tests that must pass after the change in addition to the one named in the page."""
 MOST_FILES = 5
 
 
@@ -49,14 +49,14 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", PAGES)
-def test_the_change_of_a_page_works(name: str, tmp_path: Path) -> None:
+def test_the_change_in_a_page_applies_and_its_tests_pass(name: str, tmp_path: Path) -> None:
     page = DOCS / "contributors" / f"{name}.md"
     copy = copy_of_the_repository(tmp_path / "copy")
     applied = subprocess.run(
         ["git", "apply", "--verbose", "-"],
         input=change_of(page),
         cwd=copy,
-        # The copy is no part of the repository around it, if there is one.
+        # The copy must not belong to a repository around it.
         env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -81,7 +81,7 @@ def test_the_change_of_a_page_works(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_says_how_much_is_changed(name: str) -> None:
+def test_a_page_states_the_number_of_changed_files_and_lines(name: str) -> None:
     page = DOCS / "contributors" / f"{name}.md"
     change = change_of(page)
     files = re.findall(r"^diff --git a/(\S+)", change, re.MULTILINE)
