@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt is planned once, however many of its items vLLM has in its cache."""
+"""Planning of a prompt: each item is counted once, also if vLLM has cached it."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def run(processor: Any, images: list[Image.Image], store: Any, **settings: Any) 
     return processor.apply(inputs, TimingContext())
 
 
-def test_tokens_are_counted_once_an_image(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_counted_once_per_image(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple[int, int]] = []
     count = processor.count_image_tokens
 
@@ -64,7 +64,7 @@ def test_tokens_are_counted_once_an_image(processor: Any, monkeypatch: pytest.Mo
     assert [count.kept for count in result[REPORT].counts] == [40, 40]
 
 
-def test_an_image_in_the_cache_of_vllm_keeps_its_place_in_the_plan(processor: Any) -> None:
+def test_an_image_cached_by_vllm_keeps_its_place_in_the_plan(processor: Any) -> None:
     store = cache(processor)
     alone = {name: run(processor, [photo(name)], None) for name in ("cat", "rocket")}
     run(processor, [photo("cat")], store)
@@ -77,7 +77,7 @@ def test_an_image_in_the_cache_of_vllm_keeps_its_place_in_the_plan(processor: An
     assert [each.get_num_embeds() for each in mixed["mm_placeholders"]["image"]] == [40] * 3
 
 
-def test_only_items_that_are_not_cached_are_planned_again() -> None:
+def test_the_plan_of_uncached_items_reuses_the_plans_of_the_prompt() -> None:
     plans = [
         ItemPlan.of(TokenCount(total, total), 8, VisualPositions.KEPT, 1) for total in (8, 20, 30)
     ]
@@ -86,11 +86,11 @@ def test_only_items_that_are_not_cached_are_planned_again() -> None:
     items = PlannedItems(MultiModalDataItems(), PromptPlan(8, "flashvlm", ()), {"image": plans})
     rest = items.only(MultiModalDataItems(), {"image": [True, False, False]})
     assert rest.plans["image"] == plans[1:]
-    # The same objects: what is found out about them is known of the whole prompt.
+    # The same objects, so that changes to them also apply to the plan of the whole prompt.
     assert rest.plans["image"][0] is plans[1]
 
 
-def test_a_default_for_embeddings_is_no_refusal_but_a_budget_is() -> None:
+def test_a_budget_for_precomputed_embeddings_is_refused() -> None:
     from flashvlm_vllm.processing import validation
     from flashvlm_vllm.request.refusal import Refusal
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a family must supply is checked when its model is built, not at the first image."""
+"""The hooks that a family must supply are checked when its model is built."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from flashvlm_vllm.worker.pruned_model import PrunedModel
 
 
 class VLLMModel:
-    """A model of vLLM's, as far as building one goes."""
+    """A stand-in for a model of vLLM that can be built."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         self.built = True
@@ -41,6 +41,6 @@ def test_a_family_without_a_hook_cannot_be_built() -> None:
         Incomplete(vllm_config=None)
 
 
-def test_a_method_that_vllms_model_no_longer_has_is_named() -> None:
+def test_a_method_missing_in_vllms_model_is_named_in_the_error() -> None:
     with pytest.raises(TypeError, match="of Complete has no resample, see, which"):
         Complete(vllm_config=None)
