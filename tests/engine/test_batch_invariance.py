@@ -52,7 +52,7 @@ def test_saliency_is_identical_in_any_batch(
 
             def watched(candidates: Any) -> Any:
                 batches.append(len(candidates))
-                seen.update((each.identity, each) for each in candidates)
+                seen.update((each.selection_key, each.part) for each in candidates)
                 return select(candidates)
 
             model.select = watched

@@ -223,12 +223,12 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
 ) -> None:
     # In this process, so that the calls of the selection can be recorded.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from flashvlm_vllm.worker import pruned_model
+    from flashvlm_vllm.worker import choose
 
     # Without the feature cache, which would avoid the second encoding.
     with start_engine(clip_llava, mm_processor_kwargs={"visual_feature_cache_gb": 0}) as engine:
         calls: list[int] = []
-        select = pruned_model.run_selector_many
+        select = choose.run_selector_many
 
         def watched(
             name: str, selector: Selector, tokens: Sequence[VisualTokens], **options: bool
@@ -236,7 +236,7 @@ def test_an_image_that_is_encoded_again_keeps_the_same_tokens(
             calls.extend(each.budget for each in tokens)
             return select(name, selector, tokens, **options)
 
-        monkeypatch.setattr(pruned_model, "run_selector_many", watched)
+        monkeypatch.setattr(choose, "run_selector_many", watched)
         for budget in (64, 65):
             for _ in range(2):
                 engine.crowd_out()

@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 
-from flashvlm_vllm.ipc.item_fields import (
-    GAP,
-    IDENTITY,
-    ITEM,
-    KEPT,
-    QUERY_IDS,
-    SELECTOR_NAME,
-    field_name,
-)
+from flashvlm_vllm.ipc.item_fields import ItemRequests
 from testing.photo import photo
 from tests.engine.conftest import Engine, StartEngine, token_ids
 
@@ -206,26 +198,21 @@ def test_a_failed_encoding_leaves_nothing_in_the_cache(
                     encode(model, torch)
             finally:
                 hook.remove()
-            assert model.feature_cache.read()["bytes"] == 0
+            assert model.feature_cache.read().bytes == 0
             encode(model, torch)
-            assert model.feature_cache.read()["bytes"] == LLAVA_BYTES
+            assert model.feature_cache.read().bytes == LLAVA_BYTES
 
         def encode(model: Any, torch: Any) -> None:
-            def name(text: bytes) -> Any:
-                return torch.tensor([list(text.ljust(32, b"\0"))], dtype=torch.uint8)
-
-            fields = {
-                KEPT: torch.tensor([64]),
-                QUERY_IDS: torch.tensor([[5, 6]]),
-                IDENTITY: name(b"identity"),
-                ITEM: name(b"image"),
-                SELECTOR_NAME: name(b"flashvlm"),
-                GAP: torch.tensor([576 - 64]),
-            }
-            model.embed_multimodal(
-                pixel_values=torch.zeros(1, 3, 336, 336),
-                **{field_name(field, "image"): value for field, value in fields.items()},
+            requests = ItemRequests(
+                keep=[64],
+                question_ids=[torch.tensor([5, 6])],
+                selection_keys=[b"selection".ljust(32)],
+                item_keys=[b"image".ljust(32)],
+                selectors=["flashvlm"],
+                gaps=[576 - 64],
             )
+            pixels = torch.zeros(1, 3, 336, 336)
+            model.embed_multimodal(pixel_values=pixels, **requests.packed())
 
         engine.llm.apply_model(fail)
 
