@@ -19,19 +19,19 @@ from flashvlm_vllm.vllm_releases import remove_route
 
 
 class FlashVLMEndpoint:
-    """Retypes the request of vLLM's chat routes; the handlers stay vLLM's."""
+    """Adds typed request fields to vLLM's chat routes. The handlers are vLLM's own."""
 
     name = NAME
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        # API server processes that vLLM spawns do not parse a command line of their own.
+        # API server processes that vLLM spawns do not parse a command line.
         attach.to_serving()
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put a route with a typed request in the place of each covered one.
+        """Replace each covered route by one with a typed request, and add this plugin's routes.
 
-        And add the routes of our own, which vLLM's middlewares (API keys, say) apply to as well.
+        vLLM's middlewares, such as the one that checks API keys, apply to all of them.
         """
         for route in list(app.routes):
             if isinstance(route, APIRoute) and "POST" in route.methods:
@@ -53,7 +53,7 @@ class FlashVLMEndpoint:
         app.add_middleware(StatisticsOnScrape)
 
     async def init_state(self, engine_client: Any, state: State, args: Any) -> None:
-        """Let scrapes ask the engine for the worker's figures."""
+        """Store the engine client, so that scrapes of ``/metrics`` can read worker statistics."""
         StatisticsOnScrape.engine_client = engine_client
 
 

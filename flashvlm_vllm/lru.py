@@ -10,21 +10,27 @@ Value = TypeVar("Value")
 
 
 def put_bounded(entries: dict[Name, Value], key: Name, value: Value, limit: int) -> None:
-    """Put an entry into a dictionary; the oldest goes when there are more than ``limit``."""
+    """Put an entry into a dictionary; remove the oldest if there are more than ``limit``."""
     entries[key] = value
     if len(entries) > limit:
         entries.pop(next(iter(entries)))
 
 
 class RecentlyUsed(Generic[Value]):
-    """Values by key within a number of bytes; the least recently used go first.
+    """Values by key, limited in bytes; the least recently used values are removed first.
 
-    What stays depends on the order of the calls and on the sizes alone, so ranks with the same
-    calls in the same order hold the same values.
+    Which values are stored depends only on the order of the calls and on the sizes, so ranks that
+    make the same calls in the same order store the same values.
     """
 
     def __init__(self, limit_bytes: int, size_of: Callable[[Value], int]) -> None:
-        """``size_of`` returns a value's bytes; the same value must always have the same size."""
+        """Create an empty container.
+
+        Args:
+            limit_bytes: most bytes to store.
+            size_of: returns the size of a value in bytes, always the same for the same value.
+
+        """
         self.limit_bytes = limit_bytes
         self._size_of = size_of
         self._values: OrderedDict[Hashable, Value] = OrderedDict()

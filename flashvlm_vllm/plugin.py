@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``vllm.general_plugins`` entry point. vLLM calls it in every process, maybe twice."""
+"""The ``vllm.general_plugins`` entry point. vLLM calls it in every process, sometimes twice."""
 
 import sys
 
@@ -9,10 +9,10 @@ from flashvlm_vllm.vllm_compat import attach, command_line
 
 
 def register() -> None:
-    """Add the command-line flags; replace the covered models only when enabled.
+    """Add the command-line flags; replace the covered models only if the plugin is enabled.
 
-    Installed but not named in ``VLLM_PLUGINS`` (which ``--plugins flashvlm`` sets), the
-    plugin leaves vLLM as it is.
+    The plugin does not change vLLM if ``VLLM_PLUGINS`` (which ``--plugins flashvlm`` sets) does
+    not name it.
     """
     command_line.add_flags(activate)
     if is_enabled():
@@ -23,8 +23,8 @@ def activate() -> None:
     """Replace the covered models and attach to the engine. Idempotent.
 
     Raises:
-        UnsupportedVLLMError: vLLM is older than this plugin supports. A ``vllm`` command exits
-            with that message instead.
+        UnsupportedVLLMError: vLLM is older than the supported releases. In a ``vllm`` command the
+            process exits with that message instead.
 
     """
     from vllm import ModelRegistry

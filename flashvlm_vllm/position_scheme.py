@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How covered models know where a token stands, read off their configurations."""
+"""Position schemes of covered models (rotary embeddings, M-RoPE), from their configurations."""
 
 from typing import Any, Final
 
 AXES: Final = 3
-"""Of M-RoPE: time, row, column."""
+"""Axes of M-RoPE: time, row, column."""
 LINE_CHANNELS: Final = 2
-"""Channels of the positions of a model with one axis, which reads the first: what stands in an open
-placeholder (`models.positions`) is two numbers."""
+"""Position channels of a model with one axis. The model reads the first; the marker of a position
+that is still open (`worker.positions`) needs two."""
 
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rope_ratio", "original_rope")
-"""What configurations of language models with rotary embeddings have; the last is ChatGLM's."""
+"""Fields that mark the configuration of a language model with rotary embeddings; the last is
+ChatGLM's."""
 _LENGTHS = ("max_position_embeddings", "seq_length", "max_sequence_length")
-"""What language models call the number of positions in their configurations, and vLLM takes for
-their rotary tables."""
+"""Fields for the number of positions, which vLLM uses as the length of the rotary table."""
 
 
 def axes_of(model_config: Any) -> int:
-    """Count the axes of a model's positions; 0 where its scheme is not known.
+    """Return the number of axes of a model's positions; 0 if its position scheme is not known.
 
     Args:
-        model_config: vLLM's.
+        model_config: vLLM's ``ModelConfig``.
 
     """
     if model_config.uses_mrope:
@@ -31,9 +31,10 @@ def axes_of(model_config: Any) -> int:
 
 
 def table_length(model_config: Any) -> int:
-    """Return how many positions a model's rotary table certainly has.
+    """Return the number of positions that a model's rotary table has at least.
 
-    Scaled embeddings have a longer table than the configuration says, at least ``max_model_len``.
+    With scaled rotary embeddings the table is longer than the configuration says, and has at least
+    ``max_model_len`` positions.
     """
     config = model_config.hf_text_config
     known = (getattr(config, name, None) for name in _LENGTHS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine is started with. Imports neither vLLM nor torch."""
+"""Settings of an engine. Imports neither vLLM nor torch."""
 
 import math
 import os
@@ -19,21 +19,22 @@ NAME = "flashvlm"
 """The plugin's name, as in ``--plugins flashvlm``."""
 
 FEATURE_CACHE_GB = "visual_feature_cache_gb"
-"""The name under which the flag and ``LLM(mm_processor_kwargs=...)`` give it."""
+"""Name of the cache size as a flag and in ``LLM(mm_processor_kwargs=...)``."""
 
 DEFAULT_GB = 0.25
-"""Forty images of LLaVA-1.5-7B in bfloat16, eight of LLaVA-NeXT."""
+"""Default size of the feature cache in GiB: 40 images of LLaVA-1.5-7B in bfloat16, or 8 of
+LLaVA-NeXT."""
 
 ENGINE_SETTINGS = (BUDGET, SELECTOR, VISUAL_POSITIONS, FEATURE_CACHE_GB)
-"""Settings of an engine, as flags or as processor arguments."""
+"""Names of the engine's settings, as flags or as processor arguments."""
 
 EXPLAIN_PER_MINUTE = "visual_explain_per_minute"
 SERVING_SETTINGS = (EXPLAIN_PER_MINUTE, "visual_playground")
-"""Settings of an API process, as flags; the engine does not know them."""
+"""Names of the API process's settings, as flags. They are not passed to the engine."""
 
 _ALLOWED_GB = "a number of GiB (0 turns the cache off)"
 _ATTRIBUTE = "flashvlm_settings"
-"""Of vLLM's multimodal config, which reaches every process of an engine."""
+"""Attribute of vLLM's ``MultiModalConfig``, which vLLM sends to every process of an engine."""
 
 
 def is_enabled() -> bool:
@@ -43,26 +44,26 @@ def is_enabled() -> bool:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Settings of one engine. The defaults hold where nothing is said at start."""
+    """Settings of one engine. The defaults apply if a setting is not given at start."""
 
     budget: Budget | None = None
-    """For requests that do not have one (``--visual-budget``)."""
+    """Default budget of requests (``--visual-budget``)."""
     selector: str | None = None
-    """Likewise (``--visual-selector``); ``None``: the plugin's default."""
+    """Default selector of requests (``--visual-selector``); ``None``: the plugin's default."""
     positions: VisualPositions | None = None
-    """Likewise (``--visual-positions``); ``None``: kept."""
+    """Default positions of requests (``--visual-positions``); ``None``: kept."""
     feature_cache_gb: float | None = None
     """Size of each worker's feature cache in GiB (``--visual-feature-cache-gb``)."""
     position_axes: int = 0
-    """Axes of the positions that kept tokens keep: 1, or 3 with M-RoPE; 0 where the model's
-    position scheme is not known and positions close up. Follows from the model."""
+    """Axes of the model's positions: 1, or 3 with M-RoPE. 0 if the position scheme is not known;
+    kept tokens then get consecutive positions. Determined from the model's configuration."""
 
     @classmethod
     def parse(cls, given: Mapping[str, object]) -> "ServerSettings":
         """Check settings given by flags or as processor arguments.
 
         Args:
-            given: values by the names in `ENGINE_SETTINGS`; those left out keep their defaults.
+            given: values by the names in `ENGINE_SETTINGS`; a missing name means the default.
 
         Raises:
             ValueError: a value is not valid; the message says what is allowed.
@@ -77,12 +78,12 @@ class ServerSettings:
 
     @property
     def default_selector(self) -> str:
-        """The selector of requests that do not name one."""
+        """Selector of requests that do not name one."""
         return self.selector or DEFAULT_SELECTOR
 
     @property
     def default_positions(self) -> VisualPositions:
-        """The positions of requests that do not say."""
+        """Positions of requests that do not set them."""
         return self.positions or VisualPositions.KEPT
 
     @property
@@ -93,10 +94,10 @@ class ServerSettings:
 
 
 def parse_feature_cache_gb(value: object) -> float | None:
-    """Check a cache size given as a Python value; ``None`` stands for the default.
+    """Check a cache size in GiB given as a Python value; ``None`` means the default.
 
     Raises:
-        ValueError: the value is not a size; the message says what is allowed.
+        ValueError: the value is not a valid size; the message says what is allowed.
 
     """
     if value is None:
@@ -114,7 +115,7 @@ def settings_of(model_config: Any) -> ServerSettings:
 
 
 def settings_on(multimodal_config: Any) -> ServerSettings:
-    """Return an engine's settings, given vLLM's ``MultiModalConfig`` (``None`` of a text model)."""
+    """Return an engine's settings, given vLLM's ``MultiModalConfig`` (``None`` for text models)."""
     settings: ServerSettings = getattr(multimodal_config, _ATTRIBUTE, _DEFAULTS)
     return settings
 

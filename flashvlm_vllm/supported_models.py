@@ -26,13 +26,13 @@ MODELS = {
         "flashvlm_vllm.models.video_llava.pruned:PrunedVideoLlava"
     ),
 }
-"""Covered architectures and the classes that replace vLLM's own (imported on first use)."""
+"""Class paths by architecture. vLLM imports a class on first use."""
 
 
 def covers(model_config: Any) -> bool:
     """Return whether budgets apply to a model, given vLLM's ``ModelConfig``.
 
-    What counts is what vLLM runs: with ``--model-impl transformers`` a checkpoint of a covered
-    architecture is served by a backend that prunes nothing.
+    The architecture is the one that vLLM runs: with ``--model-impl transformers`` a checkpoint of a
+    covered architecture is served by a backend that does not prune.
     """
     return model_config.architecture in MODELS

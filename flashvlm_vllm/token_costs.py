@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image or a video will cost, from its size alone: no weights, no pixels, no server."""
+"""Counts the visual tokens of images and videos from their sizes, without weights or a server."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,23 +11,24 @@ from flashvlm_vllm.supported_models import MODELS, covers
 
 
 class PromptCost(NamedTuple):
-    """What a prompt takes of a context, and of the model's positions."""
+    """Number of tokens and positions of a prompt."""
 
     tokens: int
-    """KV cache is held for."""
+    """Tokens of the prompt that need KV cache."""
     dropped: int
-    """Visual tokens that are not kept."""
+    """Visual tokens that are dropped."""
     free: int
-    """Positions that stay free for them; fewer where the prompt is long (`gaps`), none where places
-    close up. With M-RoPE positions do not count tokens, and this is 0."""
+    """Positions left unused for dropped tokens. Fewer than ``dropped`` if the prompt is long (see
+    `ipc.gaps`); 0 if positions are consecutive. With M-RoPE positions do not count tokens, and this
+    is 0."""
     answer: int
-    """The longest answer."""
+    """Most tokens that can be generated."""
 
 
 class TokenCosts:
-    """Counts of one model, by the same code that shortens the placeholders of its requests.
+    """Token counts of one model, by the code that shortens the placeholders of its requests.
 
-    For routers and clients that must know how long a prompt becomes; see also the command
+    For routers and clients that need the length of a prompt; see also the command
     ``flashvlm tokens``.
     """
 
@@ -35,12 +36,12 @@ class TokenCosts:
         """Read a model's configuration and processor.
 
         Args:
-            model: a name or a folder, as ``vllm serve`` takes it.
-            engine_arguments: those that change the processor, as ``vllm.LLM`` takes them
+            model: a model name or a local path, as for ``vllm serve``.
+            engine_arguments: engine arguments that affect the processor, as for ``vllm.LLM``
                 (``trust_remote_code``, ``revision``, ``mm_processor_kwargs``).
 
         Raises:
-            ValueError: the model is not covered; the message lists those that are.
+            ValueError: the model is not covered; the message lists the covered architectures.
 
         """
         from vllm.engine.arg_utils import EngineArgs
@@ -64,7 +65,7 @@ class TokenCosts:
             budget: as in a request; ``None``: no pruning.
 
         Raises:
-            ValueError: the budget is none, or too small for the item.
+            ValueError: the budget is not valid, or too small for the image.
 
         """
         return _cost(self._processor.count_image_tokens(width, height), budget, "image")
@@ -75,15 +76,16 @@ class TokenCosts:
         """Count the visual tokens of a video.
 
         Args:
-            frames: as many as vLLM samples of it (``--media-io-kwargs``), not as the file has.
+            frames: number of frames that vLLM samples (``--media-io-kwargs``), not that of the
+                file.
             width: of a frame, in pixels.
             height: of a frame, in pixels.
             budget: as in a request; ``None``: no pruning.
-            fps: sampled frames per second; some families write the time between frames.
+            fps: sampled frames per second; some model families add timestamps to the prompt.
 
         Raises:
-            NotImplementedError: the model's videos are not pruned.
-            ValueError: the budget is none, or smaller than the number of time steps.
+            NotImplementedError: videos of this model are not pruned.
+            ValueError: the budget is not valid, or smaller than the number of time steps.
 
         """
         metadata = {
@@ -100,15 +102,15 @@ class TokenCosts:
     def of_prompt(
         self, items: Sequence[ItemCount], text: int = 0, answer: int | None = None
     ) -> PromptCost:
-        """Lay out a prompt whose kept tokens keep their places.
+        """Return the costs of a prompt whose kept tokens keep their positions.
 
         Args:
-            items: its images and videos.
-            text: its other tokens.
-            answer: tokens that the request allows to be generated; ``None``: what is left.
+            items: counts of the prompt's images and videos.
+            text: number of its other tokens.
+            answer: most tokens to generate (``max_tokens``); ``None``: what the context leaves.
 
         Raises:
-            ValueError: the prompt is longer than the context.
+            ValueError: the prompt is longer than ``max_model_len``.
 
         """
         from flashvlm_vllm.position_scheme import axes_of, table_length

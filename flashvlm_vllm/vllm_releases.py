@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which releases of vLLM this plugin is made for, and what it does on another one.
+"""The supported releases of vLLM, and what differs between them.
 
-An older release lacks hooks that the plugin stands on: there it refuses, before a model is
-loaded. A newer one may well work: there it says so and goes on.
+An older release lacks hooks that the plugin needs; the plugin refuses to start, before a model is
+loaded. On a newer release the plugin logs a warning and starts.
 """
 
 import functools
@@ -14,32 +14,32 @@ from typing import Any
 
 LOWEST = (0, 31)
 HIGHEST = (0, 33)
-"""The window, both ends included; patch releases count as their minor release."""
+"""Range of supported releases, both ends included. Patch releases count as their minor release."""
 
 ANYWAY = "FLASHVLM_ANY_VLLM"
-"""Environment variable: with ``1`` an older release is a warning as well."""
+"""Environment variable: if ``1``, an older release is a warning too, not an error."""
 
 
 class UnsupportedVLLMError(RuntimeError):
-    """The installed vLLM is older than the window."""
+    """The installed vLLM is older than the supported releases."""
 
 
 def window() -> str:
-    """Return the window as people write it, such as ``0.31 to 0.33``."""
+    """Return the range of supported releases as text, such as ``0.31 to 0.33``."""
     return f"{'.'.join(map(str, LOWEST))} to {'.'.join(map(str, HIGHEST))}"
 
 
 def is_tested(version: str) -> bool:
-    """Tell whether a release of vLLM lies in the window."""
+    """Return whether a vLLM version is in the range of supported releases."""
     release = release_of(version)
     return release is not None and LOWEST <= release <= HIGHEST
 
 
 def check_vllm(version: str | None = None) -> None:
-    """Warn once about a vLLM newer than the window; refuse an older one.
+    """Warn once about a vLLM that is newer than the supported releases; refuse an older one.
 
     Args:
-        version: as ``vllm.__version__`` says; read from the installed vLLM when left out.
+        version: in the form of ``vllm.__version__``; by default the installed version.
 
     Raises:
         UnsupportedVLLMError: the release is older, and ``FLASHVLM_ANY_VLLM`` is not 1.
@@ -54,38 +54,39 @@ def check_vllm(version: str | None = None) -> None:
     release = release_of(version)
     if release is not None and release < LOWEST and os.environ.get(ANYWAY) != "1":
         raise UnsupportedVLLMError(
-            f"vLLM {version} is older than this plugin is made for ({window()}); install one of "
-            f"those, or set {ANYWAY}=1 to go on at your own risk"
+            f"vLLM {version} is older than the releases this plugin supports ({window()}); install "
+            f"one of those, or set {ANYWAY}=1 to start without support"
         )
     _tell(version)
 
 
 def release_of(version: str) -> tuple[int, int] | None:
-    """Return major and minor; ``None`` for a build that has no number, such as ``dev``."""
+    """Return the major and minor version; ``None`` if a build has no number, such as ``dev``."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else None
 
 
 @functools.cache
 def _tell(version: str) -> None:
-    # The engine's and the workers' processes have the same vLLM: one line is enough.
+    # The processes of the engine and its workers have the same vLLM: one warning is enough.
     if multiprocessing.parent_process() is not None:
         return
     from vllm.logger import init_logger
 
-    # vLLM shows its own name space only.
+    # vLLM configures the logging of its own namespace only.
     init_logger("vllm.flashvlm").warning(
-        "flashvlm: vLLM %s is not among the releases this plugin is tested with (%s); going on",
+        "flashvlm: vLLM %s is not among the releases this plugin is tested with (%s); the plugin "
+        "is loaded all the same",
         version,
         window(),
     )
 
 
 def remove_route(app: Any, route: Any) -> None:
-    """Take a route of vLLM's from an application, so that one added in its place answers.
+    """Remove one of vLLM's routes from an application, so that its replacement is used.
 
-    Why: 0.32 does so itself with the routes that an endpoint plugin adds again; before, the one
-    that was there first answers. Seen: 0.31. End: when 0.32 is the lowest release.
+    Why: 0.32 itself removes a route that an endpoint plugin replaces; in 0.31 the route that was
+    added first is used. Seen: 0.31. End: when 0.32 is the lowest release.
 
     Args:
         app: the FastAPI application.
@@ -98,12 +99,12 @@ def remove_route(app: Any, route: Any) -> None:
 def ends_without_output(event: object) -> bool:
     """Return whether this event ends a stream that has produced no token.
 
-    Why: vLLM takes a request that fails in the engine before its first token for a chunked
-    prefill, and its stream ends without an error. Seen: 0.31. End: when 0.32, which sends an
-    error, is the lowest release.
+    Why: vLLM handles a request that fails in the engine before its first token like a chunked
+    prefill, so its stream ends without an error. Seen: 0.31. End: when 0.32, which sends an error,
+    is the lowest release.
 
     Args:
-        event: of a streamed chat completion, the first after the one with the role.
+        event: the event of a streamed chat completion that follows the one with the role.
 
     """
     import vllm
@@ -114,10 +115,10 @@ def ends_without_output(event: object) -> bool:
 
 
 def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the Hugging Face video processor is told, by the engine and by a request.
+    """Return the arguments of the Hugging Face video processor, from the engine and a request.
 
-    Why: the method that sorts arguments by modality came with 0.32; before, the context lays those
-    of one modality over the others. Seen: 0.31. End: when 0.32 is the lowest release.
+    Why: the method that sorts arguments by modality was added in 0.32; in 0.31 the arguments of one
+    modality are merged into those of the others. Seen: 0.31. End: when 0.32 is the lowest release.
 
     Args:
         info: vLLM's processing info of a model.

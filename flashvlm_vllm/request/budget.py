@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a visual budget is, and how many tokens it keeps. Pure functions."""
+"""The visual budget: how it is parsed, and how many tokens it keeps. Pure functions."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 Budget = int | float
-"""Whole tokens per image or video (an ``int`` of 1 or more), or a fraction strictly between 0 and
-1."""
+"""A number of tokens per image or video (an ``int``, 1 or more), or a fraction of its tokens (a
+``float`` strictly between 0 and 1)."""
 
 BUDGET = "visual_budget"
-"""The name under which requests, flags and processor arguments carry it."""
+"""Name of the field in requests, flags and processor arguments."""
 
 ALLOWED = (
     "a whole number of tokens per image or video (1 or more), a fraction strictly between 0 and 1, "
@@ -41,8 +41,8 @@ def parse_budget(value: object) -> Budget | None:
             raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(value)}")
         return value
     if value == 1.0:
-        # JavaScript writes 1.0 as 1: the same program text would mean "everything" in
-        # one client and "one token" in another.
+        # JavaScript serializes 1.0 as 1, so the same literal would mean "all tokens" in one
+        # client and "one token" in another.
         raise ValueError(
             "1.0 is ambiguous as a visual budget, because JavaScript writes it as 1: "
             "say 1 to keep one token per image or video, or null to keep them all"
@@ -82,18 +82,18 @@ def parse_budget_text(text: object) -> Budget | None:
 def kept_tokens(
     total: int, budget: Budget | None, prunable: int | None = None, floor: int = 1
 ) -> int:
-    """Tell how many visual tokens of one image or video stay.
+    """Return the number of visual tokens of one image or video that are kept.
 
     Args:
         total: visual tokens of the item without pruning (1 or more).
         budget: a checked budget, or ``None`` for no pruning.
-        prunable: how many of them the selection may choose from; the others (LLaVA-NeXT's
-            row newlines) are layout and go as soon as the image is pruned. Default: all.
-        floor: the fewest that stay, one per time step of a video; a lower budget is raised to it.
+        prunable: number of tokens that the selection chooses from; the others (LLaVA-NeXT's row
+            newlines) are removed from every pruned image. Default: all.
+        floor: fewest tokens kept, one per time step of a video; a lower budget is raised to it.
 
     Returns:
-        ``total`` when the budget does not bind, else at most ``prunable`` tokens. A fraction
-        is taken of ``total``, rounded half up, and keeps at least one token.
+        ``total`` if the budget is not smaller than the item, else at most ``prunable`` tokens. A
+        fraction is taken of ``total``, rounded half up, and keeps at least one token.
 
     """
     if budget is None:
@@ -106,18 +106,19 @@ def kept_tokens(
 
 
 def spread_budget(budget: int, sizes: Sequence[int]) -> list[int]:
-    """Share a budget over crops in proportion to their patches.
+    """Divide a budget over crops in proportion to their numbers of patches.
 
-    With equal crops this is the T/5 each of the LLaVA-NeXT protocol (VisPruner); for other
-    aspect ratios a tile cut by the picture's edge gets what its remaining patches are worth.
-    What rounding leaves goes to the largest remainders, the earlier crop (the base) first.
+    With equal crops every crop gets T/5, as in the LLaVA-NeXT protocol of VisPruner. With other
+    aspect ratios, a tile that the edge of the image cuts off gets a share of its remaining patches.
+    Tokens left over by rounding go to the largest remainders, and to the earlier crop (the base
+    crop first) if remainders are equal.
 
     Args:
-        budget: tokens to share, 1 to ``sum(sizes)``.
-        sizes: patches of each crop.
+        budget: number of tokens to divide, 1 to ``sum(sizes)``.
+        sizes: number of patches of each crop.
 
     Returns:
-        tokens per crop, each between 0 and its size, ``budget`` in total.
+        Tokens per crop, each between 0 and its size, ``budget`` in total.
 
     """
     total = sum(sizes)
@@ -131,21 +132,21 @@ def spread_budget(budget: int, sizes: Sequence[int]) -> list[int]:
 
 
 class TokenCount(NamedTuple):
-    """Visual tokens of one image or video without pruning, and what a budget may do to them."""
+    """Number of visual tokens of one image or video without pruning, and limits of a budget."""
 
     total: int
     prunable: int
-    """Those the selection may choose from."""
+    """Number of tokens that the selection chooses from."""
     floor: int = 1
     """The smallest budget: one token per time step of a video."""
 
     def kept(self, budget: Budget | None) -> int:
-        """Tell how many stay."""
+        """Return the number of tokens that ``budget`` keeps."""
         return kept_tokens(self.total, budget, self.prunable, self.floor)
 
 
 class ItemCount(NamedTuple):
-    """What one image or video cost."""
+    """Visual tokens of one image or video before and after selection."""
 
     total: int
     kept: int

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words steer the selection: those of the latest user message, and nothing else.
+"""Which words guide the selection: those of the latest user message only.
 
-Template, role and system words would enter every query alike and steer nothing
-(the released code scores them all; see docs/contributors/how-it-works.md).
+Words of the template, of roles and of the system prompt are the same in every request and do not
+help to select (the released code scores them all; see docs/contributors/how-it-works.md).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 QUERY = "visual_query"
-"""The name under which requests and processor arguments give the words themselves."""
+"""Name of the field in requests and processor arguments for words given explicitly."""
 
 _MARKS = ("flashvlm-first-question", "flashvlm-answer", "flashvlm-second-question")
 
@@ -19,11 +19,11 @@ def query_from_messages(messages: Iterable[object]) -> str:
 
     Args:
         messages: chat messages; ``content`` is a string or a list of parts, of which the
-            text parts count (``{"type": "text", "text": ...}``, ``input_text``).
+            text parts are used (``{"type": "text", "text": ...}``, ``input_text``).
 
     Returns:
-        The words, or ``""`` when the latest user message has none (an image alone) or
-        there is no user message; selection then goes by saliency alone.
+        The words, or ``""`` if the latest user message has none (only an image) or there is no
+        user message. The selection then uses saliency only.
 
     """
     latest = ""
@@ -48,16 +48,16 @@ def _words(content: object) -> str:
 
 @dataclass(frozen=True)
 class UserTurn:
-    """The template text around a user's words: ``prefix`` before, ``suffix`` after them."""
+    """The template text around a user's words: ``prefix`` before and ``suffix`` after them."""
 
     prefix: str = ""
     suffix: str = ""
 
     def words_of_latest(self, prompt: str) -> str:
-        """Return what stands in the latest user turn of a rendered prompt.
+        """Return the words in the latest user turn of a rendered prompt.
 
-        A prompt that does not use the template is returned whole: nothing says which of
-        its words are the question.
+        A prompt that does not use the template is returned whole, because it does not mark which
+        of its words are the question.
         """
         start = prompt.rfind(self.prefix) if self.prefix else -1
         if start < 0:
@@ -68,14 +68,14 @@ class UserTurn:
 
 
 def user_turn_of(render: Callable[[list[dict[str, object]]], str]) -> UserTurn:
-    """Learn from a chat template what it writes around a user's words.
+    """Determine what a chat template writes around a user's words.
 
     Args:
         render: renders messages to prompt text, with the generation prompt added.
 
     Returns:
-        The turn's text. Both parts are empty when the template cannot be read this way
-        (it raises, or drops text), so callers fall back to the whole prompt.
+        The text around the words. Both parts are empty if the template cannot be read this way
+        (it raises, or drops text); callers then use the whole prompt.
 
     """
     first, answer, second = _MARKS
@@ -86,15 +86,15 @@ def user_turn_of(render: Callable[[list[dict[str, object]]], str]) -> UserTurn:
         ]
         try:
             text = render(messages)
-        # A template may raise anything, and one that does is simply not readable.
+        # A template may raise any exception; it is then not readable in this form.
         except Exception:
             continue
         if all(text.count(mark) == 1 for mark in _MARKS):
             before_first = text[: text.index(first)]
             between = text[text.index(answer) + len(answer) : text.index(second)]
             after = text[text.index(second) + len(second) :]
-            # What precedes the first turn also holds system text, what precedes the second
-            # also ends the answer: the turn's own opening is what both end with.
+            # The text before the first turn includes the system prompt, that before the second the
+            # end of the answer. The opening of a user turn is their common suffix.
             return UserTurn(_common_suffix(before_first, between).lstrip(), after.strip())
     return UserTurn()
 

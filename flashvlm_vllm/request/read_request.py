@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what a request asks of the selection, from its fields or its ``metadata``."""
+"""Reads a request's visual settings from its fields or its ``metadata``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,28 +28,28 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class VisualRequest:
-    """What one request asks of the selection.
+    """Visual settings of one request.
 
-    ``has_budget`` tells an explicit ``null`` (no pruning for this request) from silence (the
-    server's default).
+    ``has_budget`` distinguishes an explicit ``null`` (no pruning for this request) from a missing
+    field (the server's default).
     """
 
     has_budget: bool = False
     budget: Budget | None = None
     query: str | None = None
-    """Words that guide the selection; ``None``: those of the latest user message."""
+    """Words that guide the selection; ``None``: the words of the latest user message."""
     selector: str | None = None
     positions: VisualPositions | None = None
     explain_id: str | None = None
-    """Name of a request whose selection is to be explained. No other request has it."""
+    """Unique id of a request whose selection is to be explained."""
 
 
 def read_request(request: Any) -> VisualRequest:
     """Read a request's visual fields.
 
     Args:
-        request: a pydantic request model. Declared fields were checked when the model was made;
-            undeclared ones, of vLLM's own models (``run-batch``, ``/tokenize``), are checked here.
+        request: a pydantic request model. Declared fields were validated when it was created;
+            extra fields of vLLM's own models (``run-batch``, ``/tokenize``) are checked here.
 
     Raises:
         FieldError: a field is not valid; the message says what is allowed.
@@ -75,21 +75,21 @@ def read_request(request: Any) -> VisualRequest:
         has_budget,
         budget,
         read(QUERY, _parse_query),
-        # Declared as any string; its form is checked here.
+        # Declared as a string; whether it can be a name is checked here.
         _parsed(parse_selector, read(SELECTOR, parse_selector), SELECTOR),
         read(VISUAL_POSITIONS, parse_positions),
     )
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[str, Any]]:
-    """Take a request's visual settings out of its processor arguments.
+    """Separate a request's visual settings from its other processor arguments.
 
     Args:
-        arguments: with a ``VisualRequest`` from the renderer, or, offline, with the values that
-            ``LLM.generate`` was given as ``mm_processor_kwargs``, which are checked here.
+        arguments: contains a ``VisualRequest`` from the renderer or, offline, the values passed to
+            ``LLM.generate`` as ``mm_processor_kwargs``, which are checked here.
 
     Returns:
-        the settings, and all other arguments.
+        The settings, and all other arguments.
 
     Raises:
         FieldError: a value is not valid; the message says what is allowed.
@@ -112,7 +112,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
 
 
 def _over(fields: VisualRequest, arguments: VisualRequest) -> VisualRequest:
-    """Let a request's fields count more than processor arguments that a trusted client sent."""
+    """Merge the two; a request's fields take precedence over its processor arguments."""
     budget_of = fields if fields.has_budget else arguments
     return VisualRequest(
         budget_of.has_budget,

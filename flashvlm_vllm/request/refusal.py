@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a request is refused: a closed set of reasons, so that refusals can be counted by them."""
+"""Reasons for refusing a request: a closed set, used as a metric label."""
 
 from enum import StrEnum
 
@@ -13,35 +13,35 @@ from flashvlm_vllm.request.visual_positions import VISUAL_POSITIONS
 
 
 class Reason(StrEnum):
-    """One word for each way in which a request can ask for what it does not get."""
+    """Why a request is refused."""
 
     BAD_BUDGET = "bad_budget"
     """Not a number of tokens, a fraction or null."""
     BAD_QUERY = "bad_query"
-    """The words that guide the selection are not a string, or too many."""
+    """The words that guide the selection are not a string, or are too many."""
     BAD_SELECTOR = "bad_selector"
-    """Not the name of anything."""
+    """The selector's name is empty or not a string."""
     BAD_POSITIONS = "bad_positions"
-    """Neither kept nor closed."""
+    """The positions are neither ``kept`` nor ``closed``."""
     UNKNOWN_SELECTOR = "unknown_selector"
     NOT_COVERED = "not_covered"
-    """A budget for a model that is served as it is, or for a video of one that prunes images."""
+    """A budget for a model that is not covered, or for a video of one that prunes images only."""
     BELOW_FLOOR = "below_floor"
-    """Fewer tokens than a video has time steps."""
+    """The budget has fewer tokens than a video has time steps."""
     EMBEDDINGS = "embeddings"
-    """A budget for embeddings, which carry no saliency."""
+    """A budget for precomputed embeddings, which have no saliency."""
     NO_TOKENS = "no_tokens"
-    """A picture so narrow that nothing of it is left to look at."""
+    """The image is so narrow that no visual tokens are left of it."""
     SELECTOR_FAILED = "selector_failed"
-    """A selector of another package raised, or returned what it must not."""
+    """A selector of another package raised, or returned an invalid result."""
     TOO_LARGE = "too_large"
-    """More than a route of this plugin, or a selector, takes."""
+    """The request or an item is larger than the route or the selector accepts."""
     TOO_MANY = "too_many"
-    """More requests a minute than a route of this plugin takes."""
+    """More requests per minute than a route of this plugin accepts."""
 
 
 class Refusal(VLLMValidationError):
-    """A request is answered with 400; ``reason`` says in one word why."""
+    """An error that vLLM answers with status 400; ``reason`` is the metric label."""
 
     def __init__(self, reason: Reason, message: str, *, parameter: str | None = None) -> None:
         super().__init__(message, parameter=parameter)
@@ -55,7 +55,7 @@ FIELD_REASONS = {
     SELECTOR: Reason.BAD_SELECTOR,
     VISUAL_POSITIONS: Reason.BAD_POSITIONS,
 }
-"""By the field that is not valid."""
+"""Reasons by the name of the field that is not valid."""
 
 
 def refusal_of(error: FieldError) -> Refusal:

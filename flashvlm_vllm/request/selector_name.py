@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which method chooses an image's tokens, by name."""
+"""The selector's name: which method selects the tokens of an image or video."""
 
 SELECTOR = "visual_selector"
-"""The name under which requests, flags and processor arguments carry it."""
+"""Name of the field in requests, flags and processor arguments."""
 
 DEFAULT_SELECTOR = "flashvlm"
 
 
 def parse_selector(value: object) -> str | None:
-    """Check a selector's name as far as that goes without knowing which there are.
+    """Check the form of a selector's name. Whether it is installed is not checked here.
 
     Args:
         value: ``None`` (the default applies) or a string.
 
     Raises:
-        ValueError: the value is neither, or no name at all.
+        ValueError: the value is neither, or the name is empty.
 
     """
     if value is None:
@@ -23,5 +23,5 @@ def parse_selector(value: object) -> str | None:
         raise ValueError(f"a visual selector is given by its name; got {type(value).__name__}")
     name = value.strip()
     if not name:
-        raise ValueError("a visual selector's name is not empty")
+        raise ValueError("a visual selector's name must not be empty")
     return name

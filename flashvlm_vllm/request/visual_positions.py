@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which positions kept tokens have: ``kept`` as without pruning, or ``closed`` up."""
+"""Positions of kept tokens: ``kept``, as without pruning, or ``closed``, consecutive."""
 
 from enum import StrEnum
 
 VISUAL_POSITIONS = "visual_positions"
-"""The name under which requests, flags and processor arguments carry it."""
+"""Name of the field in requests, flags and processor arguments."""
 
 
 class VisualPositions(StrEnum):
-    """Where the tokens of a pruned prompt stand."""
+    """Positions of the tokens of a pruned prompt."""
 
     KEPT = "kept"
-    """Where they stand without pruning: what is dropped leaves a gap."""
+    """The positions without pruning: dropped tokens leave a gap."""
     CLOSED = "closed"
-    """One after another, as in the released LLaVA code."""
+    """Consecutive positions, as in the released LLaVA code."""
 
 
 ALLOWED = " or ".join(repr(str(each)) for each in VisualPositions)
 
 
 def parse_positions(value: object) -> VisualPositions | None:
-    """Check what a request, a flag or a processor argument says.
+    """Check the value of a request field, a flag or a processor argument.
 
     Args:
         value: ``None`` (the default applies) or one of the two names.

@@ -346,7 +346,7 @@ class TestCommandLine:
 
         monkeypatch.setattr(program, "check_vllm", lambda: check_vllm("0.28.0"))
         assert program.main(["--rehearse"]) == 2
-        assert "vLLM 0.28.0 is older than this plugin is made for" in capsys.readouterr().err
+        assert "vLLM 0.28.0 is older than the releases" in capsys.readouterr().err
 
     def test_an_unknown_stage_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
