@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses between the API process and the workers, packed and unpacked side by side."""
+"""Data sent between the API process and the workers. Each type packs and unpacks itself."""

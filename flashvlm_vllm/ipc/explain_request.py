@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request whose selection is explained: what the API process knows of it, and what the worker
-records. Data only."""
+"""Data of an explained request: its items in the API process, and the worker's records."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from flashvlm_vllm.request.budget import Budget, TokenCount
 
 
 class Region(NamedTuple):
-    """A rectangle, in fractions of the picture's width and height; may reach beyond it."""
+    """A rectangle, in fractions of the image's width and height. It may extend beyond the image."""
 
     left: float
     top: float
@@ -22,12 +21,12 @@ WHOLE = Region(0.0, 0.0, 1.0, 1.0)
 
 
 class Placed(NamedTuple):
-    """Where a part of an item, such as a crop, lies in the picture."""
+    """The region of the image that a part of an item, such as a crop, covers."""
 
     region: Region
-    """Of the part's whole grid."""
+    """Region of the part's whole grid."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of that grid, where tokens of it may be missing at its edges."""
+    """Rows and columns of that grid; set if tokens may be missing at its edges."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,19 @@ class ExplainItem:
 
     modality: str
     selection_key: str
-    """Hex."""
+    """In hexadecimal."""
     width: int
     height: int
     count: TokenCount
     placed: dict[int, Placed]
-    """By the number of the part; a part whose place is not known is left out."""
+    """By part number; a part whose region is not known is missing."""
     pictures: list[Any] = field(repr=False)
-    """The image, or the frames, as vLLM read them."""
+    """The image, or the frames of a video, as vLLM loaded them."""
 
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """The request and its items."""
+    """An explained request and its items."""
 
     budget: Budget
     selector: str
@@ -58,14 +57,14 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """The selection in one part of an item, such as a crop; lists have an entry per token."""
+    """The selection in one part of an item, such as a crop. Lists have one entry per token."""
 
     part: int
-    """Its number."""
+    """Number of the part."""
     frames: int
-    """Time steps; the tokens of one step follow those of the step before."""
+    """Number of time steps. Tokens are ordered by time step."""
     places: list[list[int]]
-    """Row and column."""
+    """Row and column of each token."""
     kept: list[bool]
     saliency: list[float]
     relevance: list[float] | None
@@ -75,7 +74,7 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Distances of dropped tokens to the nearest kept one; 0 to 2."""
+    """Cosine distances of dropped tokens to the nearest kept one, 0 to 2."""
 
     max: float
     mean: float
@@ -86,18 +85,18 @@ class ItemRecord:
     """The selection of one item, as the worker records it."""
 
     merged: bool
-    """Whether tokens were merged, so that no token is kept as it was."""
+    """Whether tokens were merged; then no token is kept unchanged."""
     coverage: Coverage | None
-    """``None`` where nothing was dropped."""
+    """``None`` if nothing was dropped."""
     parts: list[PartRecord]
 
     def packed(self) -> dict[str, Any]:
-        """Return the record as vLLM can send it."""
+        """Return the record as a dictionary that vLLM can serialize."""
         return asdict(self)
 
     @classmethod
     def unpacked(cls, reply: Mapping[str, Any]) -> "ItemRecord":
-        """Undo ``packed``."""
+        """Restore a record from the result of `packed`."""
         coverage = reply["coverage"]
         return cls(
             reply["merged"],

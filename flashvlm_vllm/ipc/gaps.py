@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many positions the dropped tokens of a prompt keep free, where those are few.
+"""Gaps: the positions that dropped tokens leave unused, and how gaps are shortened.
 
-Where places are kept, a prompt of ``n`` tokens of which ``gap`` were dropped ends at position
-``n + gap``, and its answer goes on from there. A rotary table has an end. Up to it the gaps stay as
-they are; a prompt and an answer that would pass it have all gaps shortened in proportion:
+If kept tokens keep their positions, a pruned prompt of ``n`` tokens from which ``gap`` tokens were
+dropped ends at position ``n + gap``, and generated tokens continue from there. The model's rotary
+table limits positions. If prompt and answer fit into the table, gaps are left unchanged; otherwise
+all gaps are shortened in proportion:
 
     position = index in the pruned prompt + floor(dropped before it * allowed / gap)
 
-So order is kept strictly, tokens that were neighbours stay neighbours, and without a gap left the
-places close up. How much is allowed depends on the numbers of `allowed_gap` alone, and it is part
-of the identity of every pruned item, so that KV blocks of two layouts never meet.
+The order of tokens does not change, adjacent tokens remain adjacent, and with ``allowed = 0``
+positions are consecutive. ``allowed`` depends only on the arguments of `allowed_gap` and is part
+of the identity of every pruned item, so the prefix cache never mixes KV blocks of two layouts.
 
-Pure functions; the API process and the worker share them.
+Pure functions, used by the API process and the worker.
 """
 
 import re
@@ -24,43 +25,43 @@ _NAME = re.compile(rf"{_PREFIX}(\d+)-\d+-[0-9a-f]{{64}}[^~]*(?:~(\d+))?$")
 _DROPPED = re.compile(rf"{_PREFIX}(?:\d+|{_CLOSED})-(\d+)-")
 
 RESERVE = 4
-"""An answer without a limit of its own has at least a context's share of this many positions."""
+"""An answer without a limit (``max_tokens``) gets at least 1 / ``RESERVE`` of the context."""
 
 
 class Gap(NamedTuple):
-    """Positions of an item that its dropped tokens keep free."""
+    """Number of positions that an item's dropped tokens leave unused."""
 
     full: int
-    """As many as were dropped."""
+    """Without shortening: as many as tokens were dropped."""
     allowed: int
-    """As many as are left where the prompt is long."""
+    """After shortening; equal to ``full`` if the prompt fits."""
 
 
 class Fit(NamedTuple):
-    """What fits into a rotary table."""
+    """Gaps and answer that fit into a rotary table."""
 
     gap: int
-    """Positions that dropped tokens may keep free, in all of the prompt."""
+    """Total number of unused positions allowed in the prompt."""
     answer: int
-    """Tokens that may be generated."""
+    """Most tokens to generate."""
 
 
 def allowed_gap(tokens: int, gap: int, answer: int, context: int, table: int) -> Fit:
-    """Return how many positions may stay free, and how long the answer may become.
+    """Return the number of positions that may stay unused, and the longest possible answer.
 
-    An answer that may fill the context (none was asked to be shorter) does not shorten the gaps
-    by all of that: it gets what positions are left, as without pruning, and at least a quarter of
+    If the request does not limit its answer, the answer may fill the context. Gaps are then not
+    shortened for all of it: the answer gets the positions that are left, and at least a quarter of
     the context.
 
     Args:
-        tokens: of the pruned prompt.
-        gap: dropped tokens, of all of its items.
-        answer: tokens that the request allows to be generated.
+        tokens: number of tokens in the pruned prompt.
+        gap: number of dropped tokens of all its items.
+        answer: most tokens to generate, as requested.
         context: ``max_model_len``.
-        table: positions that the model has.
+        table: number of positions in the rotary table.
 
     Returns:
-        ``tokens + gap + answer <= table``, unless no gap is left at all.
+        A `Fit` with ``tokens + gap + answer <= table``, unless its gap is 0.
 
     """
     is_open = tokens + answer >= context
@@ -70,7 +71,7 @@ def allowed_gap(tokens: int, gap: int, answer: int, context: int, table: int) ->
 
 
 def dealt_out(gaps: Sequence[int], allowed: int) -> list[int]:
-    """Share the allowed positions over items, in proportion to what each dropped."""
+    """Divide the allowed positions over items, in proportion to their dropped tokens."""
     total = sum(gaps)
     if not total:
         return [0] * len(gaps)
@@ -83,25 +84,25 @@ def dealt_out(gaps: Sequence[int], allowed: int) -> list[int]:
 
 
 def item_name(identity: bytes, gap: int | None, dropped: int) -> str:
-    """Return what vLLM's caches know a pruned item by.
+    """Return the identity of a pruned item in vLLM's caches.
 
     Args:
-        identity: 32 bytes, of the item and what is asked of it.
-        gap: positions that its dropped tokens keep free; ``None`` where places close up.
-        dropped: tokens that it loses. With one axis as many as ``gap``, where that is a number.
+        identity: 32 bytes, see `processing.identity.selection_key`.
+        gap: positions that its dropped tokens leave unused; ``None`` if positions are consecutive.
+        dropped: number of dropped tokens; equal to ``gap`` with one axis, if that is not ``None``.
 
     """
     return f"{_PREFIX}{_CLOSED if gap is None else gap}-{dropped}-{identity.hex()}"
 
 
 def dropped_tokens(name: str) -> int:
-    """Read off an item's name how many of its tokens the encoder makes and no one keeps."""
+    """Return the number of an item's tokens that are encoded and then dropped, from its name."""
     found = _DROPPED.search(name)
     return 0 if found is None else int(found[1])
 
 
 def shortened_name(name: str, allowed: int) -> str:
-    """Return what vLLM's caches know an item by whose gap is shortened."""
+    """Return the identity in vLLM's caches of an item whose gap is shortened to ``allowed``."""
     return f"{name}~{allowed}"
 
 
@@ -111,16 +112,16 @@ def is_pruned_name(name: str) -> bool:
 
 
 def is_closed_name(name: str) -> bool:
-    """Return whether an item is pruned and its places close up, by its name."""
-    # With an adapter vLLM puts its name in front.
+    """Return whether an item is pruned and has consecutive positions, by its name."""
+    # With a LoRA adapter vLLM adds the adapter's name as a prefix.
     return f"{_PREFIX}{_CLOSED}-" in name
 
 
 def gap_of(name: str) -> Gap | None:
-    """Read an item's gap off its name; ``None`` where it keeps no places.
+    """Return an item's gap, from its name; ``None`` if its positions are consecutive.
 
     Args:
-        name: an item's identity in vLLM's caches, with whatever vLLM puts in front.
+        name: an item's identity in vLLM's caches, including any prefix that vLLM adds.
 
     """
     found = _NAME.search(name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model inputs that carry a request's selection to the worker, an entry per image or video.
+"""Model inputs that tell the worker what to select, with one entry per image or video.
 
-The API process packs them, the worker unpacks them; nothing else reads them.
+The API process packs them and the worker unpacks them; no other code reads them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 MODALITIES = ("image", "video")
-"""Those whose tokens are selected, by vLLM's names."""
+"""Modalities whose tokens are selected, by vLLM's names."""
 
 CLOSED = -1
-"""The gap of an item whose positions close up."""
+"""Gap of an item whose kept tokens get consecutive positions."""
 
 _KEEP = "kept_tokens"
 _QUESTION_IDS = "query_ids"
@@ -28,24 +28,24 @@ _NAMES = (_KEEP, _QUESTION_IDS, _SELECTION_KEY, _ITEM_KEY, _SELECTOR, _GAP)
 
 @dataclass(frozen=True)
 class ItemRequests:
-    """What is asked of some items; every list has an entry per item."""
+    """Selection requests of some items. Every list has one entry per item."""
 
     keep: list[int]
-    """Tokens that stay."""
+    """Number of tokens to keep."""
     question_ids: list[Tensor]
     """``(L,)`` int64 token ids of the words that guide the selection."""
     selection_keys: list[bytes]
-    """Equal for what must get the same answer: the item, its budget, selector and question."""
+    """Identities of item, budget, selector and question; equal keys get the same selection."""
     item_keys: list[bytes]
-    """Equal for equal items, whatever is asked of them."""
+    """Identities of the items alone, without budget, selector and question."""
     selectors: list[str]
     gaps: list[int]
-    """Positions that the dropped tokens keep free; `CLOSED` where positions close up."""
+    """Positions that the dropped tokens leave unused; `CLOSED` for consecutive positions."""
     modality: str = "image"
-    """Of all of them: vLLM never puts items of two modalities into one call."""
+    """Modality of all items; vLLM never puts items of two modalities into one call."""
 
     def packed(self) -> dict[str, Tensor]:
-        """Return the requests as model inputs, each with the items as its first dimension."""
+        """Return the requests as model inputs; the first dimension of each is the items."""
         values = {
             _KEEP: torch.tensor(self.keep, dtype=torch.int64),
             _QUESTION_IDS: torch.stack(self.question_ids),
@@ -58,7 +58,7 @@ class ItemRequests:
 
     @classmethod
     def pop_from(cls, kwargs: dict[str, Any]) -> "ItemRequests | None":
-        """Remove the requests from model inputs; return ``None`` when nothing is pruned."""
+        """Remove the requests from model inputs; return ``None`` if nothing is pruned."""
         for modality in MODALITIES:
             if field_name(_KEEP, modality) in kwargs:
                 fields = {name: kwargs.pop(field_name(name, modality)) for name in _NAMES}
@@ -89,7 +89,7 @@ class ItemRequests:
 
 
 def field_name(name: str, modality: str) -> str:
-    """Return the name of a model input. vLLM ties each to one modality."""
+    """Return the name of a model input. In vLLM each belongs to one modality."""
     return f"visual_{modality}_{name}"
 
 
@@ -99,10 +99,10 @@ def is_pruned(inputs: Mapping[str, Any], modality: str) -> bool:
 
 
 def field_names(inputs: Mapping[str, Any], modality: str) -> dict[str, bool]:
-    """Return which of the model inputs are this module's, and which stay on the host.
+    """Return this module's names among the model inputs, and whether each stays on the host.
 
-    The counts size the gather, and reading them from a device would wait. Only the question's ids
-    are looked up on the device.
+    The counts determine the size of the gather, and reading them from a device would block. Only
+    the question's ids are used on the device.
     """
     if not is_pruned(inputs, modality):
         return {}
@@ -110,13 +110,13 @@ def field_names(inputs: Mapping[str, Any], modality: str) -> dict[str, bool]:
 
 
 def selection_key_of(item: Mapping[str, Any], modality: str) -> str | None:
-    """Return a processed item's selection key, hex; ``None`` of an item that is not pruned."""
+    """Return a processed item's selection key in hexadecimal; ``None`` if it is not pruned."""
     name = field_name(_SELECTION_KEY, modality)
     return _bytes_of(item[name].data).hex() if name in item else None
 
 
 def _as_bytes(values: Sequence[bytes]) -> Tensor:
-    """Return ``(n, length)`` uint8 of values of equal length."""
+    """Return values of equal length as a ``(n, length)`` uint8 tensor."""
     return torch.tensor([list(value) for value in values], dtype=torch.uint8)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processor reports of a prompt's images and videos to the endpoints."""
+"""What the processor reports about a prompt's images and videos to the API endpoints."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,22 +9,22 @@ from flashvlm_vllm.request.budget import Budget, ItemCount
 from flashvlm_vllm.request.visual_positions import VisualPositions
 
 REPORT = "flashvlm_prompt_report"
-"""Key of a processed prompt's ``PromptReport``."""
+"""Key of the ``PromptReport`` in a processed prompt."""
 LAYOUT = "flashvlm_prompt_layout"
-"""Key of its ``PromptLayout``."""
+"""Key of the ``PromptLayout`` in a processed prompt."""
 
 
 class Layout(StrEnum):
-    """Where a prompt's kept tokens are."""
+    """Positions of a prompt's kept tokens."""
 
     KEPT = "kept"
     CLOSED = "closed"
     SHORTENED = "shortened"
-    """Kept, with gaps shortened so that prompt and answer fit into the model's positions."""
+    """Kept, with gaps shortened so that prompt and answer fit into the rotary table."""
 
 
 class PromptLayout:
-    """Where a prompt's kept tokens are. Final when the longest answer is known."""
+    """Layout of a prompt's kept tokens. Final once the length of the longest answer is known."""
 
     def __init__(self, positions: VisualPositions) -> None:
         self.result = Layout(positions)
@@ -36,20 +36,20 @@ class PromptLayout:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """Costs of one prompt's images and videos."""
+    """Token counts and settings of one prompt's images and videos."""
 
     counts: tuple[ItemCount, ...]
-    """One per item whose size is known, the images first."""
+    """One entry per item whose size is known, images first."""
     budget: Budget | None = None
-    """In force for them; ``None``: no pruning."""
+    """The budget that applies; ``None``: no pruning."""
     is_default: bool = False
-    """Whether that is the server's budget, not the request's."""
+    """Whether the budget is the server's default, not the request's."""
     selector: str | None = None
-    """In force for them, where there is a budget."""
+    """The selector that applies, if there is a budget."""
     third_party_items: tuple[str, ...] = ()
-    """Selection keys (hex) of items whose tokens a selector of another package chooses. Only the
-    worker knows whether that succeeded."""
+    """Selection keys, in hexadecimal, of items that a selector of another package selects from.
+    Only the worker knows whether that succeeded."""
     explain: ExplainRequest | None = None
-    """Set when the selection is to be explained, and there is one."""
+    """Set if the selection is to be explained and something is selected."""
     layout: PromptLayout | None = None
-    """Set where something is pruned."""
+    """Set if something is pruned."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls from the API process to the workers of every engine, and their replies.
 
-vLLM sends arguments and replies as plain numbers, strings, lists and dictionaries. Here they are
-packed from and unpacked to types; the methods' bodies are in `vllm_compat.worker_methods`.
+vLLM sends arguments and replies as numbers, strings, lists and dictionaries. This module converts
+them from and to types. The worker methods are in `vllm_compat.worker_methods`.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ class WorkerMethod(StrEnum):
 
 @dataclass
 class SelectionTotals:
-    """Work of one selector since the worker started."""
+    """Totals of one selector since the worker started."""
 
     seconds: float = 0.0
     items: int = 0
-    """Images or videos."""
+    """Number of images and videos."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class CacheStatistics:
     """State of a worker's feature cache."""
 
     hits: int = 0
-    """Images and videos since the worker started whose features were in the cache."""
+    """Images and videos since the worker started whose features were cached."""
     misses: int = 0
-    """Those that the vision tower encoded."""
+    """Images and videos since the worker started that the vision tower encoded."""
     bytes: int = 0
-    """Held now."""
+    """Bytes stored now."""
 
 
 @dataclass(frozen=True)
 class WorkerStatistics:
-    """Figures of one rank."""
+    """Statistics of one rank."""
 
     selection: Mapping[str, SelectionTotals] = field(default_factory=dict)
-    """By selector."""
+    """Totals by selector."""
     feature_cache: CacheStatistics | None = None
-    """``None`` where the model is not covered."""
+    """``None`` if the model is not covered."""
 
     def packed(self) -> dict[str, Any]:
-        """Return the figures as vLLM can send them."""
+        """Return the statistics as a dictionary that vLLM can serialize."""
         return asdict(self)
 
     @classmethod
     def unpacked(cls, reply: Mapping[str, Any]) -> "WorkerStatistics":
-        """Undo ``packed``.
+        """Restore statistics from the result of `packed`.
 
         Raises:
-            KeyError, TypeError: the reply has another form.
+            KeyError, TypeError: the reply does not have that form.
 
         """
         cache = reply["feature_cache"]
@@ -74,7 +74,7 @@ class WorkerStatistics:
 
 
 async def read_statistics(client: Any) -> dict[int, list[WorkerStatistics]]:
-    """Return the figures of the ranks of each engine, by the engine's number."""
+    """Return the statistics of the ranks of each engine, by engine number."""
     replies = await _call(client, WorkerMethod.STATISTICS)
     return {
         engine: [WorkerStatistics.unpacked(each) for each in ranks]
@@ -83,7 +83,7 @@ async def read_statistics(client: Any) -> dict[int, list[WorkerStatistics]]:
 
 
 async def find_selector_failures(client: Any, selection_keys: Sequence[str]) -> dict[str, str]:
-    """Return the messages of those selections that failed, by their keys."""
+    """Return the error messages of failed selections, by selection key."""
     replies = await _call(client, WorkerMethod.SELECTOR_FAILURES, list(selection_keys))
     return {
         key: message
@@ -100,12 +100,12 @@ async def start_explaining(
 
     Args:
         client: the API process's engine client.
-        explain_id: of the request.
-        selection_keys: of its items, hex.
-        question_ids: token ids of the words to score them with.
+        explain_id: id of the request, see ``VisualRequest.explain_id``.
+        selection_keys: selection keys of its items, in hexadecimal.
+        question_ids: token ids of the words to score the items with.
 
     """
-    # In all engines: which of them will run the request is not known here.
+    # In all engines, because it is not known which of them will run the request.
     await _call(
         client,
         WorkerMethod.START_EXPLAINING,
@@ -116,7 +116,7 @@ async def start_explaining(
 
 
 async def take_explanation(client: Any, explain_id: str) -> dict[str, ItemRecord]:
-    """Return what was recorded for a request, by the items' selection keys, and end it."""
+    """Stop recording for a request and return its records, by selection key."""
     replies = await _call(client, WorkerMethod.TAKE_EXPLANATION, explain_id)
     # Only the first rank of the engine that ran the request has records.
     records: dict[str, Any] = next(
@@ -126,10 +126,10 @@ async def take_explanation(client: Any, explain_id: str) -> dict[str, ItemRecord
 
 
 async def _call(client: Any, method: WorkerMethod, *args: Any) -> dict[int, list[Any]]:
-    """Call a worker method in every engine; return its ranks' replies by the engine's number.
+    """Call a worker method in every engine; return the ranks' replies by engine number.
 
     ``AsyncLLM.collective_rpc`` is not used: with several engines (``--data-parallel-size``) it
-    calls all of them and returns the replies of the first one only.
+    calls all of them, but returns the replies of the first one only.
     """
     core = client.engine_core
     engines = list(core.core_engines)

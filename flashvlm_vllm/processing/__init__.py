@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the API process, before the scheduler: counts, cache identities, shorter placeholders."""
+"""Multimodal processing in the API process: token counts, cache identities, placeholders."""

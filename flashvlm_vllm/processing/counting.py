@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the visual tokens of a prompt's items, once a prompt."""
+"""Counts the visual tokens of a prompt's items, once per prompt."""
 
 import threading
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ _CACHED_UUIDS = 10_000
 
 
 class TokenCounter:
-    """Counts of items, and a cache of those that a client may name by uuid alone."""
+    """Counts the tokens of items, and caches the counts of items that have a uuid."""
 
     def __init__(self, family: FamilyHooks) -> None:
-        """``family`` counts one item of a known size."""
+        """Use ``family`` to count an item of known size."""
         self._family = family
         self._by_uuid: dict[tuple[str, str], TokenCount] = {}
         self._lock = threading.Lock()
 
     def counts(self, inputs: ProcessorInputs, modality: str) -> list[TokenCount | None]:
-        """Count each item's tokens; ``None`` for one whose size is not known here.
+        """Return the token count of each item; ``None`` for an item whose size is not known.
 
-        A client may send an item once and then name it by its uuid alone; vLLM looks it up in its
-        cache. The count is cached here, so that such an item gets the identity it had.
+        A client may send an item once and then refer to it by its uuid alone; vLLM looks it up in
+        its cache. The count is cached here, so that such an item gets the same identity again.
         """
         counts = self._given(inputs.mm_data_items, modality, inputs.hf_processor_mm_kwargs)
         uuids = (inputs.mm_uuid_items or {}).get(modality) or [None] * len(counts)
@@ -45,7 +45,7 @@ class TokenCounter:
             if given is None:
                 counts[index] = self._by_uuid.get(name)
                 continue
-            # vLLM may process several prompts in as many threads.
+            # vLLM may process several prompts at once, in threads.
             with self._lock:
                 put_bounded(self._by_uuid, name, given, _CACHED_UUIDS)
         return counts
@@ -75,7 +75,7 @@ class TokenCounter:
         if video is None or not self._family.prunes_videos:
             return None
         frames, metadata = video if isinstance(video, tuple) else (video, None)
-        # Of its frames alone: vLLM's items do not know the size of a video with metadata.
+        # From the frames alone: vLLM's items cannot return the frame size of a video with metadata.
         size = VideoProcessorItems([frames]).get_frame_size(0)
         return self._family.count_video_tokens(
             len(frames), size.width, size.height, metadata, arguments

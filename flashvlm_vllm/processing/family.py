@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the processors of model families: counts, placeholders, parts of an item."""
+"""Hooks in which the processors of model families differ: counts, placeholders, item parts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -24,23 +24,23 @@ _PLACEHOLDER_IDS = (
     "vision_start_token_id",
     "vision_end_token_id",
 )
-"""Names of placeholder ids in the configurations of model families."""
+"""Fields of placeholder token ids in the configurations of model families."""
 
 
 class FamilyHooks:
-    """Hooks of a family's processor.
+    """Hooks of a model family's processor.
 
-    Every family with images that do not all have the same number of tokens overrides
-    `count_image_tokens`, every family with videos `count_video_tokens`; the others have defaults.
+    A family overrides `count_image_tokens` if its images differ in their number of tokens, and
+    `count_video_tokens` if it has videos. The other hooks have defaults.
     """
 
     info: Any
-    """vLLM's processing info of the model."""
+    """vLLM's processing info for the model."""
 
     placeholder_texts: ClassVar[tuple[str, ...]] = ()
-    """Text that stands for an image or a video in a prompt without being a special token."""
+    """Placeholder texts of images and videos in a prompt that are not special tokens."""
     prunes_videos: ClassVar[bool] = True
-    """Whether a budget applies to videos, where the model takes any."""
+    """Whether a budget applies to videos, if the model accepts videos."""
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
@@ -50,7 +50,7 @@ class FamilyHooks:
         Args:
             width: in pixels.
             height: in pixels.
-            arguments: the request's, of the Hugging Face processor; they may change counts.
+            arguments: the request's Hugging Face processor arguments, which may change counts.
 
         """
         total = self.info.get_num_image_tokens(image_width=width, image_height=height)
@@ -67,11 +67,14 @@ class FamilyHooks:
         """Count the visual tokens of an unpruned video; the floor is one token per time step.
 
         Args:
-            frames: of the video as vLLM passes it to the processor, sampled already.
+            frames: number of frames, after vLLM's sampling.
             width: of a frame, in pixels.
             height: of a frame, in pixels.
-            metadata: of the video from vLLM's loader, where the model asks for it.
-            arguments: the request's, of the Hugging Face processor; they may change counts.
+            metadata: metadata of the video from vLLM's loader, if the model uses it.
+            arguments: the request's Hugging Face processor arguments, which may change counts.
+
+        Raises:
+            NotImplementedError: the family does not prune videos.
 
         """
         raise NotImplementedError(f"{type(self).__name__} does not prune videos")
@@ -79,16 +82,16 @@ class FamilyHooks:
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return where in the picture an item's parts lie, by their number in the worker.
+        """Return the regions of the image that an item's parts cover, by their part number.
 
         Args:
-            modality: of the item.
+            modality: modality of the item.
             width: of the image or a frame, in pixels.
-            height: likewise.
-            arguments: the request's, of the Hugging Face processor.
+            height: of the image or a frame, in pixels.
+            arguments: the request's Hugging Face processor arguments.
 
         Returns:
-            the parts whose place is known; by default one grid over the whole picture.
+            The parts whose region is known; by default one grid over the whole image.
 
         """
         return {0: Placed(WHOLE)}
@@ -96,36 +99,36 @@ class FamilyHooks:
     def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
         """Return an item's placeholder with as many embeddings as tokens are kept.
 
-        Args and errors as of `placeholders.first_embeddings`, which is the default.
+        Arguments and errors are those of `placeholders.first_embeddings`, which is the default.
         """
         return first_embeddings(whole, count, keep)
 
     def placeholder_ids(self) -> list[int]:
-        """Return the ids that mark images and videos in a prompt and are not words."""
+        """Return the token ids that mark images and videos in a prompt and are not words."""
         config = self.info.get_hf_config()
         ids = [getattr(config, name, None) for name in _PLACEHOLDER_IDS]
         return [each for each in ids if isinstance(each, int)]
 
     def own_request(self, request: VisualRequest, items: MultiModalDataItems) -> VisualRequest:
-        """Return what applies of a request to this family; by default all of it.
+        """Return the settings that apply to this family; by default the request's.
 
         Raises:
-            Refusal: the family cannot do what is asked.
+            Refusal: the family does not support what the request asks for.
 
         """
         return request
 
     def own_inputs(self, items: Any, modality: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return further model inputs of planned items; by default none.
+        """Return additional model inputs of pruned items; by default none.
 
         Args:
-            items: of one modality, as vLLM passes them to the processor.
-            modality: of the items.
-            arguments: the request's, of the Hugging Face processor.
+            items: items of one modality, as vLLM passes them to the processor.
+            modality: modality of the items.
+            arguments: the request's Hugging Face processor arguments.
 
         """
         return {}
 
     def own_fields(self, inputs: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
-        """Return vLLM's descriptions of those inputs, as far as they are there."""
+        """Return the field configurations of the additional inputs that are present."""
         return {}

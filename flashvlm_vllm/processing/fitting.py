@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the gaps of a prompt into the model's positions, once its longest answer is known.
+"""Shortens the gaps of a prompt so that prompt and answer fit into the rotary table.
 
-That is where vLLM makes a request for the engine of a processed prompt and sampling parameters,
-on every endpoint and offline. What is allowed goes into the names that vLLM's caches know the
-pruned items by; the worker reads it there.
+This happens where vLLM creates an ``EngineCoreRequest`` from a processed prompt and sampling
+parameters, on every endpoint and offline. The allowed gaps become part of the pruned items'
+identities in vLLM's caches, from which the worker reads them.
 """
 
 from dataclasses import replace
@@ -15,12 +15,12 @@ from flashvlm_vllm.position_scheme import table_length
 
 
 def fit(request: Any, model_config: Any, prompt: Any) -> None:
-    """Shorten the gaps of a request's items where prompt and answer would pass the table's end.
+    """Shorten the gaps of a request's items if prompt and answer would exceed the rotary table.
 
     Args:
-        request: vLLM's ``EngineCoreRequest``; changed.
-        model_config: the engine's.
-        prompt: the processed prompt that it was made of.
+        request: vLLM's ``EngineCoreRequest``, modified in place.
+        model_config: the engine's ``ModelConfig``.
+        prompt: the processed prompt of the request.
 
     """
     features = request.mm_features or ()

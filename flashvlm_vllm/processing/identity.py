@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache identities: what vLLM's caches and this plugin's know a pruned item by."""
+"""Identities of pruned items in vLLM's caches and in those of this plugin."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from flashvlm_vllm.ipc.item_fields import CLOSED
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems, PromptPlan
 
 _SELECTION_VERSION = 3
-"""Part of every pruned item's identity. Raise it whenever the same request would keep other
-tokens than before: external KV stores outlive a process."""
+"""Part of every pruned item's identity. Increase it with every change after which the same request
+would keep other tokens: external KV stores outlive a process."""
 
 
 def selection_key(plan: PromptPlan, item: str) -> bytes:
-    """Return an item's identity together with what is asked of it, 32 bytes.
+    """Return the identity of an item with its budget, selector and question, 32 bytes.
 
     The kept tokens depend on the budget, the selector and the question, so a cache keyed by the
-    pixels alone would answer one question with the tokens of another. The positions of kept tokens
-    do not change which are kept; `ipc.gaps.item_name` adds them.
+    pixels alone would return the tokens selected for another question. The positions of kept tokens
+    do not affect which are kept; `ipc.gaps.item_name` adds them.
 
     Args:
-        plan: of the prompt.
+        plan: plan of the prompt.
         item: the item's identity without pruning.
 
     """
@@ -35,21 +35,21 @@ def selection_key(plan: PromptPlan, item: str) -> bytes:
 
 
 def item_key(item: str) -> bytes:
-    """Return an item's identity, whatever is asked of it, as 32 bytes."""
+    """Return an item's identity without budget, selector and question, 32 bytes."""
     return hashlib.sha256(item.encode()).digest()
 
 
 class PlannedInputs(ProcessorInputs):
-    """Processor inputs of a prompt with a plan."""
+    """Processor inputs of a prompt with planned items."""
 
     @classmethod
     def of(cls, inputs: ProcessorInputs, items: PlannedItems) -> "PlannedInputs":
-        """Return inputs with planned items in place of theirs."""
+        """Return a copy of ``inputs`` with planned items in place of its own."""
         given = {each.name: getattr(inputs, each.name) for each in fields(ProcessorInputs)}
         return cls(**{**given, "mm_data_items": items})
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """Return stock identities for what is kept whole, derived ones for what is pruned."""
+        """Return vLLM's identities for items that are kept whole, derived ones for pruned items."""
         hashes = dict(super().get_mm_hashes(*args, **kwargs))
         items = self.mm_data_items
         if not isinstance(items, PlannedItems):
@@ -63,7 +63,7 @@ class PlannedInputs(ProcessorInputs):
                 for own, stock in zip(plans, hashes[modality], strict=True)
             ]
             if plan.explain_id is not None:
-                # No cache must answer it, and nothing of what is kept may change.
+                # The explain id prevents cache hits without changing which tokens are kept.
                 names = [f"{name}-{plan.explain_id}-{number}" for number, name in enumerate(names)]
             hashes[modality] = names
         return hashes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cache of preprocessed pixels in the API process.
 
-vLLM's own processor cache is keyed by the question about an item too, so another question would
-resize and normalise the same pixels again.
+The key of vLLM's own processor cache includes the question about an item, so with another question
+the same pixels would be resized and normalized again.
 """
 
 import threading
@@ -16,10 +16,10 @@ from flashvlm_vllm.lru import RecentlyUsed
 
 
 class PixelCache:
-    """Outputs of the Hugging Face processor, by item; the least recently used go first."""
+    """Outputs of the Hugging Face processor, by item; the least recently used are removed first."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Hold at most ``limit_bytes``; with 0 every item is processed each time."""
+        """Store at most ``limit_bytes``; with 0 every item is processed each time."""
         self._held: RecentlyUsed[MultiModalKwargsItem] = RecentlyUsed(
             limit_bytes, MultiModalCache.get_item_size
         )
@@ -31,20 +31,20 @@ class PixelCache:
         names: Sequence[str],
         process: Callable[[int], MultiModalKwargsItem],
     ) -> dict[str, Any]:
-        """Return the model inputs of a batch of items, processing those that are not cached.
+        """Return the model inputs of a batch of items; process those that are not cached.
 
         Args:
-            modality: of all of them.
+            modality: modality of all items.
             names: one per item, equal for equal pixels and processor arguments.
-            process: runs the Hugging Face processor on the item of this number alone: in a batch
-                it may pad an image to the size of another, and such an image is not its own.
+            process: runs the Hugging Face processor on the item with this number alone. In a batch
+                it may pad an image to the size of another, which must not be cached.
 
         """
         known: dict[str, MultiModalKwargsItem] = {}
         for number, name in enumerate(names):
             if name in known:
                 continue
-            with self._lock:  # vLLM may process several prompts in as many threads.
+            with self._lock:  # vLLM may process several prompts at once, in threads.
                 item = self._held.get(name)
             if item is None:
                 item = process(number)

@@ -13,19 +13,19 @@ from flashvlm_vllm.processing.plan import ItemPlan
 from flashvlm_vllm.request.budget import TokenCount
 
 Shorten = Callable[[Any, TokenCount, int], Any]
-"""A family's `shorten_placeholder`."""
+"""Type of `FamilyHooks.shorten_placeholder`."""
 
 
 def first_embeddings(whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
     """Return a placeholder with as many embeddings as tokens are kept.
 
     Args:
-        whole: vLLM's placeholder: ids, of which all or a stated part get embeddings.
-        count: the item's tokens; as many ids of ``whole`` get embeddings.
-        keep: number of embeddings that stay, the first ones; ids without embeddings all stay.
+        whole: vLLM's placeholder: token ids, all or some of which get embeddings.
+        count: token counts of the item; its total is the number of embeddings in ``whole``.
+        keep: number of embeddings to keep, the first ones. All ids without embeddings are kept.
 
     Raises:
-        TypeError: the placeholder has another number of embeddings than was counted.
+        TypeError: the number of embeddings in the placeholder differs from the count.
 
     """
     ids = whole if isinstance(whole, list) else whole.full
@@ -34,7 +34,7 @@ def first_embeddings(whole: PromptUpdateInfo, count: TokenCount, keep: int) -> A
     if sum(embedded) != count.total:
         raise TypeError(
             f"an item has {count.total} visual tokens but its placeholder has "
-            f"{sum(embedded)}; this model needs an adapter of its own"
+            f"{sum(embedded)}; this model needs its own shorten_placeholder"
         )
     number = accumulate(embedded)
     shorter = [
@@ -46,11 +46,11 @@ def first_embeddings(whole: PromptUpdateInfo, count: TokenCount, keep: int) -> A
 
 
 def shortened(update: PromptUpdate, plans: Sequence[ItemPlan], shorten: Shorten) -> PromptUpdate:
-    """Return an update that writes the placeholders of planned items.
+    """Return a prompt update that inserts the shortened placeholders of planned items.
 
     Args:
-        update: vLLM's, of one modality.
-        plans: of the items of that modality.
+        update: vLLM's prompt update of one modality.
+        plans: plans of the items of that modality.
         shorten: shortens one placeholder.
 
     """

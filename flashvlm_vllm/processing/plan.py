@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is going to happen to a prompt's items, on its way through vLLM's processor."""
+"""Plans of a prompt and its items, which are passed through vLLM's processor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from flashvlm_vllm.request.visual_positions import VisualPositions
 
 @dataclass
 class ItemPlan:
-    """What is going to happen to one image or video."""
+    """How one image or video is pruned."""
 
     count: TokenCount | None
-    """``None`` where the item's size is not known here."""
+    """``None`` if the item's size is not known."""
     keep: int | None
-    """Tokens that stay; ``None`` likewise."""
+    """Number of tokens to keep; ``None`` if the item's size is not known."""
     is_pruned: bool
     gap: int = CLOSED
-    """Positions that the dropped tokens keep free; `CLOSED` where positions close up."""
+    """Positions that the dropped tokens leave unused; `CLOSED` for consecutive positions."""
     dropped: int = 0
-    """Tokens; 0 where they could not be counted."""
+    """Number of dropped tokens; 0 if the item's size is not known."""
     selection_key: bytes | None = None
-    """Set when the item is processed; an item in vLLM's cache is not."""
+    """Set when the item is processed. An item in vLLM's cache is not processed."""
 
     @classmethod
     def of(
@@ -38,11 +38,11 @@ class ItemPlan:
         """Plan one item.
 
         Args:
-            count: its tokens.
-            budget: in force for it.
-            positions: of its kept tokens.
-            axes: of the model's positions. With M-RoPE no positions stay free: a whole item has
-                fewer of them than tokens.
+            count: token counts of the item.
+            budget: the budget that applies to it.
+            positions: positions of its kept tokens.
+            axes: number of axes of the model's positions. With M-RoPE the gap is 0, because even a
+                whole item has fewer positions than tokens.
 
         """
         if count is None:
@@ -59,20 +59,20 @@ class ItemPlan:
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """What is asked of all items of a prompt."""
+    """Settings that apply to all items of a prompt."""
 
     budget: Budget
     selector: str
     question_ids: tuple[int, ...]
     """Token ids of the words that guide the selection."""
     explain_id: str | None = None
-    """Set where the selection is to be explained."""
+    """Set if the selection is to be explained."""
 
 
 class PlannedItems(MultiModalDataItems):
-    """A prompt's items, or those of them that vLLM has not processed yet, with their plans.
+    """A prompt's items, or those that vLLM has not processed yet, with their plans.
 
-    vLLM passes the items to every step of its processor, so the plans need no way of their own.
+    vLLM passes the items to every step of its processor, and the plans with them.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class PlannedItems(MultiModalDataItems):
         """Attach plans to items.
 
         Args:
-            items: by modality.
-            plan: of the prompt.
-            plans: by modality, one per item.
+            items: items by modality.
+            plan: plan of the prompt.
+            plans: plans of the items by modality, one per item.
 
         """
         super().__init__(dict(items))
@@ -99,8 +99,8 @@ class PlannedItems(MultiModalDataItems):
         """Return the items that are not cached, with their plans.
 
         Args:
-            items: those that are not cached.
-            is_cached: by modality, an entry per item of this object.
+            items: the items that are not cached.
+            is_cached: by modality, one entry per item of this object.
 
         """
         plans = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor of a model whose images and videos may be pruned: the order of the steps.
+"""The multimodal processor of a covered model, which prunes images and videos per request.
 
-It runs in the API process, before the scheduler, so the number of tokens is final here and the
-worker only decides which ones.
+It runs in the API process, before the scheduler. The number of kept tokens is final here; the
+worker decides which tokens they are.
 """
 
 import threading
@@ -44,9 +44,9 @@ _CACHED_KEYS = 100_000
 
 
 class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
-    """Mixin for a multimodal processor whose images and videos may be pruned per request.
+    """Mixin for a multimodal processor that prunes images and videos per request.
 
-    A family's processor derives from this first and from vLLM's own processor second, and
+    A family's processor derives from this class first and from vLLM's processor second, and
     overrides the hooks of `FamilyHooks` in which it differs.
     """
 
@@ -55,21 +55,21 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         self._counter = TokenCounter(self)
         self._lock = threading.Lock()
         self._selection_keys: dict[str, str] = {}
-        """By vLLM's identity of a pruned item."""
-        # As large as each worker's feature cache: both serve another question about an item.
+        """Selection keys by vLLM's identities of pruned items."""
+        # As large as each worker's feature cache: both are used for another question about an item.
         self._pixels = PixelCache(self._settings.feature_cache_bytes)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
-        """Return inputs to profile memory with: whole images, whatever the default budget is."""
+        """Return the inputs for memory profiling: whole images, without the default budget."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
         inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, BUDGET: None}
         return inputs
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
-        """Process one prompt; the result has a `PromptReport` and a `PromptLayout`.
+        """Process one prompt; add a `PromptReport` and a `PromptLayout` to the result.
 
         Raises:
-            Refusal: a visual setting is not valid, or asks for what cannot be done.
+            Refusal: a visual setting is not valid, or not supported for these items.
 
         """
         request, arguments = validation.checked_arguments(inputs.hf_processor_mm_kwargs)
@@ -133,7 +133,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     def _budget(self, request: VisualRequest, items: MultiModalDataItems) -> Budget | None:
         embeddings = validation.embedding_modality(items)
         if not request.has_budget:
-            # Embeddings cannot be pruned; a default must not refuse them.
+            # Embeddings cannot be pruned; a default budget does not apply to them.
             return None if embeddings else self._settings.budget
         if request.budget is not None and embeddings:
             validation.refuse_embeddings(embeddings)
@@ -149,9 +149,9 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     def _third_party_items(
         self, selector: str, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
     ) -> tuple[str, ...]:
-        """Return the selection keys of pruned items, where the selector is not built in.
+        """Return the selection keys of pruned items if the selector is not built in.
 
-        An item that is in vLLM's cache is not processed again, so its key is looked up.
+        An item in vLLM's cache is not processed again, so its key is looked up.
         """
         if selector in BUILT_IN:
             return ()
@@ -174,10 +174,10 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         inputs: ProcessorInputs,
         plans: Mapping[str, Sequence[ItemPlan]],
     ) -> ExplainRequest | None:
-        """Return what is to be explained, the images first; all of it was processed just now."""
+        """Return the items to explain, images first. All of them have just been processed."""
         if plan.explain_id is None:
             return None
-        # Scored even where the selector does not use the question.
+        # Relevance is scored even if the selector does not use the question.
         words = plan.question_ids or self._question_tokens.ids(request.query, inputs.prompt)
         arguments = inputs.hf_processor_mm_kwargs
         items = []
@@ -199,7 +199,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
                 )
         return ExplainRequest(plan.budget, plan.selector, words, tuple(items))
 
-    # vLLM's steps inside `apply`.
+    # Overridden steps of vLLM's `apply`.
 
     def _get_cache_missing_items(
         self, cache: Any, mm_data_items: MultiModalDataItems, mm_hashes: Any
@@ -224,7 +224,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     def _planned_inputs(
         self, planned: PlannedItems, modality: str, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Process one modality's items each on its own, and add the inputs for the worker."""
+        """Process the items of one modality one by one, and add the inputs for the worker."""
         items, plan = planned[modality], planned.plan
         plans = [each for each in planned.plans[modality] if each.count is not None]
         if not plans:
@@ -262,7 +262,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     ) -> Sequence[str]:
         """Return items' identities by their pixels and the processor's arguments.
 
-        Whatever uuid a client gave; vLLM does not pass its own hashes to this step.
+        They do not depend on uuids given by clients. vLLM does not pass its hashes to this step.
         """
         alone = ProcessorInputs(
             prompt=[],
@@ -307,7 +307,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
 
 
 def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:
-    """Return an item's image, or the frames of a video, and their size."""
+    """Return an item's image, or the frames of a video, and the image or frame size."""
     item = items.get(number)
     if modality == "image":
         return [item], items.get_image_size(number)

@@ -9,22 +9,22 @@ from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
 
 MOST_WORDS: Final = 512
-"""Tokens that guide the selection. Each costs a score for every visual token, and a question stands
-at the end of what is pasted before it."""
+"""Most tokens that guide the selection, the last ones of a long message: a question usually comes
+at the end. Each token adds one score per visual token."""
 
 
 class QuestionTokens:
-    """Tokenises questions for one model."""
+    """Tokenizes questions for one model."""
 
     def __init__(
         self, info: Any, placeholder_ids: Sequence[int], placeholder_texts: Sequence[str]
     ) -> None:
-        """Take the model's placeholders.
+        """Set the model's placeholders, which are not words of a question.
 
         Args:
-            info: vLLM's processing info of the model.
-            placeholder_ids: token ids that are not words.
-            placeholder_texts: likewise, where a placeholder is not one token.
+            info: vLLM's processing info for the model.
+            placeholder_ids: token ids of placeholders.
+            placeholder_texts: texts of placeholders that are not a single token.
 
         """
         self._info = info
@@ -32,13 +32,17 @@ class QuestionTokens:
         self._texts = placeholder_texts
 
     def ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Return the ids of the words, without special tokens and layout; of many, the last.
+        """Return the ids of the last `MOST_WORDS` words, without special tokens and placeholders.
 
-        The same words give the same ids however the request came: a rendered prompt has the
-        image's placeholder and a line break between the template and the question.
+        The same words give the same ids in every kind of request: whitespace is normalized,
+        because a rendered prompt has the image's placeholder and a line break before the question.
+
+        Args:
+            query: words given explicitly; ``None``: those of the latest user turn in ``prompt``.
+            prompt: token ids of the prompt.
 
         Raises:
-            Refusal: they are longer than the model's context.
+            Refusal: the words are longer than the model's context.
 
         """
         tokenizer = self._info.get_tokenizer()
@@ -47,8 +51,8 @@ class QuestionTokens:
         for text in (*self._special_tokens.values(), *self._texts):
             query = query.replace(text, " ")
         query = " ".join(query.split())
-        # The words are no part of the prompt, whose length vLLM checks; each costs the worker a
-        # row of embeddings and a score per visual token.
+        # vLLM checks the length of the prompt, of which these words need not be a part. In the
+        # worker each needs an embedding and one score per visual token.
         longest = self._info.ctx.model_config.max_model_len
         if len(query) > longest * tokenizer.max_chars_per_token:
             raise too_many_words(f"{len(query)} characters", longest)

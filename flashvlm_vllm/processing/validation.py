@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a request that need to know its items, or which selectors are installed."""
+"""Checks of a request that depend on its items or on the installed selectors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 
 Counts = Mapping[str, Sequence[TokenCount | None]]
-"""By modality, one per item; ``None`` where the size is not known."""
+"""Token counts by modality, one per item; ``None`` if the item's size is not known."""
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[str, Any]]:
-    """Take a request's visual settings out of its processor arguments.
+    """Separate a request's visual settings from its other processor arguments, and check them.
 
     Raises:
         Refusal: a value is not valid.
@@ -34,7 +34,7 @@ def checked_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict
 
 
 def check_selector(name: str | None) -> None:
-    """Refuse a selector that is not installed; the message lists those that are.
+    """Refuse a selector that is not installed; the message lists the installed ones.
 
     Raises:
         Refusal: there is no such selector.
@@ -49,7 +49,7 @@ def check_selector(name: str | None) -> None:
 
 
 def embedding_modality(items: MultiModalDataItems) -> str | None:
-    """Return the first modality whose items are given as embeddings."""
+    """Return the first modality with precomputed embeddings; ``None`` if there is none."""
     given = (each for each in MODALITIES if isinstance(items.get(each), EmbeddingItems))
     return next(given, None)
 
@@ -63,17 +63,17 @@ def refuse_embeddings(modality: str) -> None:
     """
     raise Refusal(
         Reason.EMBEDDINGS,
-        f"a visual budget needs the {modality} itself: precomputed {modality} embeddings carry no "
+        f"a visual budget needs the {modality} itself: precomputed {modality} embeddings have no "
         f"saliency. Send the {modality}, or {BUDGET}: null",
         parameter=BUDGET,
     )
 
 
 def refuse_below_floor(budget: Budget | None, counts: Counts) -> None:
-    """Refuse a number of tokens that a request asks for and that cannot be kept.
+    """Refuse a request's budget, as a number of tokens, that is below the floor of an item.
 
-    A fraction, or a default of the server, is raised to the floor: it was not chosen with this
-    item in view.
+    A fraction, or the server's default budget, is raised to the floor instead, because it was not
+    chosen for this item.
 
     Raises:
         Refusal: the number is below the floor of an item.
@@ -94,10 +94,10 @@ def refuse_below_floor(budget: Budget | None, counts: Counts) -> None:
 
 
 def refuse_too_large(selector: str, counts: Counts) -> None:
-    """Refuse a selector that does not take as many tokens as an item has.
+    """Refuse an item with more tokens than the selector accepts.
 
     Raises:
-        Refusal: an item has more tokens than the selector takes.
+        Refusal: an item has more tokens than the selector accepts.
 
     """
     most = find_selector(selector).most_tokens
@@ -119,7 +119,7 @@ def too_many_words(found: str, longest: int) -> Refusal:
     """Return the refusal of a question that is longer than the model's context."""
     return Refusal(
         Reason.BAD_QUERY,
-        f"{QUERY}: the words that guide the selection have {found}; allowed are {longest} tokens, "
-        "as many as the model's context",
+        f"{QUERY}: the words that guide the selection have {found}; at most {longest} tokens are "
+        "allowed, the length of the model's context",
         parameter=QUERY,
     )
