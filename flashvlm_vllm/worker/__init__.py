@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every model family does alike in the worker."""
+"""Code in the worker that all model families share."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An item in the worker: as read, its parts, and what one selection chooses from."""
+"""Types of the worker: an item, its parts, and the candidates of one selection."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,48 +14,47 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 @dataclass(frozen=True)
 class Item:
-    """One image or video of a request that is pruned, as read from the model inputs."""
+    """One pruned image or video, as read from the model inputs."""
 
     pixels: Tensor
-    """As the family's `encode` takes them."""
+    """Input of the family's `encode`."""
     tokens: int
-    """Visual tokens without pruning, those that the encoder makes."""
+    """Number of visual tokens without pruning, all of which are encoded."""
     modality: str
     layout: Any = None
-    """What the family needs to lay the item out, such as its size or its grid."""
+    """What the family needs to lay out the item's tokens, such as its size or grid."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens that one selection chooses from: an image, one of its crops, or a whole clip."""
+    """Tokens that one selection chooses from: an image, one of its crops, or a whole video."""
 
     projected: Tensor
-    """``(N, D)``."""
+    """``(N, D)`` after the projector."""
     features: Tensor
     """``(N, C)`` before the projector."""
     saliency: Tensor
-    """``(N,)``."""
+    """``(N,)`` attention received."""
     keys: Tensor | None
-    """``(N, H, d)``; ``None`` unless a selector of the batch uses them."""
+    """``(N, H, d)`` attention keys; ``None`` unless a selector of the batch uses them."""
     places: Tensor
-    """``(N, 2)`` rows and columns."""
+    """``(N, 2)`` int64 rows and columns."""
     spots: Tensor | int = 0
-    """``(N,)`` int64: which of the item's visual tokens each is; or the first of consecutive
-    ones."""
+    """``(N,)`` int64 indices among the item's visual tokens; or the first of consecutive ones."""
     number: int = 0
-    """Among the item's parts; see `VisualTokenProcessor.part_regions`."""
+    """Part number in the item; see `VisualTokenProcessor.part_regions`."""
     frames: int = 1
-    """Time steps of a video, of equally many tokens each, one after another."""
+    """Number of time steps, with equally many tokens each. Tokens are ordered by time step."""
     embeddings: Tensor | None = None
-    """``(N, E)`` rows for the language model, where those are wider than ``projected``."""
+    """``(N, E)`` embeddings for the language model, if they are wider than ``projected``."""
 
     @classmethod
     def of_clip(cls, item: ImageFeatures, columns: int) -> "Part":
-        """Return the one part of a video, or of an image of one crop.
+        """Return the single part of a video, or of an image with one crop.
 
         Args:
-            item: one crop per time step.
-            columns: of tokens in a time step.
+            item: features with one crop per time step.
+            columns: number of token columns in a time step.
 
         """
         steps, tokens = item.saliency.shape
@@ -70,10 +69,10 @@ class Part:
         )
 
     def spots_of(self, chosen: Tensor) -> Tensor:
-        """Return which of the item's visual tokens some of the part's are, ``(T,)``.
+        """Return the indices ``(T,)`` among the item's visual tokens of some tokens of this part.
 
         Args:
-            chosen: ``(T,)`` positions in the part.
+            chosen: ``(T,)`` indices in the part.
 
         """
         return self.spots[chosen] if isinstance(self.spots, Tensor) else self.spots + chosen
@@ -81,16 +80,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A part, with what is asked of it."""
+    """A part and the selection request for it."""
 
     part: Part
     selector: str
     selection_key: bytes
-    """Equal for what must get the same answer: the item, its budget, selector and question."""
+    """Identity of item, budget, selector and question; equal keys get the same selection."""
     budget: int
-    """Tokens to keep of the part. A video's is no smaller than its number of time steps."""
+    """Number of tokens to keep of the part. For a video at least its number of time steps."""
     text: Tensor | None
-    """``(L, D)`` embeddings of the question; ``None`` without one."""
+    """``(L, D)`` embeddings of the question; ``None`` without a question."""
 
     @property
     def total(self) -> int:
@@ -104,18 +103,18 @@ class Candidates:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Names of the fields of a ``Selection`` that are set, even if the selector fails."""
+        """Names of the fields that the ``Selection`` will have, even if the selector fails."""
         if self.budget >= self.total or not find_selector(self.selector).merges:
             return ("indices",)
         return ("merged", "anchors")
 
     @property
     def key(self) -> tuple[bytes, int]:
-        """Key of the selection in the selection cache."""
+        """Key in the selection cache."""
         return self.selection_key, self.part.number
 
     def tokens(self, selector: Selector) -> VisualTokens:
-        """Return the selector's input."""
+        """Return the input for the selector."""
         part = self.part
         return VisualTokens(
             budget=self.budget,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the selectors: on rank 0, once per item and request, and the same tokens for every rank."""
+"""Runs the selectors: on rank 0, once per selection key; all ranks get the same tokens."""
 
 from collections.abc import Sequence
 
@@ -24,26 +24,26 @@ from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 from flashvlm_vllm.worker.selector_failures import SELECTOR_FAILURES
 from flashvlm_vllm.worker.video_budget import choose_of_clip
 
-logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 
 class Chooser:
-    """Selections of one worker, and the cache of them."""
+    """Selects tokens in one worker, and caches the selections."""
 
     def __init__(self) -> None:
         self._selections = selection_cache()
 
     def select(self, candidates: Sequence[Candidates]) -> list[Selection]:
-        """Decide on rank 0, and give every rank and every later call the same tokens.
+        """Select on rank 0; return the same tokens on every rank and in every later call.
 
-        The residual loop re-pairs everything after one swap of nearly equal scores. Ranks that
-        decide for themselves from almost equal inputs would keep different tokens; so would an
-        image that is encoded again, in another batch, for the rest of a request whose first
-        blocks are in the prefix cache.
+        If two nearly equal scores swap their order, Algorithm 1 compares other pairs in all later
+        rounds. Ranks that select on their own from almost equal inputs could keep different tokens.
+        So could an image that is encoded again, in another batch, for the rest of a request whose
+        first blocks are in the prefix cache.
 
         Returns:
-            ``min(budget, N)`` tokens per candidate. Where a selector of another package failed
-            it is replaced by a stand-in, and the failure is recorded.
+            ``min(budget, N)`` tokens per candidate. If a selector of another package failed, these
+            are evenly spaced tokens, and the failure is recorded.
 
         """
         group = get_tp_group()
@@ -89,7 +89,7 @@ class Chooser:
 
 
 def choose(candidates: Sequence[Candidates]) -> list[Selection]:
-    """Select from all candidates, those of one selector together."""
+    """Select from all candidates; those with the same selector are selected together."""
     chosen: dict[int, Selection] = {}
     asked: dict[str, list[int]] = {}
     for row, each in enumerate(candidates):
@@ -108,7 +108,7 @@ def choose(candidates: Sequence[Candidates]) -> list[Selection]:
 
 
 def _choose_with(name: str, candidates: Sequence[Candidates]) -> list[Selection]:
-    """Select with one selector: images together where it can, each video on its own."""
+    """Select with one selector: images together if it supports that, videos one by one."""
     selector = find_selector(name)
     chosen: dict[int, Selection] = {}
     images = [row for row, each in enumerate(candidates) if each.part.frames == 1]
@@ -133,7 +133,7 @@ def _run(
     try:
         return run_selector_many(name, selector, tokens, trusted=trusted)
     except SelectorError:
-        # One of them; the others' requests must not fail with it.
+        # Find out which item failed; the requests of the other items must not fail.
         selections = []
         for own, key in zip(tokens, selection_keys, strict=True):
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the selection of one item into numbers that can be sent to an API process."""
+"""Converts the selection of one item into a record that can be sent to an API process."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,11 @@ _DIGITS = 4
 
 
 def record_of(parts: Mapping[int, tuple[Candidates, Selection]], text: Tensor | None) -> ItemRecord:
-    """Return the scores of an item's tokens, which are kept, and how well they cover the others.
+    """Return scores of an item's tokens, which tokens are kept, and how well they cover the rest.
 
     Args:
-        parts: by number, the selection in each crop, or in the whole item.
-        text: ``(L, D)`` embeddings of the question, also where the selector does not use it.
+        parts: candidates and selection of each part, by part number.
+        text: ``(L, D)`` embeddings of the question, even if the selector does not use it.
 
     """
     every = torch.cat([each.part.features for each, _ in parts.values()])
@@ -56,7 +56,7 @@ def _part(number: int, candidates: Candidates, kept: Tensor, text: Tensor | None
 
 
 def _is_kept(candidates: Candidates, chosen: Selection) -> Tensor:
-    """Return ``(N,)`` bool; a merged token is not one of the picture's."""
+    """Return ``(N,)`` bool. All are False if tokens were merged."""
     mask = torch.zeros(candidates.total, dtype=torch.bool, device=candidates.part.features.device)
     if chosen.indices is not None:
         mask[chosen.indices] = True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests whose selections the worker records because an API process will explain them.
+"""Explained requests, whose selections the worker records.
 
-Nothing is recorded, and nothing computed, of other requests' items.
+For items of other requests nothing is recorded or computed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,24 +11,25 @@ from flashvlm_vllm.ipc.explain_request import ItemRecord
 from flashvlm_vllm.lru import put_bounded
 
 _LIMIT = 64
-"""Requests at a time. One whose client disconnected is never taken; newer ones push it out."""
+"""Most requests at a time. The records of a request whose client disconnected are never taken;
+newer requests replace them."""
 
 
 @dataclass(frozen=True)
 class ExplainWatch:
-    """One request: its items, and the question to score them with."""
+    """An explained request: its items, and the question to score them with."""
 
     selection_keys: frozenset[str]
-    """Hex."""
+    """In hexadecimal."""
     question_ids: tuple[int, ...]
-    """Token ids. Some selectors do not use the question, and the selection keys of their items do
-    not depend on it."""
+    """Token ids of the question. For a selector that does not use the question, the selection keys
+    do not depend on it."""
     records: dict[str, ItemRecord] = field(default_factory=dict)
-    """By selection key."""
+    """Records by selection key."""
 
 
 class ExplainWatches:
-    """Requests by their explain id."""
+    """Explained requests by their explain id."""
 
     def __init__(self) -> None:
         self._watches: dict[str, ExplainWatch] = {}
@@ -36,21 +37,21 @@ class ExplainWatches:
     def add(
         self, explain_id: str, selection_keys: Iterable[str], question_ids: Sequence[int]
     ) -> None:
-        """Record these items' selections from now on."""
+        """Start recording the selections of these items."""
         watch = ExplainWatch(frozenset(selection_keys), tuple(question_ids))
         put_bounded(self._watches, explain_id, watch, _LIMIT)
 
     @property
     def is_watching(self) -> bool:
-        """Whether any request is recorded."""
+        """Whether selections are recorded for any request."""
         return bool(self._watches)
 
     def of_item(self, selection_key: str) -> list[ExplainWatch]:
-        """Return the requests that have an item, in the order in which they were added."""
+        """Return the requests that contain an item, in the order in which they were added."""
         return [each for each in self._watches.values() if selection_key in each.selection_keys]
 
     def take(self, explain_id: str) -> dict[str, ItemRecord]:
-        """Remove a request and return its records, by selection key."""
+        """Stop recording for a request and return its records, by selection key."""
         watch = self._watches.pop(explain_id, None)
         return {} if watch is None else watch.records
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker remembers: the features of images, and what it chose of them."""
+"""The worker's caches: visual features of images and videos, and selections."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from flashvlm_vllm.selection import Selection
 
 _SELECTION_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 512
-"""What a selection costs beside its tensor, about. 64 indices are as much again, 64 merged tokens
-of a 7B model's tower 128 KiB: thousands of choices fit, or hundreds of merges."""
+"""Approximate size of a selection without its tensors. 64 indices take another 512 bytes, 64 merged
+tokens of a 7B model's tower 128 KiB: the cache holds thousands of selections of indices, or
+hundreds of merged ones."""
 
 
 def selection_cache() -> RecentlyUsed[Selection]:
-    """Return an empty memory of selections, by what they are for."""
+    """Return an empty cache of selections, keyed by `Candidates.key`."""
     return RecentlyUsed(_SELECTION_BYTES, _selection_bytes)
 
 
@@ -29,36 +30,36 @@ def _selection_bytes(selection: Selection) -> int:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What tower and projector make of one image of ``K`` crops, whatever is asked about it."""
+    """Output of tower and projector for one image of ``K`` crops, independent of the question."""
 
     features: Tensor
     """``(K, N, C)`` before the projector."""
     projected: Tensor
-    """``(K, N, D)``."""
+    """``(K, N, D)`` after the projector."""
     saliency: Tensor
-    """``(K, N)`` float32."""
+    """``(K, N)`` float32, attention received."""
     keys: Tensor | None
-    """``(K, N, H, d)``; ``None`` unless a selector asked for them."""
+    """``(K, N, H, d)`` attention keys; ``None`` unless a selector uses them."""
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
+        """All tensors that are set."""
         every = (self.features, self.projected, self.saliency, self.keys)
         return [each for each in every if each is not None]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(each.nbytes for each in self.tensors)
 
     def split(self, crops: Sequence[int]) -> "list[ImageFeatures]":
-        """Cut a batch of crops into images of so many crops each."""
+        """Split a batch of crops into images, given the number of crops of each."""
         keys = [None] * len(crops) if self.keys is None else self.keys.split(list(crops))
         parts = (each.split(list(crops)) for each in (self.features, self.projected, self.saliency))
         return [ImageFeatures(*each) for each in zip(*parts, keys, strict=True)]
 
     def detached(self) -> "ImageFeatures":
-        """Return a copy that keeps nothing else alive: a row of a batch holds the whole batch."""
+        """Return a copy. A view of a batch would keep the memory of the whole batch allocated."""
         keys = None if self.keys is None else self.keys.clone()
         return ImageFeatures(
             self.features.clone(), self.projected.clone(), self.saliency.clone(), keys
@@ -66,19 +67,19 @@ class ImageFeatures:
 
 
 class FeatureCache:
-    """Features of the images seen last, so that another question does not pay for the tower.
+    """LRU cache of features, so that another question about an image does not run the tower again.
 
-    Keyed by the image alone. Hits and evictions follow from the calls and the sizes only, which
-    are the same on every rank: the tower is a collective there.
+    Keys depend on the image alone. Hits and evictions depend only on the calls and the sizes, which
+    are the same on every rank: with tensor parallelism all ranks must run the tower together.
     """
 
     def __init__(self, limit_bytes: int, device: torch.device) -> None:
-        """Hold at most ``limit_bytes`` on ``device``; 0 turns the cache off."""
+        """Store at most ``limit_bytes`` on ``device``; 0 turns the cache off."""
         self._held: RecentlyUsed[ImageFeatures] = RecentlyUsed(
             limit_bytes, lambda features: features.nbytes
         )
-        # A GPU's memory is measured before the first image comes, and what is free then goes to
-        # the KV cache. So the room is taken from the start, and handed over to the first image.
+        # vLLM profiles a GPU's memory before the first image arrives and gives the free memory to
+        # the KV cache. So the memory is reserved at start and released at the first image.
         self._reserved = (
             torch.empty(limit_bytes, dtype=torch.uint8, device=device)
             if device.type == "cuda"
@@ -94,12 +95,12 @@ class FeatureCache:
         *,
         with_keys: bool,
     ) -> list[ImageFeatures]:
-        """Return the features of each image, encoding those that are not at hand.
+        """Return the features of each image; encode those that are not cached.
 
         Args:
-            images: equal for equal images; each of them is encoded once.
-            encode: runs the tower on the images of these numbers.
-            with_keys: whether the keys are needed as well.
+            images: keys, equal for equal images; equal images are encoded once.
+            encode: runs the tower on the images with these numbers.
+            with_keys: whether attention keys are needed.
 
         """
         known: dict[bytes, ImageFeatures] = {}
@@ -121,9 +122,9 @@ class FeatureCache:
         return [known[image] for image in images]
 
     def clear(self) -> None:
-        """Forget all features, when they are no longer what the model would compute."""
+        """Remove all features, for example after new weights were loaded."""
         self._held.clear()
 
     def read(self) -> CacheStatistics:
-        """Return the hits and misses since the start, and the bytes held."""
+        """Return hits and misses since the start, and the bytes stored."""
         return CacheStatistics(self._hits, self._misses, self._held.held_bytes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What LoRA adapters change in the worker, and what the selection must not take from them."""
+"""LoRA adapters in the worker: the selection uses the embeddings of the base model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,16 +9,16 @@ from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 
 
 def adapted_embeddings(model: nn.Module) -> list[VocabParallelEmbeddingWithLoRA]:
-    """List the embedding layers of ``model`` that vLLM has wrapped for adapters."""
+    """Return the embedding layers of ``model`` that vLLM has wrapped for LoRA adapters."""
     return [each for each in model.modules() if isinstance(each, VocabParallelEmbeddingWithLoRA)]
 
 
 @contextmanager
 def without_adapters(layers: Sequence[VocabParallelEmbeddingWithLoRA]) -> Iterator[None]:
-    """Let wrapped embedding layers look ids up in the base model.
+    """Let wrapped embedding layers use only the base model inside the block.
 
-    A wrapped layer adds, row by row, what the batch of tokens that is about to be computed has
-    been mapped to. Ids from elsewhere would get the adapters of whoever is at these places.
+    A wrapped layer applies, row by row, the adapters of the tokens scheduled in this step. Other
+    ids would get the adapters of unrelated requests.
     """
     with ExitStack() as stack:
         for layer in layers:

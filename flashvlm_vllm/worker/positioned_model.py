@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lets a vLLM model keep the places of its kept tokens, on either model runner.
+"""Mixin of a vLLM model whose kept tokens keep their positions, for both model runners.
 
-Both runners ask a model with M-RoPE for the positions of every prompt, and again for those of what
-it pruned. Nothing in them says that there must be three axes: a model with an ordinary rotary
-embedding is one of M-RoPE with a single axis, whose language model is given the first channel.
+For a model with M-RoPE both runners call the model for the positions of every prompt, and again
+for the positions of pruned items. The number of axes does not have to be three: a model with
+ordinary rotary embeddings is handled as M-RoPE with a single axis, and its language model receives
+the first channel.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,20 +33,21 @@ from flashvlm_vllm.worker.positions import (
 )
 
 _POSITIONS = "flashvlm_positions"
-"""What a pipeline stage hands on beside hidden states: only the first knows what was kept."""
+"""Name of the positions among the tensors passed to the next pipeline stage. Only the first stage
+can compute them."""
 
 
 class PositionedModel:
-    """Mixin of a vLLM model whose kept tokens keep their places."""
+    """Mixin of a vLLM model whose kept tokens keep their positions."""
 
     supports_mrope: ClassVar[Literal[True]] = True
     supports_multimodal_pruning: ClassVar[Literal[True]] = True
 
     axes = 0
-    """Of a position: 1, or 3 with M-RoPE; 0 where places close up, whatever a request says."""
+    """Number of position axes: 1, or 3 with M-RoPE; 0 if positions are always consecutive."""
 
     def set_up_positions(self, vllm_config: VllmConfig) -> None:
-        """Note what positions the model has."""
+        """Determine the model's position scheme and prepare it."""
         config = vllm_config.model_config
         self.axes = settings_of(config).position_axes
         if self.axes == 1:
@@ -53,7 +55,7 @@ class PositionedModel:
             check_rotary_tables(self, table_length(config))
         if self.axes == AXES:
             shortest = shortest_table(self)
-            # Behind the last item, text and answer may fill the context.
+            # After the last item, text and answer may fill the context.
             self._furthest = shortest and max(0, shortest - config.max_model_len)
         pipeline = get_pp_group()
         if self.axes and pipeline.world_size > 1:
@@ -62,24 +64,25 @@ class PositionedModel:
 
     _hands_positions_on = False
     _width = 0
-    """Values of an embedding; 0 where places, or blanks, stand behind every one."""
+    """Width of an embedding; 0 if every embedding has position channels appended."""
     _furthest: int | None = None
-    """How far positions with three axes may run ahead of tokens."""
+    """With three axes: how far positions may be ahead of token indices."""
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
-        """Return a prompt's positions and by how much they run ahead of the tokens.
+        """Return a prompt's positions, and how far they are ahead of token indices at its end.
 
-        All but those of pruned items' tokens are final, and the same as without pruning.
+        Positions of kept tokens are still open; all others are final and the same as without
+        pruning.
         """
         spans = self.spans(input_tokens, mm_features)
         return prompt_positions(len(input_tokens), spans, self.axes, self._furthest)
 
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """List a prompt's items that are not laid out as text, in its order.
+        """Return the prompt's items whose positions differ from those of text, in prompt order.
 
-        Here, with one axis: those that are pruned and keep places.
+        With one axis these are the pruned items that keep their positions.
         """
         spans = []
         for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
@@ -102,15 +105,16 @@ class PositionedModel:
     def dropped_before(
         self, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
     ) -> NDArray[np.int64]:
-        """Return how many tokens were dropped before each text token of a pruned placeholder.
+        """Return the number of tokens dropped before each text token of a pruned placeholder.
 
         Args:
-            ids: of the placeholder, ``n`` of them.
+            ids: the ``n`` token ids of the placeholder.
             is_embed: ``(n,)`` which of them are visual tokens.
-            dropped: of the item.
+            dropped: number of dropped tokens of the item.
 
         Returns:
-            ``(n,)``; entries of visual tokens do not matter. Here: those stand in one run.
+            ``(n,)``; entries of visual tokens are not used. By default the visual tokens are
+            adjacent.
 
         """
         return np.where(np.cumsum(is_embed) > 0, dropped, 0)
@@ -118,13 +122,13 @@ class PositionedModel:
     def in_prompt(
         self, kept: Kept, gap: int, places_of: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Return what a pruned item's placeholder stands for, one embedding a placeholder.
+        """Return the embeddings of a pruned item's placeholder, one per token.
 
         Args:
-            kept: what stays of it.
-            gap: positions that dropped tokens keep free; 0 or less where places close up.
-            places_of: from the item's visual tokens, ``(T,)``, to where they stand in its unpruned
-                placeholder; left out where nothing else stands in it.
+            kept: the kept tokens of the item.
+            gap: positions that dropped tokens leave unused; 0 or less for consecutive positions.
+            places_of: maps indices ``(T,)`` of visual tokens to their indices in the unpruned
+                placeholder; by default they are the same.
 
         """
         if gap <= 0:
@@ -134,13 +138,13 @@ class PositionedModel:
         return self.placed(kept.rows, places, gap)
 
     def placed(self, rows: Tensor, places: Tensor, gap: int) -> Tensor:
-        """Return what a pruned item's placeholder stands for, with its places along one axis.
+        """Return the embeddings of a pruned item's placeholder, with positions along one axis.
 
         Args:
             rows: ``(T, D)`` embeddings.
-            places: ``(T,)`` int64, where each stands in the item's unpruned placeholder,
-                ascending; text that has no embedding of the item is not counted.
-            gap: positions that the dropped tokens keep free.
+            places: ``(T,)`` int64 indices in the item's unpruned placeholder, ascending; text
+                tokens without an embedding of the item are not counted.
+            gap: positions that the dropped tokens leave unused.
 
         """
         return with_places(rows, places[:, None], gap)
@@ -152,21 +156,21 @@ class PositionedModel:
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        """Write the positions of the kept tokens that are about to be computed.
+        """Fill in the positions of the kept tokens that are computed in this step.
 
         Args:
-            input_ids: ``(N,)`` of the prompt; not needed.
-            multimodal_embeddings: of items or parts of them, ``(n_i, D)``, or with channels for
-                places behind.
-            mrope_positions: ``(channels, N)``; written into.
-            num_computed_tokens: how many tokens were computed before.
+            input_ids: ``(N,)`` token ids of the prompt; not used.
+            multimodal_embeddings: embeddings of items or parts of items, ``(n_i, D)`` or wider if
+                position channels are appended.
+            mrope_positions: ``(channels, N)``, modified in place.
+            num_computed_tokens: number of tokens computed before this step.
 
         Returns:
-            embeddings ``(n_i, D)``, positions, and by how much they run ahead.
+            Embeddings ``(n_i, D)``, positions, and how far positions are ahead of token indices.
 
         """
         if not multimodal_embeddings and (ahead := ahead_of(mrope_positions)) is not None:
-            # The first runner asks for every request in every step.
+            # The V1 model runner calls this for every request in every step.
             return (), mrope_positions, ahead
         placed = [each for each in multimodal_embeddings if self.has_places(each)]
         with gpu_sync_allowed():
@@ -178,7 +182,7 @@ class PositionedModel:
         return stripped, mrope_positions, ahead
 
     def has_places(self, embeddings: Tensor) -> bool:
-        """Return whether these embeddings carry places in their last channels."""
+        """Return whether position channels are appended to these embeddings."""
         return embeddings.shape[1] > self._width
 
     def forward(
@@ -189,14 +193,14 @@ class PositionedModel:
         inputs_embeds: Tensor | None = None,
         **kwargs: object,
     ) -> Any:
-        """Run the language model at the positions it knows.
+        """Run the language model with the positions in the form it expects.
 
         Args:
             input_ids: ``(n,)``.
-            positions: ``(channels, n)``; ``(n,)`` where places close up.
-            intermediate_tensors: of the pipeline stage before.
+            positions: ``(channels, n)``; ``(n,)`` if positions are consecutive.
+            intermediate_tensors: output of the previous pipeline stage.
             inputs_embeds: ``(n, D)``.
-            kwargs: passed on.
+            kwargs: passed to vLLM's ``forward``.
 
         """
         if self.axes == 1:
@@ -207,13 +211,13 @@ class PositionedModel:
             input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
         )
         if self._hands_positions_on:
-            # Tokens come first in all that stages hand on.
+            # Tensors passed between pipeline stages have tokens as their first dimension.
             sent = positions.T.clone(memory_format=torch.contiguous_format)
             hidden.tensors[_POSITIONS] = sent
         return hidden
 
     def _make_room_for_positions(self) -> None:
-        """Have vLLM receive positions beside hidden states."""
+        """Let vLLM receive positions in addition to hidden states between pipeline stages."""
         model: Any = self
         make = model.make_empty_intermediate_tensors
         axes = () if self.axes == 1 else (self.axes,)
@@ -229,43 +233,43 @@ class PositionedModel:
 
 
 def check_rotary_tables(model: Any, positions: int) -> None:
-    """Stop at start where a rotary table is shorter than the API process takes it to be.
+    """Check at start that no rotary table is shorter than the API process assumes.
 
-    An index past a table's end would end the engine while it serves.
+    An index beyond the end of a table would crash the engine while it serves.
 
     Args:
-        model: vLLM's, with its language model built.
-        positions: as of `schemes.table_length`, which long prompts are fitted into.
+        model: vLLM's model, with its language model built.
+        positions: result of `position_scheme.table_length`, the limit for long prompts.
 
     Raises:
-        ValueError: the language model has a shorter table.
+        ValueError: a rotary table of the model is shorter.
 
     """
     shortest = shortest_table(model)
     if shortest is not None and shortest < positions:
         raise ValueError(
-            f"flashvlm: the model's rotary table has {shortest} positions, its configuration says "
-            f"{positions}; kept tokens cannot keep their places safely. Serve it without "
-            "--plugins flashvlm, and report it with the model's name"
+            f"flashvlm: the model's rotary table has {shortest} positions, but its configuration "
+            f"says {positions}; kept tokens cannot safely keep their positions. Serve it without "
+            "--plugins flashvlm, and report this with the model's name"
         )
 
 
 def shortest_table(model: Any) -> int | None:
-    """Return how many positions all rotary tables of a model have; ``None`` without any."""
+    """Return the number of positions in a model's shortest rotary table; ``None`` without any."""
     layers = model.get_language_model().modules()
     tables = (getattr(each, "cos_sin_cache", None) for each in layers)
     return min((len(each) for each in tables if isinstance(each, Tensor)), default=None)
 
 
 def closed_items(mm_features: Sequence[Any]) -> set[int]:
-    """Return the offsets of pruned items whose places close up."""
+    """Return the offsets of pruned items with consecutive positions."""
     return {each.mm_position.offset for each in mm_features if is_closed_name(each.identifier)}
 
 
 def _taken(received: IntermediateTensors) -> tuple[Tensor, IntermediateTensors]:
-    """Take the positions, ``(n,)`` or ``(channels, n)``, out of what the stage before handed on.
+    """Take the positions, ``(n,)`` or ``(channels, n)``, out of the previous stage's output.
 
-    Kernels of rotary embeddings want each channel in one piece.
+    The result is contiguous per channel, as rotary embedding kernels require.
     """
     rest = {name: each for name, each in received.tensors.items() if name != _POSITIONS}
     return received.tensors[_POSITIONS].T.contiguous(), IntermediateTensors(rest)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Positions of pruned images and videos, exact as integers: rotary embeddings of one or three axes.
 
-Which tokens stay is known only after the encoder ran, positions are asked for before. But text
-around an item stands where it stands without pruning, whatever is kept of the item: the base of
-an item and everything behind it follow from its whole layout. Only the kept tokens' own positions
-must wait, and they travel with their embeddings, through vLLM's protocol for models that prune
-(`SupportsMultiModalPruning`), which both of its model runners speak.
+The runner needs positions before the encoder runs, but which tokens are kept is known only
+afterwards. Text around an item has the same positions as without pruning, whichever tokens are
+kept: the base of an item and all positions after it depend only on its whole layout. Only the
+positions of kept tokens have to wait. They are sent with the embeddings, through vLLM's protocol
+for models that prune (`SupportsMultiModalPruning`), which both model runners support.
 
-Until then the placeholders of kept tokens are open: their first channel holds ``-1 - base``, the
-second the base and the positions that stay free in the item (with three axes: all that the item
-has). So nothing is read off neighbours,
-and an item may be the first or the last in its prompt, or stand beside another.
+Until then the placeholders of kept tokens are open: the first channel holds ``-1 - base``, the
+second the base plus the number of unused positions in the item (with three axes: plus the item's
+extent). An open position does not depend on adjacent tokens, so an item may be the first or the
+last in its prompt, or follow another directly.
 
-Kept tokens' places travel as digits to the base 256 in channels of their own. vLLM's models write
-the position itself into a channel of the embedding's type, and bfloat16 has no 257.
+Positions are sent as base-256 digits in channels appended to the embeddings. vLLM's models write
+the position itself into a channel of the embedding's dtype, but bfloat16 cannot represent 257.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,36 +30,43 @@ from flashvlm_vllm.position_scheme import AXES, LINE_CHANNELS
 _BASE = 256
 """Digits from 0 to 255 are exact in bfloat16, float16 and float32."""
 _DIGITS = 3
-"""Enough for 16 million; more than any context is long."""
+"""Enough for positions up to 16 million, more than any model's context."""
 _OWN = 2
-"""Number among the item's kept tokens, from 1 (0: nothing has to be written), and gap; see
-`with_places`. The places follow, one for each axis."""
+"""Numbers before the places: the token's number among the item's kept tokens, from 1 (0: nothing to
+write), and the gap; see `with_places`. One place per axis follows."""
 _START = "_flashvlm_start"
 
 
 def channels(axes: int) -> int:
-    """Count the trailing channels of embeddings whose places travel with them."""
+    """Return the number of position channels that are appended to embeddings."""
     return (_OWN + axes) * _DIGITS
 
 
 @dataclass(frozen=True)
 class Span:
-    """An image or video in a prompt, and how its unpruned layout continues the prompt's."""
+    """An image or video in a prompt, and the positions of its unpruned layout."""
 
     offset: int
-    """Index of its first placeholder."""
+    """Index of its first placeholder token."""
     places: NDArray[np.int64]
-    """``(n, axes)`` of each placeholder from the item's base; an open one's place is added."""
+    """``(n, axes)`` position of each placeholder relative to the item's base; 0 for an open one."""
     extent: int
-    """By how much text behind the item is ahead of its base."""
+    """Position of the text after the item, relative to the item's base."""
     free: int = 0
-    """Positions of a pruned item that stay free; with three axes it is not needed."""
+    """With one axis: number of positions that a pruned item leaves unused."""
     is_open: NDArray[np.bool_] | None = None
-    """``(n,)`` which placeholders wait for the worker; ``None``: no one does."""
+    """``(n,)`` which placeholders are open; ``None``: none of them."""
 
     @classmethod
     def of_grid(cls, offset: int, length: int, grid: NDArray[np.int64]) -> Self:
-        """Make one of all positions of an item, ``(N, axes)``, of which ``length`` are left."""
+        """Create a span with ``length`` open placeholders from all positions of an item.
+
+        Args:
+            offset: index of its first placeholder token.
+            length: number of placeholder tokens.
+            grid: ``(N, axes)`` positions of the unpruned item.
+
+        """
         extent = int(grid.max()) + 1
         if length == len(grid):
             return cls(offset, grid, extent)
@@ -68,13 +75,13 @@ class Span:
 
 
 def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> NDArray[np.int64]:
-    """Return time, row and column of each token of a grid, ``(steps * rows * columns, 3)``.
+    """Return the M-RoPE position of each token of a grid, ``(steps * rows * columns, 3)``.
 
     Args:
-        steps: time steps, 1 for an image.
-        rows: of tokens.
-        columns: of tokens.
-        factor: positions per time step; products are cut to integers, as the models do.
+        steps: number of time steps, 1 for an image.
+        rows: number of rows of tokens.
+        columns: number of columns of tokens.
+        factor: positions per time step; products are truncated to integers, as in the models.
 
     """
     positions = np.indices((steps, rows, columns)).reshape(3, -1).T.astype(np.int64)
@@ -86,21 +93,21 @@ def grid_positions(steps: int, rows: int, columns: int, factor: float = 1.0) -> 
 def prompt_positions(
     tokens: int, spans: Iterable[Span], axes: int = AXES, furthest: int | None = None
 ) -> tuple[Tensor, int]:
-    """Return the positions of a prompt and by how much they run ahead of its tokens.
+    """Return the positions of a prompt, and how far they are ahead of token indices at its end.
 
-    Text is where it is without pruning; open placeholders wait for `write`. With three axes, an
-    item that would bring the positions further ahead than ``furthest`` is scaled down to what is
-    left, from the first pruned item on. That depends on nothing behind the item, so prompts that
-    begin alike share their KV blocks.
+    Text has the positions it has without pruning; open placeholders are filled in by `write`. With
+    three axes, from the first pruned item on, an item that would move positions further ahead than
+    ``furthest`` is scaled down. The scale depends only on what comes before, so prompts with the
+    same beginning share their KV blocks.
 
     Args:
-        tokens: of the prompt.
-        spans: its items, in order; those that are laid out as text may be left out.
+        tokens: number of tokens in the prompt.
+        spans: items in prompt order; items laid out like text may be left out.
         axes: 1 or 3.
-        furthest: with three axes, how far positions may run ahead; ``None``: however far.
+        furthest: with three axes, how far positions may be ahead; ``None``: no limit.
 
     Returns:
-        ``(LINE_CHANNELS, tokens)`` or ``(3, tokens)`` int64, and the difference.
+        Positions, ``(LINE_CHANNELS, tokens)`` or ``(3, tokens)`` int64, and the difference.
 
     """
     rows = LINE_CHANNELS if axes == 1 else axes
@@ -128,28 +135,28 @@ def prompt_positions(
     positions[:, index:] = np.arange(position, position + tokens - index)
     position += tokens - index
     result = torch.from_numpy(positions)
-    # The first model runner keeps this very tensor and writes into it. It asks again, for its
-    # drafter and after a preemption: what was open at the start must be known then.
+    # The V1 model runner stores this tensor and writes into it. It calls `write` again for its
+    # drafter and after a preemption, so the open placeholders must still be known then.
     start = result.clone() if is_pruned else None
     setattr(result, _START, (start, torch.from_numpy(numbers), position - tokens))
     return result, position - tokens
 
 
 def ahead_of(positions: Tensor) -> int | None:
-    """Return by how much a prompt's positions run ahead of its tokens; ``None`` of a copy."""
+    """Return how far a prompt's positions are ahead of token indices; ``None`` for a copy."""
     start = getattr(positions, _START, None)
     return None if start is None else start[2]
 
 
 def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
-    """Append to a pruned item's embeddings where they belong.
+    """Append position channels to a pruned item's embeddings.
 
     Args:
         embeddings: ``(T, D)``, any float dtype.
-        places: ``(T, axes)`` int64 without pruning. With one axis, ascending, and text tokens
-            that have no embedding of the item are not counted.
-        gap: what may be shortened: with one axis the positions that dropped tokens keep free, with
-            three the item's extent.
+        places: ``(T, axes)`` int64 positions without pruning, relative to the item's base. With one
+            axis ascending; text tokens without an embedding of the item are not counted.
+        gap: with one axis the positions that dropped tokens leave unused, with three the item's
+            extent. It may be shortened later.
 
     Returns:
         ``(T, D + channels(axes))``.
@@ -163,22 +170,22 @@ def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
 
 
 def without_places(embeddings: Tensor, axes: int = AXES) -> Tensor:
-    """Append to an unpruned item's embeddings that nothing has to be written."""
+    """Append position channels to an unpruned item's embeddings that mean "nothing to write"."""
     return torch.nn.functional.pad(embeddings, (0, channels(axes)))
 
 
 def write(embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: int = AXES) -> int:
-    """Write the positions of some kept tokens. Writing again changes nothing.
+    """Fill in the positions of some kept tokens. Calling it again has no effect.
 
     Args:
-        embeddings: ``(n_i, D + channels(axes))`` of the items, or of the parts of items, that are
-            computed now, in the order of the prompt; those without places are left out.
-        positions: as of `prompt_positions`, or a copy; written into.
-        computed: how many tokens of the prompt were computed before.
-        axes: as of `prompt_positions`.
+        embeddings: ``(n_i, D + channels(axes))`` of the items, or parts of items, that are computed
+            in this step, in prompt order; those without positions to write are left out.
+        positions: result of `prompt_positions`, or a copy; modified in place.
+        computed: number of tokens of the prompt that were computed before this step.
+        axes: as in `prompt_positions`.
 
     Returns:
-        by how much the prompt's positions run ahead of its tokens.
+        How far the prompt's positions are ahead of token indices at its end.
 
     """
     start, order, ahead = getattr(positions, _START, (positions, None, None))
@@ -193,26 +200,26 @@ def write(embeddings: Sequence[Tensor], positions: Tensor, computed: int, axes: 
         waiting = is_open.nonzero().flatten()
         first = int(torch.searchsorted(waiting, computed))
         if order is not None and first < len(waiting):
-            # The first runner's drafter begins a token later.
+            # The drafter of the V1 model runner starts one token later.
             first += int(order[waiting[first]]) != int(together[0, 0])
         indices = waiting[first : first + len(together)]
         base, free = -1 - start[0, indices].long(), start[1, indices].long()
         own = together[: len(indices)]
         positions[:, indices] = (base + _shortened(own, free - base)).to(positions.dtype)
         if axes == 1 and is_open[-1]:
-            # The item ends here, and its last token has the number of all of them.
+            # The item ends here; its last token has the highest number.
             end += int(together[-1, 0])
     return end - positions.shape[1] if ahead is None else int(ahead)
 
 
 def _shortened(numbers: Tensor, free: Tensor) -> Tensor:
-    """Return places, ``(axes, n)``, where an item has fewer positions than without pruning.
+    """Return places, ``(axes, n)``, in an item whose gap or extent is shortened to ``free``.
 
-    With three axes all of its places are scaled, with one axis the gaps between them.
+    With three axes all places are scaled, with one axis the gaps between them.
 
     Args:
-        numbers: ``(n, _OWN + axes)`` as of `_numbers`.
-        free: ``(n,)``.
+        numbers: ``(n, _OWN + axes)``, result of `_numbers`.
+        free: ``(n,)`` shortened gap (one axis) or extent (three axes).
 
     """
     gap, places = numbers[:, 1], numbers[:, _OWN:].T
@@ -226,7 +233,7 @@ def _powers(device: torch.device) -> Tensor:
 
 
 def _numbers(embeddings: Tensor, device: torch.device, axes: int) -> Tensor:
-    """Read ``(n, _OWN + axes)`` int64 back from digits."""
+    """Decode the position channels to ``(n, _OWN + axes)`` int64."""
     digits = embeddings[:, -channels(axes) :].to(device).long()
     digits = digits.unflatten(1, (_OWN + axes, _DIGITS))
     numbers: Tensor = (digits * _powers(device)).sum(dim=-1)

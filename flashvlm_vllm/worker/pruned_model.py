@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM model whose visual tokens are selected per request: one driver for every family.
 
-A family says how its items are read, encoded, cut into parts and laid out; the order of the steps
-is the same for all and stands in `PrunedModel.embed_multimodal`.
+A family defines how its items are read, encoded, split into parts and laid out. The order of the
+steps is the same for all families, see `PrunedModel.embed_multimodal`.
 """
 
 from abc import ABC, abstractmethod
@@ -36,18 +36,18 @@ from flashvlm_vllm.worker.kept import Kept
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import PositionedModel
 
-logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 
 class PrunedModel(PositionedModel, ABC):
-    """Mixin of a vLLM model. Derive from this first and from vLLM's model second.
+    """Mixin of a vLLM model. Derive from this class first and from vLLM's model second.
 
-    Four hooks are needed of every family: `read_items`, `encode`, `parts`, and `prompt_places`
-    where text stands between the visual tokens of an item. The others have defaults.
+    Every family implements `read_items`, `encode` and `parts`, and `prompt_places` if there is text
+    between the visual tokens of an item. The other hooks have defaults.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("embed_multimodal",)
-    """Methods of vLLM's model that the hooks call. One that is missing is named at start."""
+    """Methods of vLLM's model that the hooks call. A missing method is an error at start."""
 
     language_model: Any
     multi_modal_projector: Any
@@ -59,7 +59,7 @@ class PrunedModel(PositionedModel, ABC):
         """Read the images or videos from model inputs.
 
         Args:
-            modality: of all of them.
+            modality: modality of all items.
             kwargs: the model inputs, without those of `ItemRequests`.
 
         """
@@ -69,33 +69,33 @@ class PrunedModel(PositionedModel, ABC):
         """Run vision tower and projector.
 
         Args:
-            items: of one modality.
+            items: items of one modality.
             with_keys: whether to return the keys of the tower's attention.
 
         Returns:
-            the features of each item, ``K`` crops or frames of ``N`` tokens.
+            The features of each item: ``K`` crops or frames with ``N`` tokens each.
 
         """
 
     @abstractmethod
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
-        """Return the parts of an item, which share its budget in proportion to their tokens."""
+        """Return the parts of an item. The budget is divided in proportion to their tokens."""
 
     def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
-        """Return where visual tokens stand in their item's unpruned placeholder.
+        """Return the indices of visual tokens in their item's unpruned placeholder.
 
         Args:
             item: the image or video.
-            spots: ``(T,)`` int64, their numbers among the item's visual tokens.
+            spots: ``(T,)`` int64 indices among the item's visual tokens.
 
         Returns:
-            ``(T,)``; by default nothing else stands in the placeholder.
+            ``(T,)`` int64; by default ``spots``, for placeholders of visual tokens only.
 
         """
         return spots
 
     def assemble(self, parts: Sequence[Part], chosen: Sequence[Selection]) -> Kept:
-        """Put the kept tokens of an item's parts together, one part after another."""
+        """Concatenate the kept tokens of an item's parts, in the order of the parts."""
         rows = torch.cat([self.embed(*each) for each in zip(parts, chosen, strict=True)])
         spots = torch.cat(
             [part.spots_of(each.spots) for part, each in zip(parts, chosen, strict=True)]
@@ -116,11 +116,11 @@ class PrunedModel(PositionedModel, ABC):
         return embeddings
 
     def whole_rows(self, item: Item, features: ImageFeatures) -> Tensor:
-        """Return an item's unpruned embeddings where those have more rows than visual tokens.
+        """Return an item's unpruned embeddings, which have more rows than visual tokens.
 
-        Such an item is kept whole beside a larger one of the same request.
+        Called for an item that is kept whole while a larger one of the same request is pruned.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no rows beside visual tokens")
+        raise NotImplementedError(f"{type(self).__name__} has no rows other than visual tokens")
 
     def finish(
         self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]
@@ -128,9 +128,10 @@ class PrunedModel(PositionedModel, ABC):
         """Return the embeddings of each item's placeholder.
 
         Args:
-            items: all of the call.
-            kept: of each.
-            gaps: positions that the dropped tokens of each keep free; see `ItemRequests.gaps`.
+            items: all items of the call.
+            kept: kept tokens of each item.
+            gaps: positions that the dropped tokens of each item leave unused; see
+                `ItemRequests.gaps`.
 
         """
         return [
@@ -139,7 +140,7 @@ class PrunedModel(PositionedModel, ABC):
         ]
 
     def embed_whole(self, kwargs: dict[str, Any]) -> Any:
-        """Encode images or videos without a budget as vLLM does."""
+        """Encode images or videos without a budget, as vLLM does."""
         return self._encode_as_vllm(kwargs)
 
     # The driver.
@@ -150,8 +151,8 @@ class PrunedModel(PositionedModel, ABC):
         if missing:
             raise TypeError(
                 f"flashvlm: vLLM's model of {type(self).__name__} has no {', '.join(missing)}, "
-                "which the selection calls. Serve it without --plugins flashvlm, and report it "
-                "with the versions of both"
+                "which the selection calls. Serve it without --plugins flashvlm, and report this "
+                "with the versions of vLLM and of the plugin"
             )
         scheduler = vllm_config.scheduler_config
         self._encoder_tokens = min(
@@ -164,16 +165,16 @@ class PrunedModel(PositionedModel, ABC):
         if not hasattr(config, "image_token_index") and hasattr(config, "image_token_id"):
             # EAGLE drafters read this name unless the model's class is special-cased.
             config.image_token_index = config.image_token_id
-        # Of a pipeline only the first stage encodes; the others do not use a cache.
+        # Only the first pipeline stage encodes; the others do not need a cache.
         encodes = get_pp_group().is_first_rank
         self.feature_cache = FeatureCache(
             settings_of(vllm_config.model_config).feature_cache_bytes if encodes else 0,
-            # The loader builds the model in the context of its device.
+            # vLLM's loader sets the default device to that of the model.
             torch.get_default_device(),
         )
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images or videos; of those with a budget return the kept tokens only."""
+        """Encode images or videos; for those with a budget return the kept tokens only."""
         requests = ItemRequests.pop_from(kwargs)
         if requests is None:
             return self.embed_whole(kwargs)
@@ -192,16 +193,16 @@ class PrunedModel(PositionedModel, ABC):
         return self.finish(items, kept, requests.gaps)
 
     def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
-        """Cut items into batches that the encoder was profiled for.
+        """Split items into batches of the size that the encoder was profiled for.
 
-        The scheduler counts the tokens that stay, so at a small budget it admits many more
-        images to a step than it would whole.
+        The scheduler counts kept tokens, so with a small budget it would admit many more images to
+        a step than without pruning.
 
         Args:
-            tokens: unpruned visual tokens of each item.
+            tokens: number of unpruned visual tokens of each item.
 
         Yields:
-            consecutive slices, each of one item or of no more tokens than were profiled.
+            Consecutive slices, each of one item or of at most as many tokens as were profiled.
 
         """
         start, held = 0, 0
@@ -213,7 +214,7 @@ class PrunedModel(PositionedModel, ABC):
         yield slice(start, len(tokens))
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load weights, and clear what was computed with earlier ones."""
+        """Load weights, and clear the caches, which were computed with the previous weights."""
         self.clear_caches()
         loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
         return loaded
@@ -258,7 +259,7 @@ class PrunedModel(PositionedModel, ABC):
         row: int,
         text: Tensor | None,
     ) -> list[Candidates]:
-        """Share an item's budget over its parts; a part without any is left out."""
+        """Divide an item's budget over its parts; parts whose share is 0 are left out."""
         name = requests.selectors[row]
         parts = self.parts(item, features, find_selector(name))
         sizes = [len(part.projected) for part in parts]
@@ -270,14 +271,14 @@ class PrunedModel(PositionedModel, ABC):
         ]
 
     def select(self, candidates: Sequence[Candidates]) -> list[Selection]:
-        """Select, and record the scores of items that are explained."""
+        """Select tokens, and record the scores of explained items."""
         chosen = self._chooser.select(candidates)
         if EXPLAIN_WATCHES.is_watching:
             self._record(candidates, chosen)
         return chosen
 
     def _record(self, candidates: Sequence[Candidates], chosen: Sequence[Selection]) -> None:
-        """Record scores. Every rank has the same watches and looks up the same words."""
+        """Record scores. Every rank has the same watches and embeds the same words."""
         items: dict[str, dict[int, tuple[Candidates, Selection]]] = {}
         for each, selection in zip(candidates, chosen, strict=True):
             parts = items.setdefault(each.selection_key.hex(), {})
@@ -294,14 +295,14 @@ class PrunedModel(PositionedModel, ABC):
                         watch.records[key] = record_of(parts, text)
                 # A failing explanation must not fail the requests being served.
                 except Exception as error:
-                    logger.error("flashvlm: no explanation: %s", type(error).__name__)
+                    logger.error("flashvlm: recording failed: %s", type(error).__name__)
 
     def _embed_questions(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the raw text embeddings ``(L_i, D)`` of each item's question.
 
-        One look-up for all: with a sharded vocabulary it is a collective, which every rank
-        must enter equally often. Without any words there is nothing to look up. The embeddings
-        are those of the base model, whatever adapter a request names: its tokens stay the same.
+        All questions are embedded in one call: with a sharded vocabulary it is a collective, which
+        every rank must call equally often. Without any words there is no call. The embeddings are
+        those of the base model, so the kept tokens do not depend on the request's LoRA adapter.
         """
         ids = torch.cat(list(question_ids))
         if not len(ids):
@@ -319,13 +320,13 @@ class PrunedModel(PositionedModel, ABC):
     def _encode_as_vllm(self, kwargs: dict[str, Any]) -> Any:
         """Encode whole images or videos.
 
-        The first ones are those that memory is profiled with. A selection's temporary tensors are
-        allocated beside them, so that the KV cache does not take their memory.
+        The first call is vLLM's memory profiling. A tensor of the size of a selection's workspace
+        is allocated in it, so that the KV cache does not get that memory.
         """
         embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if not self._is_profiled and len(embeddings):
             self._is_profiled = True
-            # Behind the projector rows may be wider than an embedding (features of deeper layers).
+            # Rows after the projector may be wider than an embedding (features of deeper layers).
             widest = max(self._tower_width, embeddings[0].shape[-1])
             size = workspace_bytes(self._encoder_tokens, widest)
             torch.empty(size, dtype=torch.uint8, device=embeddings[0].device)

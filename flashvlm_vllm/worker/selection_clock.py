@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the selection in the worker without making the host wait for the device."""
+"""Measures the time of selections in the worker without synchronizing with the device."""
 
 import os
 import time
@@ -14,10 +14,10 @@ from vllm.logger import init_logger
 
 from flashvlm_vllm.ipc.worker_calls import SelectionTotals
 
-logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 SLOW: Final = "FLASHVLM_SLOW_SELECTION_SECONDS"
-"""Environment variable: a selection that takes longer is a warning in the log."""
+"""Environment variable: a selection that takes longer, in seconds, is logged as a warning."""
 DEFAULT_SLOW: Final = 1.0
 
 
@@ -26,13 +26,13 @@ class Work(NamedTuple):
 
     selector: str
     items: int
-    """Images or videos."""
+    """Number of images or videos."""
     tokens: int
-    """Of the largest of them."""
+    """Visual tokens of the largest of them."""
 
 
 class SelectionClock:
-    """Adds up the seconds of selections; device times are read once they have finished."""
+    """Adds up the times of selections. Device times are read once they are available."""
 
     def __init__(self) -> None:
         self._totals: dict[str, SelectionTotals] = {}
@@ -40,7 +40,7 @@ class SelectionClock:
 
     @contextmanager
     def measure(self, device: torch.device, work: Work) -> Iterator[None]:
-        """Time the block, which selects on ``device``."""
+        """Measure the time of the block, which selects on ``device``."""
         if device.type == "cuda":
             start = torch.cuda.Event(enable_timing=True)
             stop = torch.cuda.Event(enable_timing=True)
@@ -71,7 +71,7 @@ class SelectionClock:
         if seconds > slow_seconds():
             logger.warning(
                 "flashvlm: selector %s took %.1f s for %d item(s) of up to %d visual tokens; all "
-                "requests of the step waited. %s is %g",
+                "requests of the step waited for it. The threshold %s is %g",
                 work.selector,
                 seconds,
                 work.items,
@@ -82,9 +82,9 @@ class SelectionClock:
 
 
 def slow_seconds() -> float:
-    """Return from how many seconds on a selection is a warning; what is no number is the default.
+    """Return the threshold in seconds for logging a warning.
 
-    A worker must not end for a setting of its log.
+    A value that is not a number means the default: a worker must not fail because of it.
     """
     try:
         return float(os.environ.get(SLOW, DEFAULT_SLOW))
@@ -93,4 +93,4 @@ def slow_seconds() -> float:
 
 
 SELECTION_CLOCK = SelectionClock()
-"""The worker's clock: one per process, read over RPC when metrics are scraped."""
+"""The clock of the worker process, read over RPC when metrics are scraped."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images a selector failed on, so that the API process can fail their requests."""
+"""Records which items a selector failed on, so that the API process can fail their requests."""
 
 from collections.abc import Iterable
 
@@ -7,26 +7,26 @@ from flashvlm_vllm.lru import put_bounded
 
 _LIMIT = 100_000
 _LONGEST = 2_000
-"""Characters of a message, which comes from another package."""
+"""Most characters of a message, which comes from another package."""
 
 
 class SelectorFailures:
-    """Messages by the identity of the image; the oldest are forgotten first."""
+    """Error messages by selection key; the oldest are removed first."""
 
     def __init__(self) -> None:
         self._messages: dict[str, str] = {}
 
     def add(self, selection_key: str, message: str) -> None:
-        """Remember why an image's selection failed.
+        """Record why an item's selection failed.
 
-        It stays failed: what stood in for it is in the prefix cache by now.
+        The item remains failed, because the tokens used in its place are in the prefix cache.
         """
         put_bounded(self._messages, selection_key, message[:_LONGEST], _LIMIT)
 
     def among(self, identities: Iterable[str]) -> dict[str, str]:
-        """Return the messages of those images that failed."""
+        """Return the messages of those items that failed."""
         return {each: self._messages[each] for each in identities if each in self._messages}
 
 
 SELECTOR_FAILURES = SelectorFailures()
-"""The worker's failures: one per process, asked for over RPC."""
+"""The failures in the worker process, read over RPC."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes which tokens were kept, for tests, the demo and debugging. Off unless asked for."""
+"""Writes which tokens were kept, for tests, the demo and debugging. Off by default."""
 
 import json
 import os
@@ -12,7 +12,7 @@ DIRECTORY = "FLASHVLM_TRACE_DIR"
 
 
 def is_tracing() -> bool:
-    """Tell whether ``FLASHVLM_TRACE_DIR`` names a directory to write to."""
+    """Return whether ``FLASHVLM_TRACE_DIR`` names a directory to write to."""
     return bool(os.environ.get(DIRECTORY))
 
 
@@ -22,8 +22,8 @@ def record(
     """Append one JSON line per item to ``rank-<rank>.jsonl``.
 
     A line holds ``total``, ``kept`` (ascending indices; null where tokens were merged) and
-    ``query`` (token ids of the steering words). Reading them waits for the device, so never
-    trace a server that serves.
+    ``query`` (token ids of the words that guide the selection). Reading them synchronizes with the
+    device, so do not trace in production.
     """
     path = Path(os.environ[DIRECTORY]) / f"rank-{rank}.jsonl"
     with path.open("a", encoding="utf-8") as file:

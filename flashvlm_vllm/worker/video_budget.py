@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a video's budget is spent: over the whole clip, with a token of every time step."""
+"""Selection from a video: one budget for the whole video, and a token of every time step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,22 +16,21 @@ Choose = Callable[[Sequence[VisualTokens]], list[Selection]]
 def choose_of_clip(
     tokens: VisualTokens, frames: int, selector: Selector, choose: Choose
 ) -> Selection:
-    """Select of a video.
+    """Select from a video.
 
-    Of every time step the most salient token stays (the lower index of equals), so that no moment
-    vanishes. What is left of the budget goes to the tokens that the selector chooses of all others
-    together: a background that stands still is not paid for in every frame. A selector that
-    merges tokens works frame by frame instead, as its paper has it, with equal shares.
+    The most salient token of every time step is kept (the lower index if equal), so that every time
+    step has a token. For the rest of the budget the selector chooses from all other tokens of the
+    video together, so a static background is not kept in every frame. A selector that merges tokens
+    runs frame by frame with equal shares instead, as in its paper.
 
     Args:
-        tokens: ``frames * n`` of them, one time step after another; the budget is ``frames`` or
-            more.
-        frames: time steps.
-        selector: the one that chooses.
-        choose: runs it on some tokens.
+        tokens: ``frames * n`` tokens, ordered by time step; the budget is at least ``frames``.
+        frames: number of time steps.
+        selector: the selector.
+        choose: runs the selector on some tokens.
 
     Returns:
-        ``budget`` tokens; indices are ascending, so time runs forward.
+        ``budget`` tokens; indices are ascending, so they are in temporal order.
 
     """
     if selector.merges:
@@ -41,7 +40,7 @@ def choose_of_clip(
         return Selection(indices=floor)
     others = torch.ones_like(tokens.saliency, dtype=torch.bool)
     others[floor] = False
-    # Sorting a mask has a known result size; nonzero would wait for the device.
+    # Sorting a mask has a known result size; nonzero would synchronize with the device.
     rest = others.int().argsort(descending=True, stable=True)[: len(others) - frames]
     (chosen,) = choose([_taken(tokens, rest, tokens.budget - frames)])
     if chosen.indices is None:
@@ -50,17 +49,17 @@ def choose_of_clip(
 
 
 def first_of_each(saliency: Tensor, frames: int) -> Tensor:
-    """Return the number of the most salient token of each time step, ``(frames,)``, ascending.
+    """Return the index of the most salient token of each time step, ``(frames,)``, ascending.
 
     Args:
         saliency: ``(frames * n,)``; an entry that is not finite counts as the lowest.
-        frames: time steps.
+        frames: number of time steps.
 
     """
     by_frame = saliency.view(frames, -1)
     by_frame = torch.where(by_frame.isfinite(), by_frame, -torch.inf)
     starts = torch.arange(frames, device=saliency.device) * by_frame.shape[1]
-    # argmax may return any of several equals; the first of a stable sort is the lowest index.
+    # argmax may return any of several equal entries; a stable sort puts the lowest index first.
     return by_frame.sort(dim=1, descending=True, stable=True).indices[:, 0] + starts
 
 
@@ -84,7 +83,7 @@ def _merge_by_frame(tokens: VisualTokens, frames: int, choose: Choose) -> Select
 
 
 def _taken(tokens: VisualTokens, rows: Tensor, budget: int) -> VisualTokens:
-    """Return some of the tokens, with a budget of their own."""
+    """Return the tokens in ``rows``, with another budget."""
     return replace(
         tokens,
         budget=budget,

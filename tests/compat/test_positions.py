@@ -161,5 +161,5 @@ def test_a_rotary_table_that_is_too_short_fails_at_start(rows: list[int], fits: 
     if fits:
         check_rotary_tables(model, 64)
         return
-    with pytest.raises(ValueError, match="has 63 positions, its configuration says 64"):
+    with pytest.raises(ValueError, match="has 63 positions, but its configuration says 64"):
         check_rotary_tables(model, 64)
