@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thin adapter per model family."""
+"""One adapter per model family."""

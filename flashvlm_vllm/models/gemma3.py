@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 3: tokens are averages of patches; an image and its pan-and-scan crops share the budget.
+"""Gemma 3: a token is the mean of several patches; pan-and-scan crops share the image's budget.
 
-Image tokens see each other in both directions, where vLLM's attention backend does that. It goes
-by the placeholder, so those that stay do so as before.
+Image tokens attend to each other in both directions, if vLLM's attention backend supports that. The
+backend uses the placeholder's range, so this also holds for kept tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 
 class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
-    """Gemma 3's processor: an image has 256 tokens, and its crops as many each."""
+    """Gemma 3's processor: 256 tokens for an image and for each of its crops."""
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
@@ -47,10 +47,10 @@ class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
         return TokenCount(total, total)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
-        """Shorten each crop's run of tokens to its share; the text between them stays.
+        """Shorten each crop's run of tokens to its share; the text between them is kept.
 
         Raises:
-            TypeError: the placeholder has another number of embeddings than was counted.
+            TypeError: the number of embeddings in the placeholder differs from the count.
 
         """
         is_embed = whole.is_embed(whole.full).tolist()
@@ -74,13 +74,13 @@ class PrunedGemma3Processor(VisualTokenProcessor, Gemma3MultiModalProcessor):
     dummy_inputs=Gemma3DummyInputsBuilder,
 )
 class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
-    """Gemma 3 that keeps, of each image, the tokens its request's question selects."""
+    """Gemma 3 with visual token selection."""
 
     uses: ClassVar[tuple[str, ...]] = (*TileModel.uses, "_parse_and_validate_image_input")
 
     @cached_property
     def salient_tower(self) -> SalientTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return SalientTower(self.vision_tower, self.config)
 
     @property
@@ -91,7 +91,7 @@ class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
 
     @cached_property
     def tile_places(self) -> Tensor:
-        """Rows and columns, ``(n, 2)``, of the tokens."""
+        """Rows and columns ``(n, 2)`` of the tokens."""
         side: int = self.multi_modal_projector.tokens_per_side
         device = self.multi_modal_projector.mm_input_projection_weight.device
         numbers = torch.arange(side * side, device=device)
@@ -100,18 +100,18 @@ class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
     def dropped_before(
         self, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
     ) -> NDArray[np.int64]:
-        """Count what was dropped of the image and the crops that begin before each text token."""
+        """Return the number of tokens dropped from the image and crops before each text token."""
         begins = np.asarray(ids) == self.config.boi_token_index
         whole: NDArray[np.int64] = (np.cumsum(begins) - begins) * self.tile_tokens
         return whole - np.cumsum(is_embed)
 
     def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
-        """Return all images and crops, ``(B, 3, H, W)``, and how many each image is."""
+        """Return all images and crops, ``(B, 3, H, W)``, and the number of them for each item."""
         parsed: Any = self._parse_and_validate_image_input(**kwargs)
         return parsed["pixel_values"], parsed["num_patches"].tolist()
 
     def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
-        """Encode; a token's features, saliency and keys are the mean of its patches'."""
+        """Encode tiles; features, saliency and keys of a token are the mean over its patches."""
         encoded = self.salient_tower.run(self.vision_tower, pixels, with_keys=with_keys)
         keys = None
         if encoded.keys is not None:
@@ -125,14 +125,14 @@ class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
         )
 
     def project_merged(self, merged: Tensor) -> Tensor:
-        """Return the embeddings of merged tokens, which are projected as pooled ones are."""
+        """Return the embeddings of merged tokens, projected like pooled tokens."""
         projector = self.multi_modal_projector
         normed = projector.mm_soft_emb_norm(merged)
         embeddings: Tensor = normed @ projector.mm_input_projection_weight
         return embeddings.type_as(merged)
 
     def _pooled(self, patches: Tensor) -> Tensor:
-        """Average ``(B, N, C)`` as the projector does: ``(B, n, C)``."""
+        """Average patches ``(B, N, C)`` to tokens ``(B, n, C)``, as the projector does."""
         side: int = self.multi_modal_projector.patches_per_image
         squares = patches.transpose(1, 2).unflatten(2, (side, side))
         pooled: Tensor = self.multi_modal_projector.avg_pool(squares)

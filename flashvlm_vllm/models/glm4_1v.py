@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4.1V: images whose kept tokens keep their 3-D positions; videos stay whole."""
+"""GLM-4.1V: images are pruned, and kept tokens keep their 3-D positions; videos are kept whole."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,7 +34,7 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> TokenCount:
-        """Count an image's tokens, by the Hugging Face processor's own arithmetic."""
+        """Count an image's tokens, as the Hugging Face processor does."""
         merged = self.info.ctx.get_merged_mm_kwargs(arguments)
         processor = self.info.get_image_processor(**arguments)
         patches = processor.get_number_of_image_patches(height, width, merged)
@@ -45,7 +45,7 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
         """Return the request; a default budget does not apply to a prompt with a video.
 
         Raises:
-            Refusal: a budget was asked for with a video.
+            Refusal: the request has a budget and a video.
 
         """
         if not items.get("video"):
@@ -53,7 +53,7 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
         if request.budget is not None:
             raise Refusal(
                 Reason.NOT_COVERED,
-                f"{BUDGET}: of this model images are pruned and videos are not; send the "
+                f"{BUDGET}: for this model images are pruned and videos are not; send the "
                 f"video with {BUDGET}: null, or images without a video",
                 parameter=BUDGET,
             )
@@ -64,15 +64,15 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
     PrunedGlmProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
 )
 class PrunedGlm(MRopeModel, Glm4vForConditionalGeneration):
-    """GLM-4.1V that keeps the tokens of images that its requests' questions select."""
+    """GLM-4.1V with visual token selection for images."""
 
     @cached_property
     def tower(self) -> ConvolvingTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return ConvolvingTower(self.visual, self.layer)
 
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """List a prompt's images and its videos' frames, between which there is text."""
+        """Return the prompt's images and the frames of its videos, which have text in between."""
         side = int(self.config.vision_config.spatial_merge_size)
         spans = []
         closed = closed_items(mm_features)
@@ -84,7 +84,7 @@ class PrunedGlm(MRopeModel, Glm4vForConditionalGeneration):
             runs = [(place.offset, place.offset + place.length - 1)]
             if each.modality == "video":
                 runs = place.extract_embeds_range()
-            # Frames of one run are neighbours, as vLLM's profiling writes them.
+            # vLLM's memory profiling writes a video's frames as one run of tokens.
             grid = grid_positions(steps // len(runs), high // side, wide // side)
             spans += [Span.of_grid(start, end - start + 1, grid) for start, end in runs]
         return spans

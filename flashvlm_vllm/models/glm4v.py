@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4V-9B (``GLM4VForCausalLM``, the CogVLM line): one image a prompt, as vLLM serves it."""
+"""GLM-4V-9B (``GLM4VForCausalLM``, based on CogVLM); vLLM serves one image per prompt."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,28 +29,28 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 from flashvlm_vllm.worker.kept import Kept
 
 _MERGE = 2
-"""Patches along one side of the square that a convolution makes one token of."""
+"""Side, in patches, of the square that the convolution merges into one token."""
 
 
 class PrunedGlm4vProcessor(VisualTokenProcessor, GLM4VMultiModalProcessor):
-    """GLM-4V's processor: begin and end of an image stay and are no part of the budget."""
+    """GLM-4V's processor: begin and end tokens are kept and do not count towards the budget."""
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> TokenCount:
-        """Count the visual tokens, which are as many for every image."""
+        """Count the visual tokens, the same number for every image."""
         total = self.info.get_num_image_tokens()
         return TokenCount(total, total)
 
     def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
-        """Shorten the run between begin and end, which get embeddings of the tower as well."""
+        """Shorten the run between begin and end. Those get embeddings from the tower too."""
         if not isinstance(whole, list) or len(whole) != count.total + 2:
-            raise TypeError("an image of GLM-4V is its tokens between one begin and one end")
+            raise TypeError("a GLM-4V placeholder must be visual tokens between a begin and an end")
         begin, *tokens, end = whole
         return [begin, *tokens[:keep], end]
 
     def placeholder_ids(self) -> list[int]:
-        """List begin, token and end of an image."""
+        """Return the ids of an image's begin, visual and end tokens."""
         config = self.info.get_hf_config()
         return [config.boi_token_id, config.pad_token_id, config.eoi_token_id]
 
@@ -59,7 +59,7 @@ class PrunedGlm4vProcessor(VisualTokenProcessor, GLM4VMultiModalProcessor):
     PrunedGlm4vProcessor, info=GLM4VProcessingInfo, dummy_inputs=GLM4VDummyInputsBuilder
 )
 class PrunedGlm4v(CropModel, GLM4VForCausalLM):
-    """GLM-4V that keeps, of its image, the tokens its request's question selects."""
+    """GLM-4V with visual token selection."""
 
     @property
     def language_model(self) -> Any:
@@ -74,13 +74,13 @@ class PrunedGlm4v(CropModel, GLM4VForCausalLM):
 
     @cached_property
     def salient_tower(self) -> Any:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return EvaTower(self.transformer.vision, self.config.vision_config)
 
     uses: ClassVar[tuple[str, ...]] = ("embed_multimodal", "_parse_and_validate_image_input")
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
-        """Read images; sizes are not asked for."""
+        """Read images; their sizes are not needed."""
         image_input: Any = self._parse_and_validate_image_input(**kwargs)
         pixels = image_input["data"].to(dtype=self.config.dtype)
         return self.items_of(list(pixels[:, None]), modality)
@@ -94,7 +94,7 @@ class PrunedGlm4v(CropModel, GLM4VForCausalLM):
     def finish(
         self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]
     ) -> list[Tensor]:
-        """Put begin and end around the kept tokens; spots count the tokens between them."""
+        """Put begin and end around the kept tokens; spots index the tokens between them."""
         return [self._between_ends(each, gap) for each, gap in zip(kept, gaps, strict=True)]
 
     def _between_ends(self, kept: Kept, gap: int) -> Tensor:
@@ -109,10 +109,10 @@ class PrunedGlm4v(CropModel, GLM4VForCausalLM):
 
 
 class EvaTower:
-    """GLM-4V's EVA tower; the saliency of a token is the attention of CLS to its patches."""
+    """GLM-4V's EVA tower; a token's saliency is the CLS token's attention to its patches."""
 
     def __init__(self, vision: Any, config: dict[str, Any]) -> None:
-        """Attach to ``vision``, vLLM's tower with ``config``."""
+        """Attach to ``vision``, vLLM's tower with configuration ``config``."""
         self._vision = vision
         self._tower = ClsTower(
             vision.transformer.layers[-1].attention.attn,
@@ -121,7 +121,7 @@ class EvaTower:
         )
         self._side = config["image_size"] // config["patch_size"]
         self.tokens = (self._side // _MERGE) ** 2
-        """Tokens per image between its begin and its end."""
+        """Visual tokens per image, without begin and end."""
 
     def run(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
         """Encode ``(B, 3, H, W)``; saliency and keys are averaged over the patches of a token."""

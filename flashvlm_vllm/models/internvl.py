@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternVL 2 to 3.5, in OpenGVLab's format and in that of Transformers.
 
-The pixel shuffle makes one token of several patches, so a token's saliency is the mean of theirs.
-A thumbnail is a tile as any other.
+The pixel shuffle merges several patches into one token, so a token's saliency is the mean over its
+patches. The thumbnail is handled like any other tile.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 
 class _InternProcessor(TextBetweenProcessor):
-    """What both formats share: videos have text between their frames."""
+    """Shared by the processors of both formats. Videos have text between their frames."""
 
     placeholder_texts = ("<image>", "<video>")
     text_between = "video"
@@ -49,7 +49,8 @@ class _InternProcessor(TextBetweenProcessor):
         return self.info.get_hf_processor(**arguments)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return vLLM's placeholder of an unpruned video; runs of visual tokens have any length."""
+        """Return the placeholder of an unpruned video. The length of a run of visual tokens is
+        arbitrary."""
         raise NotImplementedError
 
     def count_video_tokens(
@@ -60,12 +61,12 @@ class _InternProcessor(TextBetweenProcessor):
         metadata: Mapping[str, Any] | None,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
-        """Count a video's tokens: every frame is one tile, and keeps one token at least."""
+        """Count a video's tokens: every frame is one tile and keeps at least one token."""
         total = frames * self.hf_processor(arguments).image_seq_length
         return TokenCount(total, total, frames)
 
     def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
-        """Return the placeholder of a video that is not pruned."""
+        """Return the placeholder of an unpruned video."""
         video = items.get(number)
         return self.video_placeholder(len(video[0] if isinstance(video, tuple) else video))
 
@@ -73,7 +74,7 @@ class _InternProcessor(TextBetweenProcessor):
         """Shorten an image's or a video's placeholder.
 
         Raises:
-            TypeError: vLLM writes other text between frames than goes to the worker.
+            TypeError: vLLM's text between frames differs from that sent to the worker.
 
         """
         shorter = super().shorten_placeholder(whole, count, keep)
@@ -121,7 +122,7 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
 
     @property
     def visual_token(self) -> int:
-        """The id of a video's visual tokens; -1 where the language model has none."""
+        """The id of a video's visual tokens; -1 if the tokenizer has none."""
         token = self.hf_processor().ctx_video_token_id
         return -1 if token is None else token
 
@@ -173,7 +174,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
 
 
 class InternModel(TileModel):
-    """What both formats' models share."""
+    """Shared by the models of both formats."""
 
     config: Any
     downsample_ratio: float
@@ -181,7 +182,7 @@ class InternModel(TileModel):
     extract_feature: Any
     pixel_shuffle: Any
     pixels: ClassVar[str]
-    """Name of the tiles or frames in vLLM's checked input."""
+    """Name of the tiles or frames in vLLM's parsed input."""
     uses: ClassVar[tuple[str, ...]] = (
         *TileModel.uses,
         "extract_feature",
@@ -204,11 +205,11 @@ class InternModel(TileModel):
 
     @property
     def tile_places(self) -> Tensor:
-        """Rows and columns, ``(n, 2)``, of a tile's tokens."""
+        """Rows and columns ``(n, 2)`` of a tile's tokens."""
         return self._places
 
     def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
-        """Return all tiles or frames, ``(B, 3, H, W)``, and each item's number of them."""
+        """Return all tiles or frames, ``(B, 3, H, W)``, and the number of them for each item."""
         parse = (
             self._parse_and_validate_video_input
             if is_video
@@ -218,7 +219,7 @@ class InternModel(TileModel):
         return parsed[self.pixels], [int(count) for count in parsed["num_patches"]]
 
     def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
-        """Encode; a token's saliency and keys are the mean of its patches'."""
+        """Encode tiles; saliency and keys of a token are the mean over its patches."""
         with inputs_of(self.multi_modal_projector) as shuffled:
             encoded = self.cls_tower.run(self.extract_feature, pixels, with_keys=with_keys)
         keys = encoded.keys
@@ -235,7 +236,7 @@ class InternModel(TileModel):
 
     @cached_property
     def _patches(self) -> Tensor:
-        """The patches of each token, ``(n, r * r)`` by their number in the raster order."""
+        """The patches of each token, ``(n, r * r)`` indices in raster order."""
         numbers = torch.arange(self._side**2, device=self._device)
         shuffled = self.pixel_shuffle(
             numbers.view(1, self._side, self._side, 1), self.downsample_ratio
@@ -262,13 +263,13 @@ class InternModel(TileModel):
     dummy_inputs=InternVLDummyInputsBuilder,
 )
 class PrunedInternVLChat(InternModel, InternVLChatModel):
-    """InternVL, in OpenGVLab's format, that keeps the tokens its request's question selects."""
+    """InternVL in OpenGVLab's format with visual token selection."""
 
     pixels = "pixel_values_flat"
 
     @cached_property
     def cls_tower(self) -> ClsTower:
-        """The tower; with ``select_layer`` it ends at the layer that the features leave."""
+        """The tower; with ``select_layer`` it ends at the layer whose output are the features."""
         return ClsTower(
             self.vision_model.encoder.layers[-1].attn.attn,
             self.config.vision_config.num_attention_heads,
@@ -277,7 +278,7 @@ class PrunedInternVLChat(InternModel, InternVLChatModel):
 
     @property
     def multi_modal_projector(self) -> nn.Module:
-        """The projector, by the name it has in other families."""
+        """The projector, under the name it has in other families."""
         return self.mlp1
 
 
@@ -287,7 +288,7 @@ class PrunedInternVLChat(InternModel, InternVLChatModel):
     dummy_inputs=InternS1DummyInputsBuilder,
 )
 class PrunedInternVL(InternModel, InternS1ForConditionalGeneration):
-    """InternVL, in Transformers' format, that keeps the tokens its request's question selects."""
+    """InternVL in Transformers' format with visual token selection."""
 
     pixels = "pixel_values"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-1.5 and its relatives with a CLIP or SigLIP tower, and Pixtral.
+"""LLaVA-1.5 and similar models with a CLIP or SigLIP tower, and Pixtral.
 
-vLLM serves Pixtral in Transformers' format by LLaVA's class, so both are one architecture here.
+vLLM serves Pixtral in Transformers' format with LLaVA's class, so both are one architecture here.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from flashvlm_vllm.processing.processor import VisualTokenProcessor
 
 
 class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
-    """LLaVA-1.5's processor: every image has the tower's number of tokens."""
+    """LLaVA-1.5's processor: every image has as many tokens as the tower has patches."""
 
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return the part of the picture that the tower sees: CLIP's processors crop."""
+        """Return the part of the image that the tower encodes; CLIP's processors crop images."""
         return cropped(self.info.get_hf_processor().image_processor, width, height)
 
 
@@ -41,14 +41,14 @@ class PrunedPixtralProcessor(RowProcessor, PixtralHFMultiModalProcessor):
     """Pixtral's processor: rows and columns follow from the image's size."""
 
     def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Return columns and rows of the tokens of an image."""
+        """Return the number of token columns and rows of an image."""
         encoder: Any = self.info.get_vision_encoder_info()
         columns, rows = encoder.get_patch_grid_size(image_width=width, image_height=height)
         return columns, rows
 
 
 def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
-    """Build the processor of LLaVA, or of Pixtral."""
+    """Create the processor of LLaVA or of Pixtral."""
     is_pixtral = _is_pixtral(info.get_hf_config())
     processor: Any = PrunedPixtralProcessor if is_pixtral else PrunedLlavaProcessor
     return processor(info, dummy_inputs, **kwargs)
@@ -58,10 +58,10 @@ def build_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
     build_processor, info=_build_llava_or_pixtral_hf_info, dummy_inputs=LlavaDummyInputsBuilder
 )
 class PrunedLlava(CropModel, LlavaForConditionalGeneration):
-    """LLaVA that keeps, of each image, the tokens its request's question selects."""
+    """LLaVA with visual token selection."""
 
     def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> "PrunedLlava":
-        """Make a Pixtral where the configuration says so."""
+        """Create a `PrunedPixtral` if the configuration is Pixtral's."""
         if _is_pixtral(vllm_config.model_config.hf_config):
             kind: Any = PrunedPixtral
             return super().__new__(kind)  # type: ignore[no-any-return]
@@ -69,10 +69,10 @@ class PrunedLlava(CropModel, LlavaForConditionalGeneration):
 
 
 class PrunedPixtral(RowModel, PrunedLlava):
-    """Pixtral that keeps, of each image, the tokens its request's question selects."""
+    """Pixtral with visual token selection."""
 
     def project(self, patches: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
-        """Make a token of each patch."""
+        """Project each patch to a token."""
         return patches, self.multi_modal_projector(patches)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-NeXT: a base crop and tiles, each selected on its own, kept in picture order.
+"""LLaVA-NeXT: a base crop and tiles, each selected separately; kept tokens are in image order.
 
-An image that is pruned loses its row newlines: they mark the end of picture rows of which
-only some patches are left, and the published LLaVA-NeXT results for pruning have none.
+The row newlines of a pruned image are removed: they mark the end of rows of which only some patches
+are left, and the published LLaVA-NeXT results for pruning are without them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,24 +34,24 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 from flashvlm_vllm.worker.kept import Kept
 
 _CACHED_SIZES = 128
-"""Layouts of images by their size; one is 46 kB at most."""
+"""Number of layouts cached by image size; each is at most 46 kB."""
 
 
 class PrunedLlavaNextProcessor(
     AnyresCounts, VisualTokenProcessor, LlavaNextMultiModalProcessor[Any]
 ):
-    """LLaVA-NeXT's processor: the number of tokens follows from the image's size."""
+    """LLaVA-NeXT's processor: the number of tokens depends on the image's size."""
 
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return where base crop and tiles lie."""
+        """Return the regions of base crop and tiles."""
         return anyres_tiles(self.info.get_hf_config(), width, height)
 
 
 @dataclass(frozen=True)
 class _Crop:
-    """One crop's tokens: rows of the image's flattened crops, and their picture order."""
+    """One crop's tokens: rows of the image's flattened crops, and their order in the image."""
 
     rows: Tensor
     order: Tensor
@@ -59,7 +59,7 @@ class _Crop:
 
 @dataclass(frozen=True)
 class _Layout:
-    """An image's crops, base first, and the columns of its tiles' picture."""
+    """An image's crops, base first, and the number of columns of the tiled image."""
 
     crops: list[_Crop]
     columns: int
@@ -71,15 +71,15 @@ class _Layout:
     dummy_inputs=LlavaDummyInputsBuilder,
 )
 class PrunedLlavaNext(CropModel, LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT that keeps, of each image, the tokens its request's question selects."""
+    """LLaVA-NeXT with visual token selection."""
 
     uses: ClassVar[tuple[str, ...]] = (*CropModel.uses, "_merge_image_patch_embeddings")
 
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
         """Return the crops.
 
-        Spots are those of the picture: base patches first, then the tiles' patches that
-        unpadding leaves, in raster order.
+        Spots index the image's tokens: base patches first, then the tiles' patches that unpadding
+        leaves, in raster order.
         """
         crops = self._layout_of(item.layout, features.saliency.device).crops
         projected, before = features.projected.flatten(0, 1), features.features.flatten(0, 1)
@@ -99,7 +99,7 @@ class PrunedLlavaNext(CropModel, LlavaNextForConditionalGeneration):
         ]
 
     def assemble(self, parts: Sequence[Part], chosen: Sequence[Selection]) -> Kept:
-        """Put the kept tokens in the order of the picture; merged ones stay crop by crop."""
+        """Sort the kept tokens in image order; merged tokens remain ordered by crop."""
         kept = super().assemble(parts, chosen)
         if kept.is_merged:
             return kept
@@ -114,18 +114,18 @@ class PrunedLlavaNext(CropModel, LlavaNextForConditionalGeneration):
         return whole
 
     def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
-        """Count the newlines before each: one after every row of the tiles' picture."""
+        """Add the number of newlines before each token: one per row of the tiled image."""
         base = self.salient_tower.tokens
         columns = self._layout_of(item.layout, spots.device).columns
         return spots + (spots - base).clamp(min=0) // columns
 
     @cached_property
     def _layout_of(self) -> Callable[[tuple[int, int], torch.device], _Layout]:
-        # The same sizes recur, and each is some thousand steps of Python and a few copies.
+        # Image sizes recur, and a layout takes thousands of Python operations and a few copies.
         return lru_cache(maxsize=_CACHED_SIZES)(self._lay_out)
 
     def _lay_out(self, size: tuple[int, int], device: torch.device) -> _Layout:
-        """List an image's crops with the patches that unpadding leaves, base first."""
+        """Return an image's crops with the patches that unpadding leaves, base first."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         per_crop = side * side
         grid = get_anyres_image_grid_shape(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-NeXT-Video: one video a prompt, which is all that vLLM serves of it."""
+"""LLaVA-NeXT-Video; vLLM serves one video per prompt, and no images."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from flashvlm_vllm.worker.candidates import Item
 
 
 class PrunedLlavaNextVideoProcessor(VisualTokenProcessor, LlavaNextVideoMultiModalProcessor):
-    """LLaVA-NeXT-Video's processor: every frame has the tokens of its pooled grid."""
+    """LLaVA-NeXT-Video's processor: every frame has the tokens of a pooled grid."""
 
     def count_video_tokens(
         self,
@@ -44,7 +44,7 @@ class PrunedLlavaNextVideoProcessor(VisualTokenProcessor, LlavaNextVideoMultiMod
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return the part of the frames that the tower sees."""
+        """Return the part of the frames that the tower encodes."""
         return cropped(self.info.get_hf_processor().video_processor, width, height)
 
 
@@ -54,17 +54,17 @@ class PrunedLlavaNextVideoProcessor(VisualTokenProcessor, LlavaNextVideoMultiMod
     dummy_inputs=LlavaNextVideoDummyInputsBuilder,
 )
 class PrunedLlavaNextVideo(CropModel, LlavaNextVideoForConditionalGeneration):
-    """LLaVA-NeXT-Video that keeps, of each video, the tokens its request's question selects."""
+    """LLaVA-NeXT-Video with visual token selection."""
 
     uses: ClassVar[tuple[str, ...]] = ("embed_multimodal", "_parse_and_validate_video_input")
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
-        """Read videos of some frames."""
+        """Read videos, one crop per frame."""
         videos: Any = self._parse_and_validate_video_input(**kwargs)
         return self.items_of(list(videos["pixel_values_videos"]), modality)
 
     def encode_crops(self, pixels: Tensor, *, with_keys: bool) -> Encoded:
-        """Run tower and resampler; saliency and keys are averaged over what it pools."""
+        """Run tower and resampler; saliency and keys are averaged over the pooled patches."""
         encoded = self.salient_tower.run(
             lambda frames: self.vision_tower(
                 frames, feature_select_strategy=self.config.vision_feature_select_strategy

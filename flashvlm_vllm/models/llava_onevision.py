@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-OneVision: base crop and picture of an image, all frames of a video.
+"""LLaVA-OneVision: base crop and tiled picture of an image, all frames of a video.
 
-A large picture of tiles reaches the language model scaled down. What is selected from are the
-tokens it would see, so features, saliency and keys are scaled in the same way; a merging selector
-thus projects what was scaled where vLLM scales what was projected. What is pruned loses its
-newlines, those of rows and the one after a video: they mark ends of what is no longer whole.
+A large picture of tiles is scaled down before the language model. The selection chooses from the
+scaled tokens, so features, saliency and keys are scaled in the same way. With a merging selector,
+scaling therefore happens before the projector, in vLLM after it. The newlines of pruned items are
+removed, both after rows and after a video: they mark the ends of rows that are no longer complete.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +37,13 @@ from flashvlm_vllm.worker.candidates import Item, Part
 from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 _CACHED_SIZES = 128
-"""Layouts of images by their size; one is 60 kB at most."""
+"""Number of layouts cached by image size; each is at most 60 kB."""
 
 
 class PrunedLlavaOnevisionProcessor(
     AnyresCounts, VisualTokenProcessor, LlavaOnevisionMultiModalProcessor
 ):
-    """LLaVA-OneVision's processor; a video has as many tokens as frames times those of one."""
+    """LLaVA-OneVision's processor: all frames of a video have the same number of tokens."""
 
     def count_video_tokens(
         self,
@@ -53,7 +53,7 @@ class PrunedLlavaOnevisionProcessor(
         metadata: Mapping[str, Any] | None,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
-        """Count a video's tokens; the newline after it is not among those to choose from."""
+        """Count a video's tokens; the newline after it is not selected from."""
         total = self.info.get_num_video_tokens(
             image_width=width, image_height=height, num_frames=frames
         )
@@ -62,7 +62,7 @@ class PrunedLlavaOnevisionProcessor(
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return where frames, base crop and picture lie: each is the whole."""
+        """Return the regions of frames, base crop and picture, each the whole image."""
         return {0: Placed(WHOLE), 1: Placed(WHOLE)}
 
 
@@ -72,7 +72,7 @@ class PrunedLlavaOnevisionProcessor(
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
 class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision that keeps the tokens its requests' questions select."""
+    """LLaVA-OneVision with visual token selection."""
 
     uses: ClassVar[tuple[str, ...]] = (
         *CropModel.uses,
@@ -82,14 +82,14 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
     )
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
-        """Read images of some crops, or videos of some frames."""
+        """Read images (crops) or videos (frames)."""
         if modality == "image":
             return super().read_items(modality, kwargs)
         videos: Any = self._parse_and_validate_video_input(**kwargs)
         return self.items_of(list(videos["pixel_values_videos"]), modality)
 
     def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
-        """Run tower and projector; of videos everything is pooled as their projections are."""
+        """Run tower and projector; for videos features, saliency and keys are pooled too."""
         encoded = super().encode(items, with_keys=with_keys)
         if items[0].modality == "image":
             return encoded
@@ -98,14 +98,14 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
         """Return base crop and picture of an image, or all frames of a video.
 
-        Spots in an image are those of the base crop, then those of the picture row by row.
+        Spots of an image index the base crop's tokens first, then the picture's row by row.
         """
         if item.modality == "video":
             return super().parts(item, features, selector)
         parts, first = [], 0
         for number, crop in enumerate(self._laid_out(features, item.layout)):
             count = crop.saliency.numel()
-            if not count:  # The picture of a very narrow image may have no patch.
+            if not count:  # The picture of a very narrow image may have no patches.
                 continue
             parts.append(
                 Part(
@@ -122,7 +122,7 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
         return parts
 
     def whole_rows(self, item: Item, features: ImageFeatures) -> Tensor:
-        """Return an item's embeddings with the newlines of its rows, or the one after a video."""
+        """Return an item's embeddings with the newlines after its rows, or after a video."""
         if item.modality == "video":
             return torch.cat([features.projected.flatten(0, 1), self.image_newline[None]])
         whole: Tensor = self._merge_image_patch_embeddings(
@@ -134,22 +134,22 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
         return whole
 
     def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
-        """Count the newlines before each: one after every row of the picture."""
+        """Add the number of newlines before each token: one after every row of the picture."""
         if item.modality == "video":
             return spots
         return async_tensor_h2d(self._places_of(item.layout), spots.device)[spots]
 
     @cached_property
     def _places_of(self) -> Callable[[tuple[int, int]], Tensor]:
-        # The same sizes recur.
+        # Image sizes recur.
         return lru_cache(maxsize=_CACHED_SIZES)(self._places_between_newlines)
 
     def _places_between_newlines(self, size: tuple[int, int]) -> Tensor:
-        """Return where every visual token of an image stands, ``(N,)`` on the host."""
+        """Return the placeholder indices of an image's visual tokens, ``(N,)`` on the host."""
         return (self._laid_out_blank(size)[:, 0] == 0).nonzero().flatten()
 
     def _laid_out_blank(self, size: tuple[int, int]) -> Tensor:
-        """Lay out an image of zeros with newlines of one, ``(n, 1)``, as vLLM lays out any."""
+        """Return vLLM's layout ``(n, 1)`` of an image of zeros in which newlines are ones."""
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         high, wide = get_anyres_image_grid_shape(
@@ -164,7 +164,7 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
         return laid_out
 
     def _laid_out(self, image: ImageFeatures, size: tuple[int, int]) -> list[ImageFeatures]:
-        """Return base crop and picture, ``(1, N, ...)`` each, as vLLM lays out the projections."""
+        """Return base crop and picture, ``(1, N, ...)`` each, in vLLM's layout of projections."""
         base = self.salient_tower.tokens
         if len(image.saliency) == 1:
             return [image]
@@ -182,17 +182,17 @@ class PrunedLlavaOnevision(CropModel, LlavaOnevisionForConditionalGeneration):
         ]
 
     def _places(self, part: int, size: tuple[int, int], count: int, device: torch.device) -> Tensor:
-        """Return rows and columns, ``(count, 2)``: of the base's grid or of the picture's."""
+        """Return rows and columns ``(count, 2)`` in the base crop's grid or in the picture's."""
         numbers = torch.arange(count, device=device)
         if part == 0:
             return self.grid_places(numbers)
-        # Rows are what newlines would be added to, and one is added to each.
+        # Each row gets one newline, so the number of newlines is the number of rows.
         columns = count // int(self._laid_out_blank(size).sum())
         return torch.stack([numbers // columns, numbers % columns], dim=1)
 
 
 def _each(change: Callable[[Tensor], Tensor], image: ImageFeatures) -> ImageFeatures:
-    """Change all of an image's tensors alike, as ``(K, N, channels)``."""
+    """Apply ``change`` to all tensors of an image, as ``(K, N, channels)``."""
     keys = image.keys
     return replace(
         image,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistral 3 (Mistral Small 3.1 and later, in Transformers' format): squares of patches."""
+"""Mistral 3 (Mistral Small 3.1 and later, in Transformers' format)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +18,10 @@ from flashvlm_vllm.vision.tap import inputs_of
 
 
 class PrunedMistral3Processor(RowProcessor, Mistral3MultiModalProcessor):
-    """Mistral 3's processor: rows and columns follow from the image's size."""
+    """Mistral 3's processor: rows and columns depend on the image's size."""
 
     def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Return columns and rows of the tokens of an image."""
+        """Return the number of token columns and rows of an image."""
         encoder = self.info.get_vision_encoder_info(arguments)
         columns, rows = encoder.get_patch_grid_size(image_width=width, image_height=height)
         return columns, rows
@@ -33,16 +33,16 @@ class PrunedMistral3Processor(RowProcessor, Mistral3MultiModalProcessor):
     dummy_inputs=Mistral3DummyInputsBuilder,
 )
 class PrunedMistral3(RowModel, Mistral3ForConditionalGeneration):
-    """Mistral 3 that keeps, of each image, the tokens its request's question selects."""
+    """Mistral 3 with visual token selection."""
 
     def project(self, patches: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
-        """Make tokens; a merging selector averages the output of the patch merger."""
+        """Merge and project patches; a merging selector averages the patch merger's output."""
         with inputs_of(self.multi_modal_projector.linear_1) as captured:
             projected: Tensor = self.multi_modal_projector(patches, sizes)
         return captured[0], projected
 
     def project_merged(self, merged: Tensor) -> Tensor:
-        """Return the embeddings of merged tokens, which are projected after the patch merger."""
+        """Return the embeddings of merged tokens. Merging comes after the patch merger."""
         projector = self.multi_modal_projector
         hidden, _ = projector.linear_1(merged)
         embeddings: Tensor = projector.linear_2(projector.act(hidden))[0]

@@ -26,7 +26,7 @@ class PrunedQwen2VLProcessor(MRopeCounts, Qwen2VLMultiModalProcessor):
     PrunedQwen2VLProcessor, info=Qwen2VLProcessingInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
 )
 class PrunedQwen2VL(MRopeModel, Qwen2VLForConditionalGeneration):
-    """Qwen2-VL that keeps the tokens its requests' questions select."""
+    """Qwen2-VL with visual token selection."""
 
 
 class PrunedQwen2_5_VLProcessor(MRopeCounts, Qwen2_5_VLMultiModalProcessor):
@@ -39,11 +39,11 @@ class PrunedQwen2_5_VLProcessor(MRopeCounts, Qwen2_5_VLMultiModalProcessor):
     dummy_inputs=Qwen2_5_VLDummyInputsBuilder,
 )
 class PrunedQwen2_5_VL(MRopeModel, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL that keeps the tokens its requests' questions select."""
+    """Qwen2.5-VL with visual token selection."""
 
     prunes_videos_itself = True
 
     @property
     def layer(self) -> int:
-        """The last layer that does not attend within windows; the last of all as released."""
+        """The last layer with full attention; in released models the last layer of all."""
         return int(max(self.visual.fullatt_block_indexes))

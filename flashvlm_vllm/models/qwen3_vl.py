@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen3-VL: timestamps between a video's frames, and features of several layers of the tower.
+"""Qwen3-VL: timestamps between a video's frames, and features from several layers of the tower.
 
-How many tokens of each frame stay is known only after the selection, long after the prompt was
-written. So the whole stretch of a pruned video is embedded by the worker, timestamps included, as
-vLLM's own pruning does it; here every row carries its exact position.
+The number of tokens kept of each frame is known only after the selection, after the prompt was
+processed. So the worker embeds the whole placeholder of a pruned video, timestamps included, like
+vLLM's own video pruning; here every embedding carries its exact position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,16 +41,16 @@ _CACHED_TIMES = 128
 def clip_positions(
     before: Sequence[int], text: int, rows: int, columns: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the positions of a video that is not pruned, and which of them are visual tokens.
+    """Return the positions of an unpruned video's tokens, and which of them are visual tokens.
 
     Args:
-        before: per frame how many of the text tokens stand before it, ascending.
-        text: how many text tokens there are.
-        rows: of tokens in a frame.
-        columns: of tokens in a frame.
+        before: for each frame the number of text tokens before it, ascending.
+        text: total number of text tokens.
+        rows: number of token rows in a frame.
+        columns: number of token columns in a frame.
 
     Returns:
-        ``(S, 3)`` time, row and column from the video's base, and ``(S,)``.
+        ``(S, 3)`` time, row and column relative to the video's base, and ``(S,)`` bool.
 
     """
     frame = grid_positions(1, rows, columns)
@@ -78,7 +78,7 @@ class Qwen3Counts(MRopeCounts):
         metadata: Mapping[str, Any] | None,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
-        """Count a video's tokens; timestamps and frame marks are not among them."""
+        """Count a video's visual tokens, without timestamps and frame markers."""
         frames = self._sampled(frames, metadata, arguments)
         processor = self.info.get_video_processor(**arguments)
         total = self.info.get_num_video_tokens(
@@ -94,7 +94,7 @@ class Qwen3Counts(MRopeCounts):
     def _sampled(
         self, frames: int, metadata: Mapping[str, Any] | None, arguments: Mapping[str, Any]
     ) -> int:
-        """Count the frames that the Hugging Face processor leaves of those that vLLM loaded."""
+        """Return the number of frames that the Hugging Face processor samples from vLLM's."""
         own = video_arguments(self.info, arguments)
         known = dict(metadata or {})
         samples = known.pop("do_sample_frames", False)
@@ -108,24 +108,24 @@ class Qwen3Counts(MRopeCounts):
         return len(indices)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
-        """Shorten a placeholder; all of a pruned video's, text included, gets embeddings.
+        """Shorten a placeholder. A pruned video's text gets embeddings too.
 
-        Which frame keeps how many is not known yet: here all stand in the first, the worker puts
-        them where they belong.
+        The number of tokens kept of each frame is not known yet: here all of them are in the first
+        frame, and the worker puts them in their frames.
         """
         if isinstance(whole, list) or keep == count.total:
             return super().shorten_placeholder(whole, count, keep) if keep < count.total else whole
         config = self.info.get_hf_config()
         text = [token for token in whole.full if token != config.video_token_id]
         if text.count(config.vision_start_token_id) != count.floor:
-            raise TypeError("vLLM writes another number of frames than was counted")
+            raise TypeError("the number of frames in vLLM's placeholder differs from the count")
         first = text.index(config.vision_start_token_id) + 1
         return PromptUpdateDetails.from_seq(
             [*text[:first], *[config.video_token_id] * keep, *text[first:]]
         )
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        """Profile memory with the text embedded: a pruned video may lose less than its text."""
+        """Return profiling inputs that include a video's text, which a pruned video embeds too."""
         inputs = super().get_dummy_mm_inputs(*args, **kwargs)
         placeholders: Any = inputs["mm_placeholders"]
         if "video" in placeholders:
@@ -136,7 +136,7 @@ class Qwen3Counts(MRopeCounts):
 
 
 class Qwen3Model(MRopeModel):
-    """Mixin of Qwen3-VL and its successors. Derive from this first and from vLLM's model second."""
+    """Mixin of Qwen3-VL and later models. Derive from this first and from vLLM's model second."""
 
     visual_dim: int
     language_model: Any
@@ -144,7 +144,7 @@ class Qwen3Model(MRopeModel):
     prunes_videos_itself = True
 
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """List a prompt's items in its order; text between a video's frames belongs to it."""
+        """Return the items in prompt order; text between a video's frames is part of the video."""
         side = self.visual_side
         spans = []
         closed = closed_items(mm_features)
@@ -168,7 +168,7 @@ class Qwen3Model(MRopeModel):
         return int(self.config.vision_config.spatial_merge_size)
 
     def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
-        """Return of each video the seconds of its frames, ``None`` of an image."""
+        """Return the timestamps of each video's frames in seconds; ``None`` for an image."""
         if modality == "image":
             return [None] * len(kwargs["image_grid_thw"])
         return [
@@ -176,11 +176,11 @@ class Qwen3Model(MRopeModel):
         ]
 
     def into_first_layer(self, projected: Tensor) -> Tensor:
-        """Leave out what goes into deeper layers."""
+        """Return the projections without the features for deeper layers."""
         return projected[..., : self.visual_dim]
 
     def laid_out(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
-        """Return what an item's placeholder stands for: a video's timestamps too."""
+        """Return the embeddings of an item's placeholder, including a video's timestamps."""
         if time is None:
             return super().laid_out(rows, kept, grid, 1.0)
         text = self._text_of(time)
@@ -192,7 +192,7 @@ class Qwen3Model(MRopeModel):
 
         with without_adapters(adapted_embeddings(self.language_model)):
             words = self.language_model.embed_input_ids(on_device(text)).to(rows.dtype)
-        # Deeper layers get nothing where there is text.
+        # Text has no features for deeper layers.
         words = torch.nn.functional.pad(words, (0, rows.shape[1] - words.shape[1]))
         places = torch.cat(
             [on_device(np.flatnonzero(~is_visual)), on_device(np.flatnonzero(is_visual))[kept]]
@@ -202,7 +202,7 @@ class Qwen3Model(MRopeModel):
         return with_places(together, on_device(positions)[places[order]], int(positions.max()) + 1)
 
     def _text_of(self, seconds: tuple[float, ...]) -> tuple[int, ...]:
-        """Return the timestamps and marks of a video's frames, without visual tokens."""
+        """Return token ids of timestamps and frame markers of a video, without visual tokens."""
         details = Qwen3VLMultiModalProcessor.get_video_repl(
             tokens_per_frame=[0] * len(seconds),
             timestamps=seconds,
@@ -232,4 +232,4 @@ class PrunedQwen3VLProcessor(Qwen3Counts, Qwen3VLMultiModalProcessor):
     PrunedQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class PrunedQwen3VL(Qwen3Model, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL that keeps the tokens its requests' questions select."""
+    """Qwen3-VL with visual token selection."""

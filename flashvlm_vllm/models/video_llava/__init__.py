@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video-LLaVA, which vLLM does not have."""
+"""Video-LLaVA, an architecture that vLLM does not include."""

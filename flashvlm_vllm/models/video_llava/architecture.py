@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video-LLaVA, which vLLM does not have: served, and pruned, out of vLLM's own parts.
+"""Video-LLaVA without pruning, built from vLLM's modules; vLLM does not include it.
 
 Source of the architecture: Transformers' ``VideoLlavaForConditionalGeneration``. Two CLIP towers
-of one configuration, one for images and one for the frames of videos, share a projector. An image
-has its patches' tokens; of each frame of a video the tower's class token comes first as well.
+with the same configuration, one for images and one for the frames of videos, share a projector. An
+image has one token per patch; each frame of a video has the tower's class token in addition, before
+its patches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +36,8 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
 
 class VideoLlavaProcessingInfo(BaseLlavaProcessingInfo):
-    """Counts of Video-LLaVA. Any number of frames is served; the public model learned with 8."""
+    """Token counts of Video-LLaVA. Any number of frames is accepted; the public model was trained
+    with 8."""
 
     def get_hf_config(self) -> Any:
         """Return the configuration."""
@@ -46,11 +48,11 @@ class VideoLlavaProcessingInfo(BaseLlavaProcessingInfo):
         return self.ctx.get_hf_processor(VideoLlavaProcessor, **kwargs)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Allow any number of images and videos."""
+        """Return no limit for images and videos."""
         return {"image": None, "video": None}
 
     def get_num_frame_tokens(self) -> int:
-        """Count the tokens of a video's frame: its patches and the class token."""
+        """Return the number of tokens of a video frame: its patches and the class token."""
         info = get_vision_encoder_info(self.get_hf_config())
         size = info.get_image_size()
         tokens: int = info.get_num_image_tokens(image_width=size, image_height=size)
@@ -58,10 +60,10 @@ class VideoLlavaProcessingInfo(BaseLlavaProcessingInfo):
 
 
 class VideoLlavaDummyInputsBuilder(LlavaDummyInputsBuilder[VideoLlavaProcessingInfo]):
-    """The largest inputs: videos as long as fit the context."""
+    """Builds the largest inputs: videos as long as the context allows."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """Return the placeholders."""
+        """Return the placeholders of the images and videos."""
         video: str = self.info.get_hf_processor().video_token
         return super().get_dummy_text(mm_counts) + video * mm_counts.get("video", 0)
 
@@ -82,7 +84,7 @@ class VideoLlavaDummyInputsBuilder(LlavaDummyInputsBuilder[VideoLlavaProcessingI
 
 
 class VideoLlavaMultiModalProcessor(BaseLlavaMultiModalProcessor[VideoLlavaProcessingInfo]):
-    """Pixels and placeholders of images and videos."""
+    """Processes the pixels and placeholders of images and videos."""
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
@@ -110,32 +112,32 @@ class VideoLlavaMultiModalProcessor(BaseLlavaMultiModalProcessor[VideoLlavaProce
 
 
 class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiModal, SupportsPP):
-    """Video-LLaVA without pruning: greedy tokens equal to Transformers'."""
+    """Video-LLaVA without pruning. Greedy decoding gives the same tokens as Transformers."""
 
     packed_modules_mapping = {  # noqa: RUF012  vLLM declares it so
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
     hf_to_vllm_mapper = WeightsMapper(
-        # As published, and as Transformers 5 writes the same checkpoint.
+        # Names in the published checkpoint, and in one saved by Transformers 5.
         orig_to_new_prefix={
             "model.language_model.": "language_model.model.",
             "model.": "",
             "lm_head.": "language_model.lm_head.",
         },
     )
-    # vLLM counts tokens for adapters on one tower.
+    # For LoRA on towers, vLLM supports models with one tower only.
     supports_tower_connector_lora = False
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """Return what stands for an image or a video in a chat."""
+        """Return the placeholder of an image or a video in a chat."""
         if modality in ("image", "video"):
             return f"<{modality}>"
-        raise ValueError("Video-LLaVA takes images and videos")
+        raise ValueError("Video-LLaVA supports images and videos only")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Build both towers, the projector and the language model."""
+        """Create both towers, the projector and the language model."""
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
         quant_config = vllm_config.quant_config
@@ -181,14 +183,14 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         self.make_empty_intermediate_tensors = language_model.make_empty_intermediate_tensors
 
     def see(self, pixels: Tensor, modality: str) -> Tensor:
-        """Run an image's or a video's tower.
+        """Run the vision tower of a modality.
 
         Args:
             pixels: ``(B, 3, H, W)``, images or frames.
             modality: ``"image"`` or ``"video"``.
 
         Returns:
-            features, ``(B, N, C)`` of the patches; of a video's frames ``(B, 1 + N, C)``, the
+            Features: ``(B, N, C)`` of patches for images; ``(B, 1 + N, C)`` for video frames, the
             class token first.
 
         """
@@ -201,7 +203,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         """Return the pixels ``(K, 3, H, W)`` of each item: one image, or a video's frames.
 
         Raises:
-            ValueError: they are not of the tower's size.
+            ValueError: the pixels do not have the tower's input size.
 
         """
         pixels = list(kwargs[f"pixel_values_{modality}s"])
@@ -212,7 +214,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         return [each[None] if each.dim() == 3 else each for each in pixels]
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        """Return each item's embeddings ``(T, D)``, all of its tokens."""
+        """Return the embeddings ``(T, D)`` of all tokens of each item."""
         embeddings: list[Tensor] = []
         for modality in ("image", "video"):
             embeddings += list(kwargs.get(f"{modality}_embeds", ()))
@@ -232,7 +234,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         inputs_embeds: Tensor | None = None,
         **kwargs: object,
     ) -> Any:
-        """Run the language model; a later pipeline stage goes on from ``intermediate_tensors``."""
+        """Run the language model; a later pipeline stage starts from ``intermediate_tensors``."""
         if intermediate_tensors is not None:
             inputs_embeds = None
         language_model: Any = self.language_model
@@ -247,7 +249,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load a checkpoint, as published or as Transformers 5 writes it."""
+        """Load the published checkpoint, or one saved by Transformers 5."""
         loader = AutoWeightsLoader(self)
         loaded: set[str] = loader.load_weights(
             _with_tower_names(weights), mapper=self.hf_to_vllm_mapper
@@ -255,7 +257,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
         return loaded
 
     def get_mm_mapping(self) -> MultiModelKeys:
-        """Tell adapters what is which part."""
+        """Return the module prefixes of language model, projector and towers, for LoRA."""
         return MultiModelKeys.from_string_field(
             language_model="language_model",
             connector="multi_modal_projector",
@@ -264,7 +266,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiM
 
 
 def _with_tower_names(weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-    """Name the towers' weights as vLLM's CLIP does; Transformers 5 leaves ``vision_model`` out."""
+    """Rename tower weights to vLLM's CLIP names; Transformers 5 omits ``vision_model``."""
     for name, weight in weights:
         before, tower, after = name.partition("_tower.")
         if tower and not after.startswith("vision_model."):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video-LLaVA whose images and videos are pruned."""
+"""Video-LLaVA with visual token selection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
 
 class PrunedVideoLlavaProcessor(VisualTokenProcessor, VideoLlavaMultiModalProcessor):
-    """Video-LLaVA's processor: the class tokens of frames go as soon as a video is pruned."""
+    """Video-LLaVA's processor: a pruned video loses the class tokens of its frames."""
 
     def count_video_tokens(
         self,
@@ -48,7 +48,7 @@ class PrunedVideoLlavaProcessor(VisualTokenProcessor, VideoLlavaMultiModalProces
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return the part of images and frames that the towers see: both are cropped."""
+        """Return the part of images and frames that the towers encode; both are cropped."""
         processor = self.info.get_hf_processor()
         part = processor.image_processor if modality == "image" else processor.video_processor
         return cropped(part, width, height)
@@ -60,11 +60,11 @@ class PrunedVideoLlavaProcessor(VisualTokenProcessor, VideoLlavaMultiModalProces
     dummy_inputs=VideoLlavaDummyInputsBuilder,
 )
 class PrunedVideoLlava(CropModel, VideoLlavaForConditionalGeneration):
-    """Video-LLaVA that keeps, of each item, the tokens its request's question selects."""
+    """Video-LLaVA with visual token selection."""
 
     @cached_property
     def _salient_towers(self) -> dict[str, SalientTower]:
-        # A tower whose modality is limited to 0 is not there.
+        # A tower does not exist if its modality is limited to 0 items.
         towers = {modality: getattr(self, f"{modality}_tower") for modality in MODALITIES}
         return {
             modality: SalientTower(tower, self.config)
@@ -74,19 +74,19 @@ class PrunedVideoLlava(CropModel, VideoLlavaForConditionalGeneration):
 
     @cached_property
     def salient_tower(self) -> SalientTower:
-        """One of the towers; they see as many patches."""
+        """One of the towers; both have the same number of patches."""
         return next(iter(self._salient_towers.values()))
 
     uses: ClassVar[tuple[str, ...]] = ("embed_multimodal", "pixels_of", "see")
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
-        """Read images, or videos of some frames; sizes are not asked for."""
+        """Read images or videos; their sizes are not needed."""
         return self.items_of(self.pixels_of(modality, kwargs), modality)
 
     def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
         """Run the modality's tower, and the projector.
 
-        Saliency and keys are of the patches; features of a video's frames begin with the class
+        Saliency and keys are those of patches. Features of a video frame start with the class
         token, which a video that is kept whole needs.
         """
         modality = items[0].modality
@@ -107,14 +107,14 @@ class PrunedVideoLlava(CropModel, VideoLlavaForConditionalGeneration):
         return features.projected.flatten(0, 1)
 
     def prompt_places(self, item: Item, spots: Tensor) -> Tensor:
-        """Count the class tokens before each: one before every frame of a video."""
+        """Add the number of class tokens before each token: one per frame of a video."""
         if item.modality == "image":
             return spots
         return spots + spots // self.salient_tower.tokens + 1
 
 
 def _patches_of(image: ImageFeatures) -> ImageFeatures:
-    """Leave out the class tokens, if there are any."""
+    """Return the features without class tokens."""
     patches = image.saliency.shape[1]
     return replace(
         image, features=image.features[:, -patches:], projected=image.projected[:, -patches:]
