@@ -49,8 +49,7 @@ class _InternProcessor(TextBetweenProcessor):
         return self.info.get_hf_processor(**arguments)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return the placeholder of an unpruned video. The length of a run of visual tokens is
-        arbitrary."""
+        """Return an unpruned video's placeholder; runs of visual tokens may have any length."""
         raise NotImplementedError
 
     def count_video_tokens(

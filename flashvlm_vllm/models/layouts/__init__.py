@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the tokens of an image or a video are laid out, by kind."""
+"""Layouts of the tokens of an image or a video, shared by several model families."""

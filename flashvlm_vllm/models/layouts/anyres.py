@@ -16,14 +16,14 @@ from flashvlm_vllm.request.budget import TokenCount
 
 
 class AnyresCounts:
-    """Mixin of a processor whose images are a base crop and tiles with a newline to each row."""
+    """Mixin of a processor whose images are a base crop and tiles, with a newline per row."""
 
     info: Any
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> TokenCount:
-        """Count an image's tokens; row newlines are not among those to choose from."""
+        """Count an image's tokens; row newlines are not selected from."""
         total = self.info.get_num_image_tokens(image_width=width, image_height=height)
         config = self.info.get_hf_config()
         encoder = self.info.get_vision_encoder_info()
@@ -45,16 +45,16 @@ class AnyresCounts:
 def tile_patches(
     tile_grid: tuple[int, int], patches_per_side: int, original_size: tuple[int, int]
 ) -> Tensor:
-    """List the tile patches that survive unpadding, in the raster order of the whole picture.
+    """Return the tile patches that unpadding leaves, in raster order of the tiled image.
 
     Args:
-        tile_grid: tiles as (rows, columns).
-        patches_per_side: patches along one side of a crop.
-        original_size: the image's (height, width) in pixels, which unpadding goes by.
+        tile_grid: number of tiles as (rows, columns).
+        patches_per_side: number of patches along one side of a crop.
+        original_size: the image's (height, width) in pixels, from which unpadding is computed.
 
     Returns:
-        ``(M,)`` int64 on the host: crop number times patches per crop plus patch number,
-        where crop 0 is the base, so tiles start at ``patches_per_side ** 2``.
+        ``(M,)`` int64 on the host: crop number times patches per crop plus patch number. Crop 0 is
+        the base crop, so tiles start at ``patches_per_side ** 2``.
 
     """
     return tile_picture(tile_grid, patches_per_side, original_size).flatten()
@@ -63,7 +63,7 @@ def tile_patches(
 def tile_picture(
     tile_grid: tuple[int, int], patches_per_side: int, original_size: tuple[int, int]
 ) -> Tensor:
-    """Return `tile_patches` as a picture, ``(rows, columns)``."""
+    """Return `tile_patches` as a grid, ``(rows, columns)``."""
     rows, columns = tile_grid
     side = patches_per_side
     patches = torch.arange(rows * columns * side * side) + side * side

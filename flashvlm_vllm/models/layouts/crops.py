@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with a CLIP or SigLIP tower: items of crops or frames, a square grid each."""
+"""Models with a CLIP or SigLIP tower: items are crops or frames with a square grid each."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from flashvlm_vllm.worker.pruned_model import PrunedModel
 class CropModel(PrunedModel):
     """Mixin of a model whose items are crops or frames, ``(K, 3, H, W)``.
 
-    An item's layout is the image's height and width in pixels, where the model asks for them.
+    An item's layout is the image's height and width in pixels, if the model needs them.
     """
 
     config: Any
@@ -44,12 +44,12 @@ class CropModel(PrunedModel):
     def items_of(
         self, pixels: Sequence[Tensor], modality: str, sizes: Sequence[Any] | None = None
     ) -> list[Item]:
-        """Return items.
+        """Create items.
 
         Args:
-            pixels: ``(K, 3, H, W)`` of each.
-            modality: of all.
-            sizes: their heights and widths in pixels, where the model asks.
+            pixels: ``(K, 3, H, W)`` of each item.
+            modality: modality of all items.
+            sizes: heights and widths in pixels, if the model needs them.
 
         """
         tokens = self.salient_tower.tokens
@@ -60,11 +60,11 @@ class CropModel(PrunedModel):
 
     @cached_property
     def salient_tower(self) -> SalientTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return SalientTower(self.vision_tower, self.config)
 
     def grid_places(self, patches: Tensor) -> Tensor:
-        """Return rows and columns, ``(n, 2)``, of patches by their number in a crop."""
+        """Return rows and columns ``(n, 2)`` of patches, given their numbers in a crop."""
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         return torch.stack([patches // side, patches % side], dim=1)
@@ -85,5 +85,5 @@ class CropModel(PrunedModel):
         )
 
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
-        """Return all of an image of one crop, or all frames of a video, as one part."""
+        """Return an image with one crop, or all frames of a video, as one part."""
         return [Part.of_clip(features, math.isqrt(features.saliency.shape[1]))]

@@ -39,7 +39,7 @@ _CHANNELS = channels(AXES)
 
 @dataclass(frozen=True)
 class GridLayout:
-    """An item's patches in time, rows and columns, and what its positions depend on besides."""
+    """An item's grid of patches, and the timing that its positions depend on."""
 
     grid: Grid
     time: Any
@@ -47,7 +47,7 @@ class GridLayout:
 
 
 class MRopeCounts(VisualTokenProcessor):
-    """Mixin of a processor whose counts follow from sizes rounded to whole tokens."""
+    """Mixin of a processor that counts tokens from sizes rounded to whole tokens."""
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
@@ -69,7 +69,7 @@ class MRopeCounts(VisualTokenProcessor):
         metadata: Mapping[str, Any] | None,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> TokenCount:
-        """Count a video's tokens; some frames (two) make one time step."""
+        """Count a video's tokens; several frames (usually two) form one time step."""
         total = self.info.get_num_video_tokens(
             image_width=width,
             image_height=height,
@@ -81,15 +81,16 @@ class MRopeCounts(VisualTokenProcessor):
         return TokenCount(total, total, max(1, -(-frames // together)))
 
     def shorten_placeholder(self, whole: PromptUpdateInfo, count: TokenCount, keep: int) -> Any:
-        """Shorten a placeholder, which vLLM's own pruning of videos may have shortened already."""
+        """Shorten a placeholder, which vLLM's own video pruning may already have shortened."""
         if not isinstance(whole, list):
-            raise TypeError("a placeholder of Qwen2-VL is a list of ids")
-        # One that stays whole is vLLM's to prune, where --video-pruning-rate says so.
+            raise TypeError("a placeholder of an M-RoPE model must be a list of token ids")
+        # A video that is kept whole may be pruned by vLLM (--video-pruning-rate).
         return whole if keep == count.total else whole[:1] * keep
 
 
 def together(parts: Sequence[Tensor]) -> Tensor:
-    """Join items' patches, ``(sum of n_i, ...)``; one item's, hundreds of MiB, are not copied."""
+    """Concatenate items' patches, ``(sum of n_i, ...)``. A single item's are not copied: they may
+    be hundreds of MiB."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -104,23 +105,23 @@ class MRopeModel(PrunedModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        # vLLM's own channels hold rounded positions; all of that happens here.
+        # vLLM's position channels hold rounded positions; this class appends its own instead.
         self.is_multimodal_pruning_enabled = False
         multimodal = vllm_config.model_config.get_multimodal_config()
         self._video_pruning = multimodal.get_video_pruning_spec()
 
     @property
     def layer(self) -> int:
-        """The last layer of the tower that attends over whole time steps."""
+        """The last layer of the tower with full attention over a time step."""
         return len(self.visual.blocks) - 1
 
     @cached_property
     def tower(self) -> MergingTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return MergingTower(self.visual, self.layer)
 
     def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """List a prompt's items in its order; those that close up are laid out as text."""
+        """Return the items in prompt order; those with consecutive positions are left out."""
         lengths = {each.mm_position.offset: each.mm_position.length for each in mm_features}
         closed = closed_items(mm_features)
         return [
@@ -144,7 +145,7 @@ class MRopeModel(PrunedModel):
     def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
         """Run the tower, merger included."""
         encoded = self.tower.run(
-            # In the type of the input, bytes as a rule: the tower converts them, and frees those.
+            # In the input's dtype, usually uint8; the tower converts the pixels.
             together([each.pixels for each in items]),
             [each.layout.grid for each in items],
             with_keys=with_keys,
@@ -155,10 +156,10 @@ class MRopeModel(PrunedModel):
         ]
 
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
-        """Return all tokens of an item, time-major, as one part.
+        """Return all tokens of an item as one part, ordered by time step.
 
-        The tower's merger takes several patches at once, so a selector that merges tokens averages
-        projected ones.
+        The tower's merger projects several patches at once, so a selector that merges tokens
+        averages projected tokens.
         """
         columns = item.layout.grid[2] // self.visual.spatial_merge_size
         shown = replace(
@@ -170,7 +171,7 @@ class MRopeModel(PrunedModel):
         return [replace(part, embeddings=features.projected.flatten(0, 1))]
 
     def project_merged(self, merged: Tensor) -> Tensor:
-        """Return merged tokens, which are projected already."""
+        """Return merged tokens, which are already projected."""
         return merged
 
     def finish(
@@ -190,7 +191,7 @@ class MRopeModel(PrunedModel):
         return embeddings
 
     def embed_whole(self, kwargs: dict[str, Any]) -> Any:
-        """Encode as vLLM does; without a budget its own pruning of videos still applies."""
+        """Encode as vLLM does. Without a budget, vLLM's own video pruning still applies."""
         modality = next((each for each in MODALITIES if f"{each}_grid_thw" in kwargs), None)
         if modality is None:
             return super().embed_whole(kwargs)
@@ -214,16 +215,16 @@ class MRopeModel(PrunedModel):
         return self.laid_out(rows[kept], kept, grid, time)
 
     prunes_videos_itself = False
-    """Whether vLLM's own model heeds --video-pruning-rate."""
+    """Whether vLLM's own model supports ``--video-pruning-rate``."""
 
     def laid_out(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
-        """Return what an item's placeholder stands for, with its positions.
+        """Return the embeddings of an item's placeholder, with position channels.
 
         Args:
             rows: ``(T, D)`` embeddings.
-            kept: ``(T,)`` which of the item's tokens these are, ascending.
-            grid: of the item's patches.
-            time: as of `times`.
+            kept: ``(T,)`` indices among the item's tokens, ascending.
+            grid: grid of the item's patches.
+            time: the item's entry of `times`.
 
         """
         steps, high, wide = grid
@@ -239,9 +240,9 @@ class MRopeModel(PrunedModel):
         ]
 
     def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
-        """Return of each item what its positions depend on beside its grid.
+        """Return the timing that each item's positions depend on, in addition to its grid.
 
-        Here: positions per time step.
+        By default the number of positions per time step.
         """
         seconds = kwargs.get("second_per_grid_ts") if modality == "video" else None
         if seconds is None:
@@ -257,5 +258,5 @@ class MRopeModel(PrunedModel):
         return float(getattr(self.config.vision_config, "tokens_per_second", 1.0))
 
     def into_first_layer(self, projected: Tensor) -> Tensor:
-        """Return what of the projections goes into the language model's first layer."""
+        """Return the part of the projections that is input of the language model's first layer."""
         return projected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a picture the grids of tokens lie. For people to look at; nothing is selected by it."""
+"""Regions of the image that grids of tokens cover. For explanations only, not for the selection."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from flashvlm_vllm.models.layouts.anyres import tile_patches
 
 
 def cropped(processor: Any, width: int, height: int) -> dict[int, Placed]:
-    """Place the one grid of an image that is scaled, and perhaps cropped, to a square.
+    """Return the region of an image that is scaled, and perhaps cropped, to a square.
 
     Args:
-        processor: Hugging Face's for images or videos.
-        width: of the picture in pixels.
-        height: likewise.
+        processor: the Hugging Face processor for images or videos.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
 
     """
     size, crop = processor.size or {}, processor.crop_size or {}
@@ -35,15 +35,15 @@ def cropped(processor: Any, width: int, height: int) -> dict[int, Placed]:
 
 
 def anyres_tiles(config: Any, width: int, height: int) -> dict[int, Placed]:
-    """Place LLaVA-NeXT's base crop, which is the whole picture, and its tiles.
+    """Return the regions of LLaVA-NeXT's base crop, which is the whole image, and of its tiles.
 
-    The picture is scaled into the middle of the tiles, its proportions kept. What lies around it
-    has no tokens, and a tile without any has no number.
+    The image is scaled to fit the tiles, centred, with its aspect ratio. The padding around it has
+    no tokens, and a tile without tokens has no number.
 
     Args:
-        config: of the model.
-        width: of the picture in pixels.
-        height: likewise.
+        config: the model's configuration.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
 
     """
     vision = config.vision_config
@@ -73,7 +73,7 @@ def anyres_tiles(config: Any, width: int, height: int) -> dict[int, Placed]:
 
 
 def stretched_tiles(columns: int, rows: int) -> dict[int, Placed]:
-    """Place the tiles of a picture that is stretched over all of them, and its thumbnail."""
+    """Return the regions of thumbnail and tiles of an image that is stretched over its tiles."""
     placed = {
         row * columns + column: Placed(
             Region(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)

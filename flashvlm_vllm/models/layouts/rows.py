@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What models with a Pixtral tower share: images of any size, and text at the ends of rows.
+"""Models with a Pixtral tower: images of any size, with a text token at the end of each row.
 
-Every picture row ends with ``[IMG_BREAK]``, the last with ``[IMG_END]``. All of them stay, those
-of rows without any kept token too, so that the rows stay apart. They are text and not part of the
-budget.
+Every row of an image ends with ``[IMG_BREAK]``, the last with ``[IMG_END]``. All of them are kept,
+even for rows without kept tokens, so that rows remain separated. They are text and do not count
+towards the budget.
 """
 
 from abc import abstractmethod
@@ -32,19 +32,19 @@ class RowProcessor(TextBetweenProcessor):
     text_between = "image"
 
     def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Return columns and rows of the tokens of an image.
+        """Return the number of token columns and rows of an image.
 
         Args:
             width: in pixels.
             height: in pixels.
-            arguments: the request's, of the Hugging Face processor.
+            arguments: the request's Hugging Face processor arguments.
 
         """
         raise NotImplementedError
 
     @property
     def visual_token(self) -> int:
-        """The id that stands for a visual token."""
+        """The token id of a visual token."""
         token: int = self.info.get_hf_config().image_token_index
         return token
 
@@ -54,8 +54,8 @@ class RowProcessor(TextBetweenProcessor):
         """Count an image's tokens, without those at the ends of rows.
 
         Raises:
-            Refusal: the image is so narrow that nothing of it is left when it is scaled
-                down to the model's size.
+            Refusal: the image is so narrow that it would be less than a pixel wide when scaled down
+                to the model's size.
 
         """
         columns, rows = self.grid(width, height, arguments)
@@ -68,7 +68,7 @@ class RowProcessor(TextBetweenProcessor):
         return TokenCount(columns * rows, columns * rows)
 
     def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
-        """Return the placeholder of an image that is not pruned, with one token to a row."""
+        """Return an unpruned image's placeholder, with one visual token per row."""
         size = items.get_image_size(number)
         _, rows = self.grid(size.width, size.height, arguments)
         processor = self.info.get_hf_processor()
@@ -92,16 +92,16 @@ class RowModel(TextBetweenModel):
 
     @abstractmethod
     def project(self, patches: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Make tokens of the patches, ``(N, C)``, of images of these heights and widths in pixels.
+        """Project the patches ``(N, C)`` of images with these heights and widths in pixels.
 
         Returns:
-            features that merging selectors average, and tokens, row by row.
+            Features that merging selectors average, and projected tokens, in raster order.
 
         """
 
     @cached_property
     def pixtral_tower(self) -> PixtralTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         return PixtralTower(
             self.vision_tower.transformer.layers[-1].attention.attn,
             self.config.vision_config.num_attention_heads,
@@ -109,7 +109,7 @@ class RowModel(TextBetweenModel):
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
         """Read images, ``(3, H, W)`` each."""
-        # Before vLLM's parser, which does not know the field.
+        # Removed before vLLM's parser, which does not know the field.
         packed = self.pop_texts(kwargs, 0)
         parsed: Any = self._parse_and_validate_image_input(**kwargs)
         pixels = list(parsed["pixel_values"])
@@ -121,7 +121,7 @@ class RowModel(TextBetweenModel):
         ]
 
     def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
-        """Run tower and projector; a token's saliency and keys are the mean of its patches'."""
+        """Run tower and projector; saliency and keys of a token are the mean over its patches."""
         pixels = [each.pixels for each in items]
         merge = self.merge
         grids = [self._grid(image) for image in pixels]

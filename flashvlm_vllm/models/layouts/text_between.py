@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text between visual tokens: ``Frame1: <img>`` before a video's frame, the end of a picture's row.
+"""Text between visual tokens: ``Frame1: <img>`` before a video's frame, or the end of an image row.
 
-How many tokens of each frame or row stay is known only after the selection, long after the prompt
-was written. So the whole stretch of a pruned item is embedded by the worker, text included, each
-text token where it belongs.
+The number of tokens kept of each frame or row is known only after the selection, after the prompt
+was processed. So the worker embeds the whole placeholder of a pruned item, including its text.
 """
 
 from bisect import bisect_right
@@ -30,20 +29,20 @@ _FIELDS = {modality: field_name("text_between", modality) for modality in MODALI
 
 @dataclass(frozen=True)
 class TextBetween:
-    """What stands before, between and after the tokens of ``T`` frames or rows."""
+    """Text before, between and after the visual tokens of ``T`` frames or rows."""
 
     ids: tuple[int, ...]
-    """The text, ``M`` tokens."""
+    """The ``M`` text tokens."""
     before: tuple[int, ...]
-    """Per frame or row how many of the text tokens stand before its visual tokens, ascending."""
+    """For each frame or row the number of text tokens before its visual tokens, ascending."""
 
     @classmethod
     def between(cls, placeholder: list[int], visual: int) -> Self:
-        """Read the text off an item's placeholder.
+        """Extract the text from an item's placeholder.
 
         Args:
             placeholder: text tokens and, for each frame or row, a run of the token ``visual``.
-            visual: the id that stands for a visual token.
+            visual: the token id of a visual token.
 
         """
         ids: list[int] = []
@@ -58,28 +57,33 @@ class TextBetween:
         return cls(tuple(ids), tuple(before))
 
     def places(self, size: int) -> list[int]:
-        """Return where each text token stands without pruning, with ``size`` tokens a group."""
+        """Return each text token's index in the unpruned placeholder.
+
+        Args:
+            size: number of visual tokens of each frame or row.
+
+        """
         return [
             number + size * bisect_right(self.before, number) for number in range(len(self.ids))
         ]
 
     def to_tensor(self) -> Tensor:
-        """Return it as one int64 tensor for the way to the worker."""
+        """Return an int64 tensor to send to the worker."""
         return torch.tensor([len(self.before), *self.before, *self.ids], dtype=torch.int64)
 
     @classmethod
     def from_tensor(cls, packed: Tensor) -> Self:
-        """Undo ``to_tensor``."""
+        """Restore from the result of `to_tensor`."""
         frames, *values = packed.flatten().tolist()
         return cls(tuple(values[frames:]), tuple(values[:frames]))
 
     def interleave(self, text: Tensor, rows: Tensor, group_of_row: Tensor) -> Tensor:
-        """Put text and visual tokens in the order of the prompt, without waiting for a device.
+        """Put text and visual tokens in prompt order, without synchronizing with the device.
 
         Args:
             text: ``(M, D)`` embeddings of ``ids``.
-            rows: ``(N, D)`` visual tokens, one frame or row after another.
-            group_of_row: ``(N,)`` int64, each one's frame or row, ascending.
+            rows: ``(N, D)`` embeddings of visual tokens, ordered by frame or row.
+            group_of_row: ``(N,)`` int64 frame or row of each visual token, ascending.
 
         Returns:
             ``(M + N, D)``.
@@ -88,7 +92,7 @@ class TextBetween:
         device = rows.device
         before = async_tensor_h2d(torch.tensor(self.before), device)
         numbers = torch.arange(max(len(text), len(rows)), device=device)
-        # Groups whose visual tokens stand before each text token, then those tokens.
+        # The number of groups before each text token, then of visual tokens before it.
         groups_passed = torch.searchsorted(before, numbers[: len(text)], right=True)
         rows_passed = torch.searchsorted(group_of_row, groups_passed)
         together = rows.new_empty(len(text) + len(rows), rows.shape[1])
@@ -99,7 +103,7 @@ class TextBetween:
 
 @dataclass(frozen=True)
 class TextLayout:
-    """An item's text, and the number of visual tokens of each of its frames or rows."""
+    """An item's text, and the number of visual tokens in each of its frames or rows."""
 
     text: TextBetween
     group: int
@@ -108,17 +112,17 @@ class TextLayout:
 class TextBetweenModel(PrunedModel):
     """Mixin of a vLLM model whose items of one modality have text between their visual tokens.
 
-    Such an item's layout is a `TextLayout`.
+    The layout of such an item is a `TextLayout`.
     """
 
     def pop_texts(
         self, kwargs: dict[str, Any], groups: int | Sequence[int]
     ) -> list[TextLayout] | None:
-        """Remove the text from model inputs; return ``None`` where items have none.
+        """Remove the text from model inputs; return ``None`` if items have none.
 
         Args:
             kwargs: the model inputs.
-            groups: visual tokens of a frame or row of each item, or of all.
+            groups: number of visual tokens in a frame or row, one for all items or one per item.
 
         """
         for name in _FIELDS.values():
@@ -131,12 +135,12 @@ class TextBetweenModel(PrunedModel):
     def finish(
         self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]
     ) -> list[Tensor]:
-        """Put the text back into pruned items; one that is kept whole has it in the prompt."""
+        """Insert the text into pruned items. An item that is kept whole has it in the prompt."""
         layouts = [item.layout for item in items]
         if not isinstance(layouts[0], TextLayout):
             return super().finish(items, kept, gaps)
         ids = torch.tensor([token for layout in layouts for token in layout.text.ids])
-        # One look-up: with a sharded vocabulary it is a collective.
+        # One call for all texts: with a sharded vocabulary it is a collective.
         with without_adapters(adapted_embeddings(self.language_model)):
             words = self.language_model.embed_input_ids(async_tensor_h2d(ids, kept[0].rows.device))
         own_words = words.split([len(layout.text.ids) for layout in layouts])
@@ -153,7 +157,7 @@ class TextBetweenModel(PrunedModel):
             kept = kept.ascending()
             groups = kept.spots // size
         elif kept.is_merged:
-            # In the order of the merging, which the text between frames or rows cuts evenly.
+            # Merged tokens are in the order of the merging; text divides them evenly.
             groups = groups.sort().values
         together = text.interleave(words, kept.rows, groups)
         if gap <= 0:
@@ -168,32 +172,32 @@ class TextBetweenModel(PrunedModel):
 
 
 class TextBetweenProcessor(VisualTokenProcessor):
-    """Mixin for a processor whose items of one modality have text between their visual tokens."""
+    """Mixin of a processor whose items of one modality have text between their visual tokens."""
 
     text_between: ClassVar[str]
-    """That modality."""
+    """The modality."""
 
     @property
     def visual_token(self) -> int:
-        """The id that stands for a visual token."""
+        """The token id of a visual token."""
         raise NotImplementedError
 
     def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
-        """Return vLLM's placeholder of an unpruned item; a run of visual tokens has any length.
+        """Return an unpruned item's placeholder; runs of visual tokens may have any length.
 
         Args:
-            items: of the modality, as vLLM passes them to the processor.
-            number: of the item.
-            arguments: the request's, of the Hugging Face processor.
+            items: items of the modality, as vLLM passes them to the processor.
+            number: number of the item.
+            arguments: the request's Hugging Face processor arguments.
 
         """
         raise NotImplementedError
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
-        """Shorten a placeholder; all of a pruned item's, text included, gets embeddings.
+        """Shorten a placeholder. A pruned item's text gets embeddings too.
 
-        Which frame or row keeps how many is not known yet: the visual tokens that stay stand in
-        the first ones here, the worker puts them where they belong.
+        The number of tokens kept of each frame or row is not known yet: here they are in the first
+        ones, and the worker puts them in their frames or rows.
         """
         shorter = super().shorten_placeholder(whole, count, keep)
         if keep == count.total or self.visual_token not in whole.full:
@@ -201,7 +205,7 @@ class TextBetweenProcessor(VisualTokenProcessor):
         return PromptUpdateDetails.from_seq(shorter.full)
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        """Profile memory with the text embedded: a pruned item may lose less than its text."""
+        """Return profiling inputs that include an item's text, which a pruned item embeds too."""
         inputs = super().get_dummy_mm_inputs(*args, **kwargs)
         placeholders: Any = inputs["mm_placeholders"]
         if self.text_between in placeholders:
@@ -212,7 +216,7 @@ class TextBetweenProcessor(VisualTokenProcessor):
         return inputs
 
     def own_inputs(self, items: Any, modality: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the text of planned items."""
+        """Return the text of pruned items."""
         if modality != self.text_between:
             return {}
         placeholders = (
@@ -226,7 +230,7 @@ class TextBetweenProcessor(VisualTokenProcessor):
         }
 
     def own_fields(self, inputs: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
-        """Return vLLM's description of the text."""
+        """Return the field configuration of the text."""
         name = _FIELDS[self.text_between]
         if name not in inputs:
             return {}

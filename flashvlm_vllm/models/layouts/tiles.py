@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose images are some tiles, and whose videos some frames, of equally many tokens each.
+"""Models whose images are tiles and whose videos are frames, with equally many tokens each.
 
-An image's tiles share its budget equally, as far as it divides; of a video the tokens are chosen
-over the whole clip.
+The budget of an image is divided equally over its tiles, up to rounding; the tokens of a video are
+selected from all frames together.
 """
 
 from abc import abstractmethod
@@ -30,18 +30,18 @@ class TileModel(TextBetweenModel):
     @property
     @abstractmethod
     def tile_places(self) -> Tensor:
-        """Rows and columns, ``(n, 2)``, of a tile's tokens."""
+        """Rows and columns ``(n, 2)`` of a tile's tokens."""
 
     @abstractmethod
     def read_tiles(self, kwargs: dict[str, Any], *, is_video: bool) -> tuple[Tensor, list[int]]:
-        """Return all tiles or frames, ``(B, 3, H, W)``, and each item's number of them."""
+        """Return all tiles or frames, ``(B, 3, H, W)``, and the number of them for each item."""
 
     @abstractmethod
     def encode_tiles(self, pixels: Tensor, *, with_keys: bool) -> ImageFeatures:
-        """Run tower and projector on tiles or frames, ``(B, 3, H, W)``; the result is per tile."""
+        """Run tower and projector on tiles or frames, ``(B, 3, H, W)``; results are per tile."""
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
-        """Read images of some tiles, or videos of some frames."""
+        """Read images (tiles) or videos (frames)."""
         texts = self.pop_texts(kwargs, self.tile_tokens) or repeat(None)
         flat, tiles = self.read_tiles(kwargs, is_video=modality == "video")
         return [
@@ -56,9 +56,9 @@ class TileModel(TextBetweenModel):
         return encoded.split([len(each.pixels) for each in items])
 
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
-        """Return the tiles of an image, or all frames of a video as one part.
+        """Return the tiles of an image as parts, or all frames of a video as one part.
 
-        Each tile is a picture of its own; a clip's frames show the same things again.
+        Tiles show different things, while a video's frames mostly repeat each other.
         """
         tiles, count = features.saliency.shape
         groups = [(0, tiles)] if item.modality == "video" else [(i, i + 1) for i in range(tiles)]
