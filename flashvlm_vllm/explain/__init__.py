@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows which tokens were kept, and why."""
+"""Explains a selection: which tokens were kept, and their scores."""

@@ -13,17 +13,17 @@ from PIL import Image, ImageDraw
 _LARGEST_PANEL = 672
 _SMALLEST_PANEL = 32
 _LARGEST_SHEET = 2048
-"""Pixels along a side."""
+"""Most pixels along a side."""
 _GAP = 6
 _PAPER = (22, 24, 29)
 _OUTLINE = (255, 176, 0)
 _DROPPED = 0.36
-"""Brightness of what was dropped."""
+"""Brightness of dropped patches."""
 
 
 @dataclass
 class _Panel:
-    """One picture with the grids that lie on it; without a picture, one grid."""
+    """One picture with the grids drawn over it, or one grid without a picture."""
 
     picture: Image.Image | None
     parts: list[Mapping[str, Any]] = field(default_factory=list)
@@ -38,14 +38,14 @@ class _Panel:
 
 
 def draw(items: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> bytes:
-    """Return a PNG: one panel for each frame, and for each grid that lies over another.
+    """Return a PNG with one panel per frame, and further panels for overlapping grids.
 
-    What was dropped is dark, what was kept has its colours and an outline. Where it is not known
-    where a grid lies, its fused scores are drawn instead, kept ones outlined.
+    Dropped patches are dark; kept patches have their colours and an outline. For a grid whose
+    region is not known, its fused scores are drawn instead, with kept tokens outlined.
 
     Args:
-        items: of each image or video what ``/v1/visual_tokens`` says of it, and its pictures: the
-            image, or one per frame; PIL images or arrays ``(H, W, 3)`` of bytes.
+        items: for each image or video its entry in the response of ``/v1/visual_tokens``, and its
+            pictures: the image, or one per frame, as PIL images or ``(H, W, 3)`` uint8 arrays.
 
     """
     panels = [panel for told, pictures in items for panel in _panels(told, pictures)]
@@ -69,7 +69,7 @@ def _panels(told: Mapping[str, Any], pictures: Sequence[Any]) -> Iterator[_Panel
     parts = told["parts"]
     steps = 1 + max(part["frame"] for part in parts)
     for step in range(steps):
-        # Several frames may make one time step; the first stands for it.
+        # A time step may consist of several frames; the first is drawn.
         picture = _as_image(pictures[step * len(pictures) // steps])
         panels: list[_Panel] = []
         for part in (each for each in parts if each["frame"] == step):
@@ -92,9 +92,9 @@ def _as_image(picture: Any) -> Image.Image:
 
 
 def _is_free(panel: _Panel, part: Mapping[str, Any]) -> bool:
-    """Tell whether a part lies beside those that a panel has already."""
+    """Return whether a part does not overlap those already in a panel."""
     left, top, right, bottom = part["region"]
-    slack = 1e-2  # Regions are rounded, and tiles end where patches do.
+    slack = 1e-2  # Regions are rounded, and tiles end at whole patches.
     return all(
         right <= other[0] + slack
         or left >= other[2] - slack
@@ -125,7 +125,7 @@ def _drawn(panel: _Panel, side: int) -> Image.Image:
 
 
 def _boxes(part: Mapping[str, Any], size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the kept patches' pixels that lie within the picture."""
+    """Yield the pixel boxes of kept patches, clipped to the picture."""
     left, top, right, bottom = part["region"] or (0.0, 0.0, 1.0, 1.0)
     wide, high = (right - left) / part["columns"], (bottom - top) / part["rows"]
     for row, column in part["kept"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lays out the worker's records as they lie in the picture."""
+"""Converts the worker's records into grids with their regions of the image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ _DIGITS = 4
 
 
 def parts_of(recorded: Sequence[PartRecord], placed: Mapping[int, Placed]) -> list[dict[str, Any]]:
-    """Return grids of scores and the kept tokens' places, one part per crop or time step.
+    """Return grids of scores and the kept tokens' rows and columns, one per crop or time step.
 
     Args:
         recorded: the worker's records of an item's parts.
-        placed: where in the picture they lie, of those where it is known.
+        placed: regions of the image, by part number; a part whose region is not known is missing.
 
     """
     return [
@@ -25,7 +25,7 @@ def parts_of(recorded: Sequence[PartRecord], placed: Mapping[int, Placed]) -> li
 
 
 def _frames(part: PartRecord) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
-    """Yield each time step's tokens: place, kept or not, and the three scores."""
+    """Yield each time step's tokens: row and column, whether kept, and the three scores."""
     relevance: Sequence[float | None] = part.relevance or [None] * len(part.places)
     tokens = list(zip(part.places, part.kept, part.saliency, relevance, part.fused, strict=True))
     length = len(tokens) // part.frames
@@ -34,7 +34,7 @@ def _frames(part: PartRecord) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
 
 
 def _grid(frame: int, tokens: Sequence[tuple[Any, ...]], placed: Placed | None) -> dict[str, Any]:
-    # The edge of a crop may have no tokens, where the picture does not reach.
+    # A crop may have no tokens at its edges, in the padding around the image.
     first_row = min(row for (row, _), *_ in tokens)
     first_column = min(column for (_, column), *_ in tokens)
     rows = max(row for (row, _), *_ in tokens) + 1 - first_row

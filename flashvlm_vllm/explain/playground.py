@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The playground page: one HTML file that calls the server it came from.
 
-The page holds no data and no key, so it is served without one, as ``/health`` is; what it calls
-lies under ``/v1``, which vLLM's API key guards.
+The page contains no data and no API key, so it is served without a key, like ``/health``. The
+routes that it calls are under ``/v1`` and require vLLM's API key.
 """
 
 import base64
@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("playground.html")
 
 
 def attach(app: FastAPI) -> None:
-    """Serve the page at ``PATH``, if ``--visual-playground`` asked for it."""
+    """Serve the page at ``PATH`` if ``--visual-playground`` is set."""
     if not getattr(app.state.args, "visual_playground", False):
         return
     text = PAGE.read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def attach(app: FastAPI) -> None:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
-        # Asked for anew each time: it must fit the server's version.
+        # Browsers must load it again each time, because it must match the server's version.
         "Cache-Control": "no-cache",
     }
 
@@ -38,10 +38,10 @@ def attach(app: FastAPI) -> None:
 
 
 def content_security_policy(page: str) -> str:
-    """Return the policy under which ``page`` works, and nothing that was slipped into it.
+    """Return a content security policy for ``page`` that blocks injected scripts and styles.
 
-    Its one script and its one style are allowed by their hashes. It may call its own server, show
-    pictures that it holds itself, and reach nothing else.
+    Its script and its style are allowed by their hashes. The page may call its own server and show
+    pictures from its own memory; everything else is blocked.
     """
     directives = {
         "default-src": "'none'",
@@ -61,6 +61,6 @@ def content_security_policy(page: str) -> str:
 def _hash(page: str, tag: str) -> str:
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
     if len(found) != 1:
-        raise ValueError(f"the page must have one <{tag}>, without attributes; got {len(found)}")
+        raise ValueError(f"the page must have one <{tag}> without attributes; found {len(found)}")
     digest = hashlib.sha256(found[0].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

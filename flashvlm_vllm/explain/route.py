@@ -37,7 +37,7 @@ _AT_ONCE = 4
 _LARGEST_BODY = 64 * 2**20
 _MOST_BUDGETS = 64
 _BUDGETS = (32, 64, 128, 192, 256)
-"""What a request is costed at when it does not say; the paper's table 1 has some of them."""
+"""Default budgets to compare; some are in the paper's table 1."""
 
 
 def _parse_budgets(value: object) -> list[Budget]:
@@ -45,12 +45,12 @@ def _parse_budgets(value: object) -> list[Budget]:
         raise ValueError(f"budgets is a list of at most {_MOST_BUDGETS} budgets")
     budgets = [parse_budget(each) for each in value]
     if None in budgets:
-        raise ValueError("budgets holds budgets to cost; null is none")
+        raise ValueError("budgets must not contain null")
     return [each for each in budgets if each is not None]
 
 
 class VisualTokensRequest(VisualChatCompletionRequest):
-    """A chat completion request; what is sampled does not matter."""
+    """A chat completion request; sampling parameters have no effect."""
 
     budgets: Annotated[
         Any,
@@ -58,7 +58,8 @@ class VisualTokensRequest(VisualChatCompletionRequest):
         WithJsonSchema({"type": "array", "items": BUDGET_SCHEMA, "maxItems": _MOST_BUDGETS}),
     ] = Field(
         default=list(_BUDGETS),
-        description="Other budgets to tell the cost of. Nothing is selected for them.",
+        description="Other budgets whose numbers of kept tokens are returned. Nothing is selected "
+        "for them.",
     )
 
 
@@ -66,7 +67,7 @@ def attach(app: FastAPI, per_minute: int) -> None:
     """Add the route, unless ``per_minute`` is 0."""
     if not per_minute:
         return
-    # As vLLM's own routes: a client that goes away ends its request.
+    # As for vLLM's own routes, a request is aborted when its client disconnects.
     cancelled: Any = with_cancellation
     counted: Any = load_aware_call
     router = APIRouter(route_class=limited_route(Limits(per_minute, _AT_ONCE, _LARGEST_BODY)))
@@ -84,7 +85,7 @@ def attach(app: FastAPI, per_minute: int) -> None:
 
 
 async def create_visual_tokens(request: VisualTokensRequest, raw_request: Request) -> Response:
-    """Run the request as a chat completion of one token, and tell what was kept."""
+    """Run the request as a chat completion of one token, and return which tokens were kept."""
     handler = raw_request.app.state.openai_serving_chat
     if handler is None:
         raise NotImplementedError("the model does not support the chat completions API")
@@ -119,7 +120,7 @@ async def _explain(
     if asked is None or not asked.items:
         raise VLLMValidationError(
             f"there is nothing to explain: the request needs an image or a video, and a {BUDGET}, "
-            "its own or the server's default",
+            "from the request or as the server's default",
             parameter=BUDGET,
         )
     records = await _run(explain_id, asked, engine_input, request, handler)
@@ -142,7 +143,7 @@ def _explain_request(collected: request_context.Collected) -> ExplainRequest | N
 
 
 def _layout(collected: request_context.Collected) -> str | None:
-    """Return what became of the places of the kept tokens; ``None`` where nothing is pruned."""
+    """Return the layout of the kept tokens; ``None`` if nothing is pruned."""
     return str(collected.layouts[-1].result) if collected.layouts else None
 
 
@@ -157,7 +158,7 @@ async def _run(
     request: VisualTokensRequest,
     handler: Any,
 ) -> Mapping[str, ItemRecord]:
-    """Have the engine select, and return what the worker recorded by the items' identities."""
+    """Run the request in the engine; return the worker's records by selection key."""
     engine = handler.engine_client
     keys = sorted({item.selection_key for item in asked.items})
     await start_explaining(engine, explain_id, keys, asked.question_ids)
@@ -199,7 +200,7 @@ def _item(
 
 
 def _cost(item: ExplainItem, budget: Budget) -> int | None:
-    """Return what a budget keeps; ``None`` for one that a request could not ask for."""
+    """Return the number of tokens that a budget keeps; ``None`` if the budget is refused."""
     if isinstance(budget, int) and budget < item.count.floor:
         return None
     return item.count.kept(budget)

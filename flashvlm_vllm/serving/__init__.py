@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP side: request fields, routes, what an answer reports, metrics."""
+"""The HTTP server: request fields, routes, usage in responses, metrics."""

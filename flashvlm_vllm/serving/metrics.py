@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``/metrics`` tells about pruning.
+"""Prometheus metrics of this plugin on ``/metrics``.
 
-Counters and histograms are counted in the API process that serves a request, and vLLM's page adds
-up all of its processes. What only workers know is asked of every engine at each scrape.
+Counters and histograms are updated in the API process that serves a request; vLLM sums them over
+its API processes. Statistics of workers are read from every engine at each scrape.
 
-Labels take few values, whatever clients send: served models, ``image`` and ``video``, installed
-selectors, engines, and the reasons in ``refusal``.
+The number of label values is bounded, whatever clients send: served models, ``image`` and
+``video``, installed selectors, engines, and the reasons in ``request.refusal``.
 """
 
 import asyncio
@@ -25,9 +25,10 @@ logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
 _SCRAPE_TIMEOUT_SECONDS = 2.0
 _TOKENS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)
-"""Bounds: the paper's budgets, LLaVA's 576 and LLaVA-NeXT's 2880 between them, long videos."""
+"""Histogram buckets that cover the paper's budgets, whole images of LLaVA (576 tokens) and
+LLaVA-NeXT (2880), and long videos."""
 _SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 0.99, 1.0)
-"""Bounds: all above 0.99 did not bind."""
+"""Histogram buckets; above 0.99 a budget did not remove tokens."""
 
 _SEEN = Counter(
     "flashvlm_visual_tokens_seen",
@@ -36,38 +37,38 @@ _SEEN = Counter(
 )
 _KEPT = Counter(
     "flashvlm_visual_tokens_kept",
-    "Visual tokens that were kept and given KV cache.",
+    "Visual tokens that were kept, for which KV cache was allocated.",
     ["model_name", "modality"],
 )
 _ASKED = Counter(
     "flashvlm_visual_items",
-    "Images and videos in requests, by where their budget comes from (request, default, none) "
-    "and by the selector (none without a budget).",
+    "Images and videos in requests, by the source of their budget (request, default, none) "
+    "and by selector (none without a budget).",
     ["model_name", "modality", "budget", "selector"],
 )
 _BUDGET_TOKENS = Histogram(
     "flashvlm_visual_budget_tokens",
-    "Tokens that the budget of an image or a video comes to: fractions resolved, at most all.",
+    "Budget of an image or video in tokens: fractions converted, at most all of its tokens.",
     ["model_name", "modality", "budget"],
     buckets=_TOKENS,
 )
 _BUDGET_SHARE = Histogram(
     "flashvlm_visual_budget_ratio",
-    "The same as a share of the item's tokens; 1 where a budget did not bind.",
+    "Budget of an image or video as a share of its tokens; 1 if the budget removed no tokens.",
     ["model_name", "modality", "budget"],
     buckets=_SHARES,
 )
 _REFUSALS = Counter(
     "flashvlm_refusals",
-    "Requests that were refused, or withheld after a selector failed, by reason.",
+    "Requests that were refused, or that failed because a selector failed, by reason.",
     ["reason"],
 )
 for _reason in Reason:
-    # From the start, so that the first one shows as an increase.
+    # Initialize all reasons to 0, so that the first refusal shows as an increase.
     _REFUSALS.labels(_reason.value)
 _FAILED_SCRAPES = Counter(
     "flashvlm_statistics_failures",
-    "Scrapes to which an engine did not answer in time: its figures below are old.",
+    "Scrapes at which an engine did not reply in time, so that its worker statistics are stale.",
 )
 
 
@@ -77,10 +78,10 @@ def _of_engine(name: str, documentation: str, *labels: str) -> Gauge:
     )
 
 
-# Totals since the worker started, mirrored from it at each scrape; hence gauges.
+# Totals since the worker started, copied from it at each scrape; therefore gauges.
 _SECONDS = _of_engine(
     "flashvlm_selection_seconds_sum",
-    "Seconds spent on selecting visual tokens since the worker started, by selector.",
+    "Seconds spent selecting visual tokens since the worker started, by selector.",
     "selector",
 )
 _ITEMS = _of_engine(
@@ -98,16 +99,16 @@ _CACHE_MISSES = _of_engine(
 )
 _CACHE_BYTES = _of_engine(
     "flashvlm_feature_cache_bytes",
-    "Bytes that the cache of visual features holds in each worker.",
+    "Bytes in use by the feature cache of each worker.",
 )
 _CACHE_LIMIT = _of_engine(
     "flashvlm_feature_cache_limit_bytes",
-    "Bytes that it may hold (--visual-feature-cache-gb).",
+    "Size limit of the feature cache in bytes (--visual-feature-cache-gb).",
 )
 
 
 def count_items(model_name: str, report: PromptReport) -> None:
-    """Add one prompt's images and videos."""
+    """Count one prompt's images and videos."""
     source = "none" if report.budget is None else "default" if report.is_default else "request"
     for count in report.counts:
         labels = (model_name, count.modality)
@@ -120,12 +121,12 @@ def count_items(model_name: str, report: PromptReport) -> None:
 
 
 def count_refusal(reason: Reason) -> None:
-    """Add a request that is not answered as it was asked."""
+    """Count a refused request."""
     _REFUSALS.labels(reason.value).inc()
 
 
 class StatisticsOnScrape:
-    """ASGI middleware: brings the workers' figures up to date before ``/metrics``."""
+    """ASGI middleware that updates worker statistics before ``/metrics`` is served."""
 
     engine_client: Any = None
 
@@ -133,7 +134,7 @@ class StatisticsOnScrape:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Refresh on a scrape, pass everything through."""
+        """Update the statistics on a scrape; pass every request on."""
         if scope["type"] == "http" and scope["path"].rstrip("/") == "/metrics":
             await self._refresh()
         await self.app(scope, receive, send)
@@ -147,7 +148,7 @@ class StatisticsOnScrape:
             )
             for number, ranks in engines.items():
                 _set_gauges(self.engine_client.model_config, number, ranks)
-        # A scrape must answer whatever state the engine is in; the last known value stays.
+        # A scrape must succeed in any state of the engine; the last known values are kept.
         except Exception as error:
             _FAILED_SCRAPES.inc()
             logger.debug("flashvlm: no statistics from the workers: %s", type(error).__name__)
@@ -156,12 +157,12 @@ class StatisticsOnScrape:
 def _set_gauges(model_config: Any, engine: int, ranks: Sequence[WorkerStatistics]) -> None:
     labels = (model_config.served_model_name, str(engine))
     _CACHE_LIMIT.labels(*labels).set(settings_of(model_config).feature_cache_bytes)
-    # The default from the start, so that its first image shows as an increase.
+    # Include the default selector from the start, so that its first image shows as an increase.
     for selector in {DEFAULT_SELECTOR, *(name for rank in ranks for name in rank.selection)}:
         own = [rank.selection.get(selector, SelectionTotals()) for rank in ranks]
         _SECONDS.labels(*labels, selector).set(sum(each.seconds for each in own))
         _ITEMS.labels(*labels, selector).set(sum(each.items for each in own))
-    # Every rank has the same figures of its cache.
+    # All ranks have the same feature cache statistics.
     cache = ranks[0].feature_cache
     if cache is not None:
         _CACHE_HITS.labels(*labels).set(cache.hits)

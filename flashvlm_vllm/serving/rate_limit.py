@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a route that costs more than it earns from costing others: size, rate, how many at once."""
+"""Limits for an expensive route: body size, requests per minute, and concurrent requests."""
 
 import math
 import time
@@ -21,7 +21,7 @@ _MINUTE = 60.0
 
 
 class Limits:
-    """What is allowed of one route in one API process."""
+    """Limits of one route in one API process."""
 
     def __init__(
         self,
@@ -30,7 +30,15 @@ class Limits:
         largest_body: int,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Allow ``per_minute`` requests in any minute, ``largest_body`` bytes each."""
+        """Set the limits.
+
+        Args:
+            per_minute: most requests in any 60 seconds.
+            at_once: most concurrent requests.
+            largest_body: most bytes of a request body.
+            now: clock in seconds.
+
+        """
         self.per_minute = per_minute
         self.at_once = at_once
         self.largest_body = largest_body
@@ -42,7 +50,8 @@ class Limits:
         """Begin a request.
 
         Returns:
-            0, or the seconds after which to try again; then there is nothing to leave.
+            0 if the request may run; otherwise the seconds after which to try again, and `leave`
+            must not be called.
 
         """
         now = self._now()
@@ -57,12 +66,12 @@ class Limits:
         return 0
 
     def leave(self) -> None:
-        """End a request that was let in."""
+        """End a request for which `enter` returned 0."""
         self._running -= 1
 
 
 def limited_route(limits: Limits) -> type[APIRoute]:
-    """Return a class of routes within ``limits``, which are checked before a body is parsed."""
+    """Return a route class that checks ``limits`` before a request body is parsed."""
 
     class LimitedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -73,7 +82,8 @@ def limited_route(limits: Limits) -> type[APIRoute]:
                     return _too_large(limits)
                 measured = Request(request.scope, _measured(request, limits))
                 try:
-                    # Before it counts as running: who sends slowly must not keep others out.
+                    # Read the body before the request counts as running, so that slow clients do
+                    # not block others.
                     await measured.body()
                 except _TooLarge:
                     return _too_large(limits)
@@ -93,7 +103,7 @@ def limited_route(limits: Limits) -> type[APIRoute]:
 
 
 class _TooLarge(Exception):
-    """More came than was declared."""
+    """The body is larger than its declared length."""
 
 
 def _declared_length(request: Request) -> int:

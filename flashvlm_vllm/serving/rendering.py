@@ -31,20 +31,20 @@ async def render_with_budget(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Render a chat request, with its visual settings as processor arguments.
+    """Render a chat request, and pass its visual settings as processor arguments.
 
     Args:
         render: vLLM's ``OnlineRenderer.preprocess_chat``.
-        renderer: the server's renderer, which decides whether clients may pass
-            ``mm_processor_kwargs`` of their own.
-        trusting_renderer: the same renderer, accepting the arguments added here.
+        renderer: the server's renderer, which decides whether clients may send
+            ``mm_processor_kwargs``.
+        trusting_renderer: the same renderer, but it accepts the arguments added here.
         check_selector: raises a refusal for a selector that is not installed.
-        request: the chat request; left as it was.
-        messages: its conversation.
-        args, kwargs: passed on to ``render``.
+        request: the chat request; unchanged afterwards.
+        messages: the messages of the conversation.
+        args, kwargs: passed to ``render``.
 
     Raises:
-        Refusal: a visual field is not valid or asks for what cannot be done.
+        Refusal: a visual field is not valid or not supported.
 
     """
     started = time.perf_counter()
@@ -88,7 +88,7 @@ async def _render(
     extra = _processor_arguments(asked, renderer, messages)
     if not extra:
         return await render(renderer, request, messages, *args, **kwargs)
-    # Arguments of the client are validated as without the plugin; only those added are trusted.
+    # Arguments of the client are checked as without the plugin; only those added are trusted.
     own = getattr(request, "mm_processor_kwargs", None)
     validate_request_mm_kwargs(
         mm_processor_kwargs=own,
@@ -105,19 +105,19 @@ async def _render(
 def _processor_arguments(
     asked: VisualRequest, renderer: Any, messages: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return the arguments to add; none when neither request nor server asks for pruning."""
+    """Return the arguments to add; none if neither request nor server has a budget."""
     budget = asked.budget if asked.has_budget else settings_of(renderer.model_config).budget
     if budget is None:
         return {REQUEST: VisualRequest(has_budget=True)} if asked.has_budget else {}
-    # Defaults are left to the processor, which knows when they cannot apply.
+    # The processor applies the defaults, because it knows when they cannot apply.
     query = query_from_messages(messages) if asked.query is None else asked.query
     return {REQUEST: replace(asked, query=query, explain_id=request_context.explain_id())}
 
 
 def _take_reports(renderer: Any, result: Any, seconds: float) -> None:
-    """Take the reports out of a rendered request, and record and count them.
+    """Remove the reports from a rendered request, record them, and count its items.
 
-    A request that is only rendered (``/tokenize``) costs nothing, so nothing is counted.
+    Items are not counted for a request that is only rendered (``/tokenize``).
     """
     _, engine_inputs = result
     reports = [engine_input.pop(REPORT, None) for engine_input in engine_inputs]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of one request on its way through vLLM's own code.
+"""State of one request while vLLM's code handles it.
 
-The counts are known where the prompt is rendered and needed where the answer is built. Between the
-two lies vLLM's code, so they travel in a context variable of the request's task.
+Token counts are computed when the prompt is rendered and needed when the response is built. vLLM's
+code runs in between, so they are stored in a context variable of the request's task.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,27 +15,28 @@ from flashvlm_vllm.request.budget import ItemCount
 from flashvlm_vllm.request.refusal import Reason
 
 Counts = list[ItemCount]
-"""One per image or video."""
+"""One entry per image or video."""
 
 
 @dataclass
 class Collected:
-    """What is recorded of one request."""
+    """Data recorded for one request."""
 
     counts: Counts = field(default_factory=list)
     layouts: list[PromptLayout] = field(default_factory=list)
-    """Of the prompts with pruned items; settled when they reach the engine."""
+    """Layouts of the prompts with pruned items; final when a prompt is sent to the engine."""
     third_party_items: list[str] = field(default_factory=list)
     """Selection keys of items whose selection may have failed in the worker."""
     model: str | None = None
-    """The served model's name; ``None`` until something is rendered."""
+    """The served model's name; ``None`` until a prompt is rendered."""
     latest: PromptReport | None = None
-    """Of the prompt rendered last: a request's prompts share budget and selector."""
+    """Report of the last rendered prompt. All prompts of a request have the same budget and
+    selector."""
     seconds: float = 0.0
-    """Spent on rendering: media fetched, pixels processed, prompts tokenized."""
+    """Time spent rendering: fetching media, processing pixels, tokenizing prompts."""
     refused: Reason | None = None
     explain_id: str | None = None
-    """Set where the selection is to be explained: the request's name in the worker."""
+    """Id of the request in the worker; set if the selection is to be explained."""
 
 
 _collected: ContextVar[Collected | None] = ContextVar("flashvlm_visual_tokens", default=None)
@@ -43,7 +44,7 @@ _collected: ContextVar[Collected | None] = ContextVar("flashvlm_visual_tokens", 
 
 @contextmanager
 def collecting(explain_id: str | None = None) -> Iterator[Collected]:
-    """Collect what is recorded inside the block."""
+    """Collect the data recorded inside the block."""
     collected = Collected(explain_id=explain_id)
     token = _collected.set(collected)
     try:
@@ -54,7 +55,7 @@ def collecting(explain_id: str | None = None) -> Iterator[Collected]:
 
 @contextmanager
 def suppressed() -> Iterator[None]:
-    """Record nothing inside the block; a retried request is recorded already."""
+    """Record nothing inside the block, because a retried request is already recorded."""
     token = _collected.set(None)
     try:
         yield
@@ -67,11 +68,11 @@ def record_prompts(model: str, reports: Sequence[PromptReport], seconds: float) 
 
     Args:
         model: the served model's name.
-        reports: of the prompts that went through a processor of this plugin.
-        seconds: that rendering them took.
+        reports: reports of the prompts that a processor of this plugin handled.
+        seconds: time spent rendering them.
 
     Returns:
-        whether an answer is being built from them.
+        Whether the prompts belong to a request that will be answered.
 
     """
     collected = _collected.get()
@@ -96,6 +97,6 @@ def record_refusal(reason: Reason) -> None:
 
 
 def explain_id() -> str | None:
-    """Return the name under which the selection is to be explained, if it is."""
+    """Return the explain id of the request; ``None`` if it is not to be explained."""
     collected = _collected.get()
     return None if collected is None else collected.explain_id

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line a request, at debug level: what was asked for, what it came to, how long it took.
+"""One log line per request, at debug level: settings, token counts and times.
 
-A line holds numbers and names that the server knows already. The user's words, images, addresses
-and file names are never in it, nor what an error message says of them.
+A line contains only numbers and names that the server defines. It never contains the user's words,
+images, URLs or file names, nor error messages that may quote them.
 """
 
 import json
@@ -18,18 +18,18 @@ from flashvlm_vllm.serving.request_context import Collected
 logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
 
 PREFIX = "flashvlm request "
-"""What stands before the JSON."""
+"""Prefix before the JSON."""
 
 
 def log_request(request: Any, raw_request: Any, collected: Collected) -> None:
     """Log a request that had images or videos, or was refused.
 
-    Of a stream the line comes before its first event.
+    For a streaming request the line is written before the first event.
 
     Args:
         request: vLLM's request model.
         raw_request: the HTTP request; ``None`` in ``vllm run-batch``.
-        collected: what was noted while the answer was in the making.
+        collected: data recorded for the request.
 
     """
     if not logger.isEnabledFor(logging.DEBUG):
@@ -39,7 +39,7 @@ def log_request(request: Any, raw_request: Any, collected: Collected) -> None:
 
 
 def log_refused(reason: Reason) -> None:
-    """Log a request that was refused before it had an id."""
+    """Log a request that was refused before it was assigned an id."""
     if logger.isEnabledFor(logging.DEBUG):
         _log(None, Collected(refused=reason))
 
@@ -66,7 +66,7 @@ def _log(request_id: str | None, collected: Collected) -> None:
 
 
 def _request_id(request: Any, raw_request: Any) -> str | None:
-    """Return the id that the answer carries, or will; a refused request has its own part of it."""
+    """Return the id of the response. A refused request has only the part from its headers."""
     if raw_request is not None:
         metadata = getattr(raw_request.state, "request_metadata", None)
         if metadata is not None:

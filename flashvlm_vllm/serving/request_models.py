@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's request models with the visual fields typed, so that OpenAPI shows them."""
+"""vLLM's request models with typed visual fields, so that the OpenAPI schema includes them."""
 
 from typing import Annotated, Any, Self
 
@@ -63,7 +63,7 @@ class VisualFields(BaseModel):
     visual_query: str | None = Field(
         default=None,
         description=(
-            "The words that steer the selection, in place of the latest user message. An "
+            "The words that guide the selection, in place of the latest user message. An "
             "empty string selects by visual saliency alone."
         ),
     )
@@ -71,22 +71,22 @@ class VisualFields(BaseModel):
         default=None,
         description=(
             "The method that chooses the tokens, by name; left out or null, the server's default "
-            "(--visual-selector) applies. An unknown name is answered with those there are."
+            "(--visual-selector) applies. The error for an unknown name lists the installed ones."
         ),
     )
     visual_positions: Positions = Field(
         default=None,
         description=(
-            'Where kept tokens stand: "kept", at their places in the unpruned prompt, or '
-            '"closed", one after another; left out or null, the server\'s default '
-            "(--visual-positions, kept) applies."
+            'Positions of kept tokens: "kept", as in the unpruned prompt, or "closed", '
+            "consecutive; left out or null, the server's default (--visual-positions, kept) "
+            "applies."
         ),
     )
 
     @model_validator(mode="wrap")
     @classmethod
     def _count_refusal(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Count a request that is refused before a handler sees it."""
+        """Count a request that validation refuses before a handler is called."""
         try:
             return handler(value)
         except ValidationError as error:
@@ -111,9 +111,9 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
     """``POST /v1/chat/completions/batch``."""
 
     def to_chat_completion_request(self, messages: list[Any]) -> ChatCompletionRequest:
-        """Build one conversation's request.
+        """Return the request of one conversation.
 
-        vLLM drops null fields on the way, and here null says "no pruning".
+        vLLM drops fields that are null, but a null budget means "no pruning".
         """
         request = super().to_chat_completion_request(messages)
         for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS):

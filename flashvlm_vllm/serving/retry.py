@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a request again whose pixels the engine had not got, though the API process thought so.
+"""Retries a request whose pixels are in the API process's cache but missing in the engine's.
 
-Each of the two keeps a cache of processed images, and an image is sent once. A client that leaves
-in between leaves the first with an image that the second never got, and vLLM answers
-whoever asks for it next with 500 and a word in its log that a retry will do. Here that retry is
-made, so that one client's leaving costs no other its answer.
+The API process and the engine each have a cache of processed images, and an image is sent to the
+engine once. If a client disconnects in between, the engine never receives its image, and vLLM
+answers the next request with that image with status 500; its log recommends a retry. This module
+does the retry, so that the disconnect of one client does not fail another client's request.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,18 +18,18 @@ Make = Callable[[], Awaitable[Any]]
 
 _RETRIES = 2
 _MESSAGE = "Internal server error"
-"""All that vLLM says of it outside its log."""
+"""vLLM's error message for this case."""
 _DONE = "data: [DONE]\n\n"
 _ROLE = '"delta":{"role":'
 
 
 async def retry_lost_pixels(make: Make, again: Make, has_pixels: Callable[[], bool]) -> Any:
-    """Return an answer, made again where its pixels were missing.
+    """Return a request's response; retry the request if its pixels were missing.
 
     Args:
-        make: has a vLLM handler make the answer.
-        again: makes it once more.
-        has_pixels: tells whether the request has any; of others nothing can be missing.
+        make: calls vLLM's handler.
+        again: calls vLLM's handler again.
+        has_pixels: returns whether the request has images or videos; others are not retried.
 
     """
     answer = await _made((make, *[again] * _RETRIES), has_pixels)
@@ -50,11 +50,11 @@ async def _made(attempts: Sequence[Make], has_pixels: Callable[[], bool]) -> Any
 async def _streamed(
     stream: AsyncIterator[Any], again: Make, has_pixels: Callable[[], bool]
 ) -> AsyncIterator[Any]:
-    """Pass a stream on; one that fails before its first word is begun again."""
+    """Pass a stream on; restart it if it fails before its first token."""
     retries = _RETRIES if has_pixels() else 0
     while True:
         failure = None
-        # What vLLM sends at once with the first word, and so nothing that a client waits for.
+        # Events that vLLM sends together with the first token; holding them adds no latency.
         held: list[Any] = []
         async for event in stream:
             if retries and (_is_failure(event) or ends_without_output(event)):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fails requests whose images a selector of another package could not handle.
+"""Fails requests for whose items a selector of another package failed.
 
-The worker notes such failures and lets tokens stand in, so that the engine and everybody else's
-requests go on; here the answer made from them is withheld. This package's own selectors are
-tested instead, and cost no question to the worker.
+The worker records such failures and uses evenly spaced tokens instead, so that the engine and other
+requests continue. This module replaces the response by an error. For the built-in selectors the
+worker is not asked.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -21,12 +21,12 @@ _BEFORE_THE_ENGINE = frozenset({"response.created", "response.in_progress"})
 
 
 async def checked(answer: Any, third_party_items: Sequence[str], handler: Any) -> Any:
-    """Return the answer, or an error in its place when a selection behind it failed.
+    """Return the response, or an error in its place if a selection for it failed.
 
     Args:
-        answer: what a vLLM handler returned: a response, an error, or a stream of events.
-        third_party_items: selection keys of the items that the worker is asked about; mostly none.
-        handler: that vLLM handler.
+        answer: result of a vLLM handler: a response, an error, or a stream of events.
+        third_party_items: selection keys of the items to check; usually none.
+        handler: the vLLM handler.
 
     """
     if not third_party_items:
@@ -43,7 +43,7 @@ async def _checked_stream(
     is_checked = False
     async for event in stream:
         if not is_checked and getattr(event, "type", None) not in _BEFORE_THE_ENGINE:
-            # The first token is there, so every image of the prompt has been encoded.
+            # After the first token, every image of the prompt has been encoded.
             is_checked = True
             error = await _failure(third_party_items, handler)
             if error is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``usage.visual_tokens`` of an answer: visual tokens in its images and videos, and kept ones."""
+"""``usage.visual_tokens`` in a response: visual tokens of its images and videos, and kept ones."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -13,11 +13,11 @@ FIELD = "visual_tokens"
 
 
 def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, Any]:
-    """Return what ``usage.visual_tokens`` holds.
+    """Return the content of ``usage.visual_tokens``.
 
     Args:
-        counts: one per image or video.
-        layouts: of the prompts with pruned items.
+        counts: token counts, one per image or video.
+        layouts: layouts of the prompts with pruned items.
 
     """
     payload: dict[str, Any] = {
@@ -40,12 +40,12 @@ def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, A
 
 
 def annotated(answer: Any, collected: Collected) -> Any:
-    """Add what was collected to an answer's ``usage``.
+    """Add ``visual_tokens`` to a response's ``usage``.
 
     Args:
-        answer: the result of a vLLM handler: a response model, an error (left alone), or an
+        answer: the result of a vLLM handler: a response model, an error (left unchanged), or an
             async iterator of server-sent events (strings) or event models.
-        collected: of the request; an answer to one without images is left alone.
+        collected: data recorded for the request; without images the response is left unchanged.
 
     """
     if not collected.counts:
@@ -74,7 +74,7 @@ def _annotate_usage(answer: Any, collected: Collected) -> None:
 
 
 def _annotated_event(event: str, collected: Collected) -> str:
-    # Only the closing event carries usage (all do with continuous_usage_stats).
+    # Only the last event has usage (with continuous_usage_stats all events have it).
     if '"usage":{' not in event or not event.startswith("data: "):
         return event
     data = json.loads(event.removeprefix("data: "))
