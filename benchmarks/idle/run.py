@@ -42,7 +42,7 @@ from testing.tiny.llava import build_llava
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SCRATCH: Final = ROOT / "benchmarks" / "output" / "idle"
-NOT_NAMED: Final = "flashvlm is installed but not named"  # what the disabled plugin logs
+NOT_NAMED: Final = "flashvlm is installed but not enabled"  # what the disabled plugin logs
 
 INPUT_TOKENS: Final = 32  # besides the 576 of the image
 OUTPUT_TOKENS: Final = 16

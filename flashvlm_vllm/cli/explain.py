@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``flashvlm explain``: asks a running server which tokens a request keeps, and why."""
+"""``flashvlm explain``: shows which tokens a running server keeps for a request, and why."""
 
 import argparse
 import base64
@@ -22,35 +22,35 @@ _SHOWN_COLUMNS = 64
 
 
 class ExplainError(Exception):
-    """The server or a file could not be read; the message says why."""
+    """A request to the server or access to a file failed; the message says why."""
 
 
 def add_command(commands: Any) -> None:
-    """Add the command to the parser's."""
+    """Add ``flashvlm explain`` to the command's parsers."""
     parser = commands.add_parser(
         "explain",
-        help="which tokens of an image or a video a running server keeps, and why",
-        description="Show what a server keeps of images and videos for a question: the patches, "
-        "how well they cover the rest, and what other budgets cost. The server answers the "
-        "request as any other, and counts it.",
+        help="show which tokens of an image or a video a running server keeps, and why",
+        description="Show which tokens of images and videos a server keeps for a question: the "
+        "kept patches, how well they cover the dropped ones, and the token counts of other "
+        "budgets. The server runs and counts it like any other request.",
     )
     parser.add_argument("question", help="the user's words")
     parser.add_argument(
-        "--url", default="http://localhost:8000", help="of the server (%(default)s)"
+        "--url", default="http://localhost:8000", help="the server (default: %(default)s)"
     )
     parser.add_argument(
         "--api-key",
         default=os.environ.get("OPENAI_API_KEY"),
-        help="default: the variable OPENAI_API_KEY",
+        help="the server's API key (default: the variable OPENAI_API_KEY)",
     )
-    parser.add_argument("--model", help="default: the first that the server serves")
+    parser.add_argument("--model", help="a served model (default: the first one)")
     for kind in ("image", "video"):
         parser.add_argument(
             f"--{kind}",
             action="append",
             default=[],
             metavar="FILE|URL",
-            help="may be given several times; a URL is read by the server",
+            help="may be given several times; the server downloads a URL",
         )
     parser.add_argument(
         "--budget",
@@ -58,10 +58,14 @@ def add_command(commands: Any) -> None:
         metavar="TOKENS|FRACTION",
         help="as in a request (default: the server's)",
     )
-    parser.add_argument("--selector", metavar="NAME", help="default: the server's")
-    parser.add_argument("--query", metavar="WORDS", help="steer in place of the question")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the kept patches there")
-    parser.add_argument("--json", action="store_true", help="all there is, machine-readable")
+    parser.add_argument("--selector", metavar="NAME", help="a selector (default: the server's)")
+    parser.add_argument(
+        "--query", metavar="WORDS", help="words that guide the selection in place of the question"
+    )
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="write a drawing of the kept patches to this file"
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole response as JSON")
     parser.set_defaults(run=_run, error=parser.error)
 
 

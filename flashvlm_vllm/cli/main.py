@@ -12,18 +12,20 @@ from flashvlm_vllm.request.budget import Budget, ItemCount, parse_budget_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="flashvlm", description="Visual token selection for vLLM, seen from the shell."
+        prog="flashvlm", description="Tools for visual token selection in vLLM."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     tokens = commands.add_parser(
         "tokens",
-        help="how many visual tokens an image or a video costs",
-        description="Count visual tokens from sizes alone; needs the model's configuration, no "
-        "weights. The same code shortens the prompts of a server.",
+        help="count the visual tokens of an image or a video",
+        description="Count visual tokens from sizes alone. Needs the model's configuration but no "
+        "weights, and uses the same code as a server.",
     )
-    tokens.add_argument("--model", required=True, help="a name or a folder, as vllm serve takes it")
+    tokens.add_argument(
+        "--model", required=True, help="a model name or a local path, as for vllm serve"
+    )
     tokens.add_argument(
         "--image",
         action="append",
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         type=_size("FRAMESxWIDTHxHEIGHT", 3),
         metavar="FRAMESxWIDTHxHEIGHT",
-        help="frames as vLLM samples them, and their size in pixels; may be given several times",
+        help="number of sampled frames, and their size in pixels; may be given several times",
     )
     tokens.add_argument(
         "--budget",
@@ -46,17 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="TOKENS|FRACTION",
         help="as in a request (default: no pruning)",
     )
-    tokens.add_argument("--fps", type=float, default=2.0, help="sampled frames a second (2)")
     tokens.add_argument(
-        "--text", type=_count, default=0, metavar="TOKENS", help="the prompt's other tokens (0)"
+        "--fps", type=float, default=2.0, help="sampled frames per second (default: 2)"
+    )
+    tokens.add_argument(
+        "--text",
+        type=_count,
+        default=0,
+        metavar="TOKENS",
+        help="number of the prompt's other tokens (default: 0)",
     )
     tokens.add_argument(
         "--max-tokens",
         type=_count,
         metavar="TOKENS",
-        help="of the answer, as in a request (default: what is left)",
+        help="limit of the answer, as in a request (default: the rest of the context)",
     )
-    tokens.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="as of vllm serve")
+    tokens.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="as for vllm serve")
     tokens.add_argument("--trust-remote-code", action="store_true")
     tokens.add_argument("--json", action="store_true", help="machine-readable")
     tokens.set_defaults(run=_tokens, error=tokens.error)
@@ -114,7 +122,7 @@ def _print(counted: Sequence[tuple[str, ItemCount]], prompt: Any, *, as_json: bo
     if prompt is not None and prompt.free:
         shortened = "" if prompt.free == prompt.dropped else f", shortened from {prompt.dropped}"
         print(
-            f"places kept: {prompt.free} positions stay free{shortened}; the longest answer has "
+            f"positions kept: {prompt.free} are left unused{shortened}; the longest answer has "
             f"{prompt.answer} tokens"
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls a running server as a client would, to see whether budgets work there. Stdlib only."""
+"""Checks with client requests whether budgets work on a running server. Standard library only."""
 
 import base64
 import json
@@ -13,15 +13,15 @@ from typing import Any
 from flashvlm_vllm.request.budget import BUDGET
 
 TOKENS = 16
-"""The budget that is tried; every covered model has more tokens for the picture below."""
+"""The budget of the test request; every covered model has more tokens for the test image."""
 _SIDE = 448
 
 Answer = tuple[str, str]
-"""``ok``, ``note`` or ``wrong``, and a line of text."""
+"""A level (``ok``, ``note`` or ``wrong``) and a line of text."""
 
 
 class _Refused(Exception):
-    """The server answered, with an error; ``status`` is its number."""
+    """The server answered with an error; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -37,11 +37,11 @@ class _Server:
         self._timeout = timeout
 
     def call(self, path: str, body: Any = None) -> str:
-        """Return the text of an answer.
+        """Call a route and return the body of the response.
 
         Raises:
-            _Refused: the answer is an error.
-            OSError: there is no answer.
+            _Refused: the response is an error.
+            OSError: there is no response.
 
         """
         data = None if body is None else json.dumps(body).encode()
@@ -54,16 +54,16 @@ class _Server:
 
 
 def answers(url: str, key: str | None, timeout: float) -> Iterator[Answer]:
-    """Look at a server; stops at what makes the rest pointless.
+    """Check a server, and yield findings; stops at the first one that prevents further checks.
 
     Args:
-        url: where it is, with or without ``/v1``.
-        key: its API key, if it asks for one.
-        timeout: seconds for each call.
+        url: the server's URL, with or without ``/v1``.
+        key: its API key, if it needs one.
+        timeout: seconds per call.
 
     """
     if not url.startswith(("http://", "https://")):
-        yield "wrong", f"server: {url} is no address; allowed is http://HOST:PORT or https://..."
+        yield "wrong", f"server: {url} is not a URL; allowed is http://HOST:PORT or https://..."
         return
     server = _Server(url, key, timeout)
     try:
@@ -71,23 +71,23 @@ def answers(url: str, key: str | None, timeout: float) -> Iterator[Answer]:
             server.call("/health")
             yield "ok", "server: /health answers"
         except _Refused as refused:
-            # Gateways need not pass it on; an engine that died answers 503.
+            # A gateway may not forward the route; a server whose engine died answers 503.
             level = "wrong" if refused.status >= 500 else "note"
-            yield level, f"server: /health answers {refused.status}; its log says why"
+            yield level, f"server: /health answers {refused.status}; see the server's log"
         model = _model(server)
         yield "ok", f"server: serves {model}"
         yield from _budget(server, model)
         yield _metrics(server)
     except _Refused as refused:
         if refused.status in (401, 403):
-            yield "wrong", "server: asks for a key; give it by --api-key or OPENAI_API_KEY"
+            yield "wrong", "server: needs an API key; set --api-key or OPENAI_API_KEY"
         else:
             yield "wrong", f"server: answered {refused.status}: {refused}"
     except OSError as error:
         reason = getattr(error, "reason", error)
-        yield "wrong", f"server: no answer from {url} ({reason}); is it up, is the port right?"
+        yield "wrong", f"server: no answer from {url} ({reason}); check that it runs, and the port"
     except (ValueError, KeyError, IndexError, TypeError):
-        yield "wrong", f"server: what answers at {url} does not speak like vLLM; is the port right?"
+        yield "wrong", f"server: {url} does not answer like a vLLM server; check the port"
 
 
 def _model(server: _Server) -> str:
@@ -96,30 +96,30 @@ def _model(server: _Server) -> str:
 
 
 def _budget(server: _Server, model: str) -> Iterator[Answer]:
-    told = _ask(server, model, {BUDGET: TOKENS})
-    if told is None:
+    usage = _ask(server, model, {BUDGET: TOKENS})
+    if usage is None:
         if _ask(server, model, {"metadata": {BUDGET: str(TOKENS)}}) is not None:
             yield (
                 "wrong",
-                f"budget: {BUDGET} does not arrive, something in between drops unknown fields; "
-                f'send metadata={{"{BUDGET}": "{TOKENS}"}} instead, which does',
+                f"budget: {BUDGET} does not reach the server, a proxy removes unknown fields; "
+                f'send metadata={{"{BUDGET}": "{TOKENS}"}} instead, which works',
             )
         else:
             yield (
                 "wrong",
-                "budget: ignored; that server does not use the plugin: start it with "
+                "budget: ignored, because the server does not use the plugin; start it with "
                 "--plugins flashvlm, from an environment where it is installed",
             )
         return
-    total, kept = told["total"], told["kept"]
+    total, kept = usage["total"], usage["kept"]
     if kept == TOKENS < total:
-        yield "ok", f"budget: {kept} of a drawn picture's {total} visual tokens were kept"
+        yield "ok", f"budget: {kept} of {total} visual tokens of a test image were kept"
     else:
-        yield "wrong", f"budget: {TOKENS} tokens were asked for, {kept} of {total} kept"
+        yield "wrong", f"budget: {TOKENS} tokens requested, but {kept} of {total} kept"
 
 
 def _ask(server: _Server, model: str, fields: dict[str, Any]) -> dict[str, Any] | None:
-    """Ask about a drawn picture; returns ``usage.visual_tokens``, ``None`` where it is missing."""
+    """Send the test image; return ``usage.visual_tokens``, or ``None`` if it is missing."""
     url = f"data:image/png;base64,{base64.b64encode(_picture()).decode()}"
     parts = [
         {"type": "image_url", "image_url": {"url": url}},
@@ -132,22 +132,22 @@ def _ask(server: _Server, model: str, fields: dict[str, Any]) -> dict[str, Any] 
         **fields,
     }
     usage = json.loads(server.call("/v1/chat/completions", body))["usage"]
-    told: dict[str, Any] | None = usage.get("visual_tokens")
-    return told
+    counts: dict[str, Any] | None = usage.get("visual_tokens")
+    return counts
 
 
 def _metrics(server: _Server) -> Answer:
     try:
         page = server.call("/metrics")
     except _Refused as refused:
-        return "note", f"metrics: /metrics answers {refused.status}; ask the server itself"
+        return "note", f"metrics: /metrics answers {refused.status}; call the server directly"
     if "flashvlm_visual_tokens_seen_total" not in page:
-        return "note", "metrics: /metrics has none of flashvlm's; ask the server itself"
-    return "ok", "metrics: flashvlm's are on /metrics"
+        return "note", "metrics: /metrics has no metrics of flashvlm; call the server directly"
+    return "ok", "metrics: /metrics has those of flashvlm"
 
 
 def _picture() -> bytes:
-    """Draw a picture of coloured squares, as PNG."""
+    """Return the test image, a PNG of coloured squares."""
     rows = b"".join(
         b"\0" + b"".join(bytes(((x // 64) * 36, (y // 64) * 36, 128)) for x in range(_SIDE))
         for y in range(_SIDE)
@@ -161,7 +161,7 @@ def _picture() -> bytes:
 
 
 def _message(text: str) -> str:
-    """Return what an error answer says, whatever its form."""
+    """Return the message of an error response of any form."""
     try:
         found = json.loads(text)
         found = found.get("error", found) if isinstance(found, dict) else found

@@ -66,7 +66,7 @@ def _log(request_id: str | None, collected: Collected) -> None:
 
 
 def _request_id(request: Any, raw_request: Any) -> str | None:
-    """Return the id of the response. A refused request has only the part from its headers."""
+    """Return the id of the response; for a refused request the id given by the client, if any."""
     if raw_request is not None:
         metadata = getattr(raw_request.state, "request_metadata", None)
         if metadata is not None:

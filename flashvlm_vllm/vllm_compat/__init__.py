@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every place where vLLM offers no hook and is wrapped."""
+"""Wraps of vLLM functions, for which vLLM has no hooks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Applies the wraps that an engine needs, and those that an API process needs."""
+"""Applies the wraps needed in an engine, and those needed in an API process."""
 
 from flashvlm_vllm.vllm_compat import (
     chat_handlers,
@@ -23,11 +23,11 @@ SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS)
 
 
 def to_engine() -> None:
-    """Wrap what every engine needs, offline ones too. Idempotent."""
+    """Apply the wraps of every engine, online or offline. Idempotent."""
     apply_all(ENGINE)
     worker_methods.add_to_workers()
 
 
 def to_serving() -> None:
-    """Wrap what an API process needs. Idempotent."""
+    """Apply the wraps of an API process. Idempotent."""
     apply_all(SERVING)

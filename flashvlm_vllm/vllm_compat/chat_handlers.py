@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat handlers: `usage` gets the counts, and a request whose pixels were lost is retried."""
+"""Wraps vLLM's chat handlers: adds counts to `usage` and retries requests with lost pixels."""
 
 from typing import Any, Final
 
@@ -34,11 +34,11 @@ async def _create_answer(
 
 
 _WHY: Final = (
-    "usage has no field for plugins, and vllm run-batch calls the handlers without any route. A "
-    "request is also retried here whose pixels were lost between vLLM's two caches of them because "
-    "another client disconnected; vLLM answers it with 500."
+    "usage has no field for plugins, and vllm run-batch calls the handlers without a route. "
+    "Requests are also retried here if their pixels were lost between vLLM's two pixel caches "
+    "because another client disconnected; vLLM answers them with status 500."
 )
-_ENDS: Final = "usage can be extended, and vLLM retries such a request itself."
+_ENDS: Final = "Plugins can extend usage, and vLLM retries such requests itself."
 _RECOVERY: Final = "https://github.com/vllm-project/vllm/pull/46747"
 
 WRAPS: Final = tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--plugins`` and the visual defaults' flags for ``vllm serve`` and ``vllm run-batch``."""
+"""Adds ``--plugins`` and this plugin's flags to ``vllm serve`` and ``vllm run-batch``."""
 
 import argparse
 import functools
@@ -20,13 +20,13 @@ def wraps(activate: Callable[[], None]) -> tuple[Wrap, ...]:
     """Return the wraps of the command line.
 
     Args:
-        activate: starts the plugin, once ``--plugins`` names it.
+        activate: starts the plugin; called when ``--plugins`` names it.
 
     """
     return (
         Wrap(
             "vllm.engine.arg_utils:EngineArgs.add_cli_args",
-            "vLLM names plugins in the variable VLLM_PLUGINS only, and a plugin cannot add flags.",
+            "vLLM selects plugins by the variable VLLM_PLUGINS only, and plugins cannot add flags.",
             "0.32",
             "vLLM has --plugins and a hook for flags.",
             wrapper=functools.partial(_add_cli_args, activate=activate),
@@ -34,8 +34,8 @@ def wraps(activate: Callable[[], None]) -> tuple[Wrap, ...]:
         ),
         Wrap(
             "vllm.engine.arg_utils:EngineArgs.from_cli_args",
-            "The values of a plugin's flags have to reach the engine and the API servers that "
-            "vLLM spawns.",
+            "The values of a plugin's flags must be passed to the engine and to the API servers "
+            "that vLLM spawns.",
             "0.32",
             "vLLM has a hook for flags.",
             wrapper=_from_cli_args,
@@ -44,11 +44,11 @@ def wraps(activate: Callable[[], None]) -> tuple[Wrap, ...]:
         Wrap(
             "vllm.entrypoints.cli.serve:ServeSubcommand.validate",
             "--grpc and the Rust front end bypass the chat endpoints, so a budget would have no "
-            "effect; they are refused before vLLM looks for their parts.",
+            "effect; they are refused before vLLM imports them.",
             "0.32",
-            "Those front ends run plugins.",
+            "Those front ends support plugins.",
             wrapper=_validate,
-            # Only in the process that parses a command line, which has imported it by now.
+            # Needed only in the process that parses a command line, which has imported it by now.
             only_if_imported=True,
         ),
     )
@@ -58,7 +58,7 @@ def add_flags(activate: Callable[[], None]) -> None:
     """Add the flags.
 
     Args:
-        activate: starts the plugin, once ``--plugins`` names it.
+        activate: starts the plugin; called when ``--plugins`` names it.
 
     """
     apply_all(wraps(activate))
@@ -71,7 +71,7 @@ def is_command_line() -> bool:
 
 def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -> Any:
     class NamePlugins(argparse.Action):
-        """Sets ``VLLM_PLUGINS``, which child processes inherit, and starts ours if named."""
+        """Sets ``VLLM_PLUGINS``, which child processes inherit; starts this plugin if named."""
 
         def __call__(self, _: Any, namespace: Any, value: Any, option: Any = None) -> None:
 
@@ -100,48 +100,48 @@ def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -
         "--plugins",
         action=NamePlugins,
         metavar="NAME[,NAME]",
-        help="vLLM plugins to load, no others; the same as the variable VLLM_PLUGINS.",
+        help="vLLM plugins to load; others are not loaded. Sets the variable VLLM_PLUGINS.",
     )
     group.add_argument(
         "--visual-budget",
         type=budget,
         metavar="TOKENS|FRACTION",
-        help="Visual tokens to keep of each image where a request does not say: a whole number, "
-        "or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
+        help="Default number of visual tokens to keep of each image, for requests without a "
+        "budget: a whole number, or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-selector",
         metavar="NAME",
-        help="How the tokens are chosen where a request does not say: flashvlm (the default), "
-        "or another installed selector. Needs --plugins flashvlm.",
+        help="Default selector, for requests that do not name one: flashvlm (the default), or "
+        "another installed selector. Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-positions",
         choices=[str(each) for each in VisualPositions],
-        help="Where kept tokens stand if a request does not say: at their places in the unpruned "
-        "prompt (kept, the default), or one after another (closed). Needs --plugins flashvlm.",
+        help="Default positions of kept tokens, for requests that do not set them: as in the "
+        "unpruned prompt (kept, the default), or consecutive (closed). Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-feature-cache-gb",
         type=float,
         metavar="GIB",
-        help="What the vision tower made of the latest images is held in each worker, up to so "
-        f"many GiB (default: {DEFAULT_GB}), so that another question about an image does not run "
-        "the tower again; and as much of preprocessed pixels in each API process. 0 turns both "
-        "off. Needs --plugins flashvlm.",
+        help="Size in GiB of the cache of visual features in each worker "
+        f"(default: {DEFAULT_GB}), with which another question about an image does not run the "
+        "vision tower again; also the size of the cache of preprocessed pixels in each API "
+        "process. 0 turns both off. Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-playground",
         action="store_true",
-        help="Serve a page at /flashvlm to try budgets in a browser: kept patches, answers, times. "
-        "Needs --plugins flashvlm.",
+        help="Serve a page at /flashvlm to try budgets in a browser. It shows kept patches, "
+        "answers and times. Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-explain-per-minute",
         type=requests,
         metavar="REQUESTS",
-        help="How many requests a minute POST /v1/visual_tokens answers in each API process "
-        "(default: 60); 0 turns it off. Needs --plugins flashvlm.",
+        help="Most requests per minute to POST /v1/visual_tokens in each API process "
+        "(default: 60); 0 turns the route off. Needs --plugins flashvlm.",
     )
     return parser
 
@@ -152,7 +152,7 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     if is_enabled():
         attach.to_serving()
         if defaults:
-            # On the namespace, which vLLM also hands to the API servers that it spawns.
+            # Set on the namespace, which vLLM also passes to the API servers that it spawns.
             args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), **defaults}
     elif needless := [
         name
@@ -160,7 +160,7 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
         if getattr(args, name, None) not in (None, False)
     ]:
         flag = f"--{needless[0].replace('_', '-')}"
-        sys.exit(f"flashvlm: {flag} does nothing without --plugins flashvlm")
+        sys.exit(f"flashvlm: {flag} has no effect without --plugins flashvlm")
     else:
         _log_how_to_enable()
     engine_args = original(cls, args)
@@ -169,7 +169,7 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
 
 
 def _validate(original: Any, command: Any, args: Any) -> None:
-    # Before vLLM looks for the parts of a front end that this plugin refuses anyway.
+    # Before vLLM imports a front end that this plugin refuses.
     if is_enabled():
         _refuse_other_front_ends(args)
     original(command, args)
@@ -180,13 +180,13 @@ def _refuse_other_front_ends(args: Any) -> None:
 
     if getattr(args, "grpc", False):
         sys.exit(
-            "flashvlm: --grpc requests do not pass through the chat endpoints, so no budget could "
-            "reach the model; serve over HTTP, or leave out --plugins flashvlm"
+            "flashvlm: --grpc requests do not pass through the chat endpoints, so budgets would "
+            "have no effect; serve over HTTP, or leave out --plugins flashvlm"
         )
     if envs.VLLM_USE_RUST_FRONTEND:
         sys.exit(
-            "flashvlm: the Rust front end does not run Python request code, so no budget could "
-            "reach the model; unset VLLM_USE_RUST_FRONTEND, or leave out --plugins flashvlm"
+            "flashvlm: the Rust front end does not run Python request code, so budgets would have "
+            "no effect; unset VLLM_USE_RUST_FRONTEND, or leave out --plugins flashvlm"
         )
 
 
@@ -194,8 +194,8 @@ def _refuse_other_front_ends(args: Any) -> None:
 def _log_how_to_enable() -> None:
     from vllm.logger import init_logger
 
-    # vLLM shows its own name space only.
+    # vLLM configures the logging of its own namespace only.
     init_logger("vllm.flashvlm").info(
-        "flashvlm is installed but not named: visual_budget fields are ignored. "
-        "Turn it on with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."
+        "flashvlm is installed but not enabled: visual_budget fields are ignored. "
+        "Enable it with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."
     )

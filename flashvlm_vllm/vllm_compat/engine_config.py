@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine configuration: where the settings are attached, and what a selection cannot run with."""
+"""Wraps the engine configuration: attaches settings, refuses or turns off incompatible options."""
 
 import sys
 from dataclasses import replace
@@ -12,7 +12,7 @@ from flashvlm_vllm.supported_models import MODELS, covers
 from flashvlm_vllm.vllm_compat.wrap import Entry, Wrap
 
 FROM_COMMAND_LINE: Final = "_flashvlm_from_command_line"
-"""Attribute of engine arguments that a command line was parsed to."""
+"""Attribute of engine arguments that were parsed from a command line."""
 
 
 def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,14 +101,14 @@ def _set_position_axes(model_config: Any) -> None:
         from vllm.logger import init_logger
 
         init_logger("vllm.flashvlm").warning(
-            "flashvlm: %s has a position scheme that is not known (rotary embeddings are); the "
-            "places of kept tokens close up",
+            "flashvlm: %s has an unknown position scheme (known are rotary embeddings and M-RoPE); "
+            "kept tokens get consecutive positions",
             model_config.architecture,
         )
 
 
 def _stop(engine_args: Any, error: ValueError) -> NoReturn:
-    """End a server with one line, a program that uses ``LLM`` with the exception."""
+    """Exit with a one-line message in a server; raise the error in a program that uses ``LLM``."""
     if getattr(engine_args, FROM_COMMAND_LINE, False):
         sys.exit(f"flashvlm: {error}")
     raise error
@@ -117,10 +117,10 @@ def _stop(engine_args: Any, error: ValueError) -> NoReturn:
 WRAPS: Final = (
     Wrap(
         "vllm.engine.arg_utils:EngineArgs.create_engine_config",
-        "Default budget and selector must reach the processor without being passed to the Hugging "
-        "Face processor, as mm_processor_kwargs are.",
+        "Default budget and selector must be passed to this plugin's processor but not to the "
+        "Hugging Face processor, which gets all mm_processor_kwargs.",
         "0.32",
-        "vLLM's multimodal config takes plugin settings.",
+        "vLLM's multimodal config supports plugin settings.",
         wrapper=_create_engine_config,
     ),
 )
@@ -129,14 +129,14 @@ RESTRICTIONS: Final = (
     Entry(
         "vllm.config:CompilationConfig.cudagraph_mm_encoder",
         "CUDA graphs of the encoder return all tokens of an image without calling "
-        "embed_multimodal, whatever its placeholder holds; they are turned off for covered models.",
+        "embed_multimodal; they are turned off for covered models.",
         "0.32",
-        "Graphs hand over to the model.",
+        "Encoder graphs let the model select tokens.",
         "https://github.com/vllm-project/vllm/pull/49852",
     ),
     Entry(
         "vllm.config:CompilationConfig.compile_mm_encoder",
-        "A compiled tower does not call the hooks that read the input of its attention; "
+        "A compiled tower does not call the hooks that read the inputs of its attention; "
         "compilation is turned off for covered models.",
         "0.32",
         "Towers return saliency.",
@@ -145,9 +145,8 @@ RESTRICTIONS: Final = (
     Entry(
         "vllm.config:LoRAConfig.enable_tower_connector_lora",
         "vLLM maps adapters to rows of the tower's input once per step. Images with and without a "
-        "budget are encoded in separate calls, each of which starts at the first row, so an image "
-        "could be encoded with another request's adapter; the option is refused for covered "
-        "models.",
+        "budget are encoded in separate calls, each starting at the first row, so an image could "
+        "be encoded with another request's adapter; the option is refused for covered models.",
         "0.32",
         "Each call of the encoder has its own mapping.",
         "https://github.com/vllm-project/vllm/pull/53849",

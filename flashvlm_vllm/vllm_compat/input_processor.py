@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input processor: the gaps of a prompt are fitted into the model's positions."""
+"""Wraps vLLM's input processor: fits the gaps of a prompt into the rotary table."""
 
 from typing import Any, Final
 
@@ -19,10 +19,10 @@ def _process_inputs(
 WRAPS: Final = (
     Wrap(
         "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
-        "It is where a processed prompt and the longest answer allowed first meet, on every "
-        "endpoint and offline; both together must fit into the rotary table.",
+        "It is the first function that gets both the processed prompt and the length of the "
+        "longest answer, on every endpoint and offline; both must fit into the rotary table.",
         "0.32",
-        "A multimodal processor gets the sampling parameters.",
+        "Multimodal processors get the sampling parameters.",
         wrapper=_process_inputs,
     ),
 )

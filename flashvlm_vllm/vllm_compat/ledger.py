@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every change of vLLM's behaviour that this plugin makes, in one list.
+"""The list of all changes that this plugin makes to vLLM's behaviour.
 
-`flashvlm doctor`, the tests and the page docs/contributors/compatibility.md read it.
+`flashvlm doctor`, the tests and the page docs/contributors/compatibility.md use it.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from flashvlm_vllm.vllm_compat.wrap import Entry, State, Wrap
 
 
 def _nothing() -> None:
-    """Stand in for ``activate``, which the ledger does not call."""
+    """Placeholder for ``activate``, which the ledger does not call."""
 
 
 WRAPS: Final[tuple[Wrap, ...]] = (
@@ -27,7 +27,7 @@ LEDGER: Final[tuple[Entry, ...]] = (
 
 
 def replaced_by_others() -> list[str]:
-    """Return the targets that another package has replaced, after or instead of this plugin."""
+    """Return the wrapped targets that another package has replaced."""
     return [each.target for each in WRAPS if each.state() is State.FOREIGN]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renderer: a chat request's visual fields reach the multimodal processor."""
+"""Wraps vLLM's renderer: passes a chat request's visual fields to the multimodal processor."""
 
 import copy
 from typing import Any, Final
@@ -23,11 +23,11 @@ async def _preprocess_chat(
 WRAPS: Final = (
     Wrap(
         "vllm.renderers.online_renderer:OnlineRenderer.preprocess_chat",
-        "Every chat-like endpoint turns a request into a prompt here. Request fields of a plugin "
-        "have no other way to the processor: mm_processor_kwargs of clients are refused by "
-        "default, rightly.",
+        "All chat endpoints convert a request to a prompt here. There is no other way to pass a "
+        "plugin's request fields to the processor: by default vLLM refuses mm_processor_kwargs "
+        "of clients.",
         "0.32",
-        "vLLM has a hook from the request to the processor.",
+        "vLLM has a hook to pass request fields to the processor.",
         "https://github.com/vllm-project/vllm/issues/29277",
         wrapper=_preprocess_chat,
     ),

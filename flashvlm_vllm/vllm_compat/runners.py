@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model runners: both must ask the model for the positions of kept tokens."""
+"""Wraps vLLM's model runners, so that they get the positions of kept tokens from the model."""
 
 from typing import Any, Final
 
@@ -47,13 +47,13 @@ def _load_model_on_cpu(original: Any, runner: Any, *args: Any, **kwargs: Any) ->
     )
 
 
-_ASKS_MODELS: Final = "The runners ask the model whether it has positions of its own."
+_ASKS_MODELS: Final = "The runners check whether the model computes its own positions."
 
 WRAPS: Final = (
     Wrap(
         "vllm.config:ModelConfig.uses_mrope",
-        "The runners ask a model for positions only where this is true, and it is true of models "
-        "with three axes only.",
+        "The runners get positions from the model only if this is true, which it is only for "
+        "models with three axes.",
         "0.32",
         _ASKS_MODELS,
         wrapper=_uses_mrope,
@@ -69,29 +69,29 @@ WRAPS: Final = (
     ),
     Wrap(
         "vllm.config:MultiModalConfig.is_multimodal_pruning_enabled",
-        "The runners ask a model for the positions of what it kept only where this is true, and it "
-        "knows of --video-pruning-rate only.",
+        "The runners get the positions of kept tokens from the model only if this is true, and it "
+        "depends on --video-pruning-rate only.",
         "0.32",
-        "The runners ask the model whether it prunes.",
+        "The runners check whether the model prunes.",
         "https://github.com/vllm-project/vllm/issues/45098",
         wrapper=_is_pruning_enabled,
     ),
     Wrap(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._calc_mrope_positions",
-        "It is a loop over all requests in every step, which a model with an ordinary rotary "
-        "embedding does not run without the plugin. While all requests decode, one vector sum "
-        "gives the same.",
+        "It loops over all requests in every step, which is not run without the plugin for a model "
+        "with an ordinary rotary embedding. While all requests decode, one vector sum gives the "
+        "same result.",
         "0.32",
-        "The first runner computes positions of all requests together.",
+        "The V1 model runner computes the positions of all requests together.",
         "https://github.com/vllm-project/vllm/pull/13793",
         wrapper=_calc_mrope_positions,
     ),
     Wrap(
         "vllm.v1.worker.cpu_model_runner:CPUModelRunner.load_model",
-        "It does not call its base class, which asks whether the model prunes, so positions would "
-        "stay in the last channels of the embeddings (with --video-pruning-rate as well).",
+        "It does not call its base class, which checks whether the model prunes, so position "
+        "channels would remain in the embeddings (with --video-pruning-rate as well).",
         "0.32",
-        "It asks as its base class does.",
+        "It checks this as its base class does.",
         wrapper=_load_model_on_cpu,
     ),
 )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds what the vision encoder does in one step by what it computes, not by what stays of it.
+"""Limits the vision encoder's work in one step by the tokens it computes, not by those kept.
 
-vLLM's scheduler admits items to a step until their embeddings come to a budget. A pruned item has
-few, whatever its size, so a step could encode hundreds of images, and requests that decode in the
-same step would wait. Here every item counts with its dropped tokens, as it does without pruning.
+vLLM's scheduler admits items to a step until their embeddings reach the encoder budget. A pruned
+item has few embeddings, whatever its size, so a step could encode hundreds of images and delay the
+requests that decode in the same step. Here dropped tokens of an item count too, so that it counts
+as much as without pruning.
 """
 
 from bisect import bisect_right
@@ -24,21 +25,21 @@ def schedule_whole_items(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Admit as many of a request's items to a step as whole ones would be.
+    """Admit as many of a request's items to a step as without pruning.
 
     Args:
-        original: the scheduler's own method.
-        scheduler: vLLM's.
-        request: whose tokens are about to be scheduled.
-        computed: tokens of it that were computed before.
-        new: tokens of it that would be computed in this step.
-        budget: encoder tokens that are left to this step.
-        args: passed on.
-        kwargs: passed on.
+        original: vLLM's method.
+        scheduler: vLLM's scheduler.
+        request: the request to schedule.
+        computed: number of its tokens that were computed before.
+        new: number of its tokens to compute in this step.
+        budget: encoder tokens left for this step.
+        args: passed to the original.
+        kwargs: passed to the original.
 
     Returns:
-        what the original returns; the third entry, the budget that is left, is less by the tokens
-        that the admitted items drop.
+        The result of the original; the remaining budget, its third entry, is reduced by the dropped
+        tokens of the admitted items.
 
     """
     items = request.mm_features
@@ -56,14 +57,14 @@ def _end(item: Any) -> int:
 
 
 def _tokens_that_fit(scheduler: Any, items: Any, computed: int, new: int, budget: int) -> int:
-    """Return how many tokens can be scheduled before an item that does not fit any more.
+    """Return the number of tokens that can be scheduled before an item that does not fit.
 
-    One item always fits into a step that has none yet: vLLM makes its budget that large.
+    The first item of a step always fits: vLLM's budget is at least the size of the largest item.
     """
     is_first = budget >= scheduler.max_num_encoder_input_tokens
     cached = scheduler.encoder_cache_manager.cached
     seen: set[str] = set()
-    # Ends ascend, as vLLM sorts items. Those that are computed are not looked at in every step.
+    # vLLM sorts items by offset, so their ends are ascending; computed items are skipped.
     for item in items[bisect_right(items, computed, key=_end) :]:
         if item.mm_position.offset >= computed + new:
             break
@@ -81,10 +82,10 @@ def _tokens_that_fit(scheduler: Any, items: Any, computed: int, new: int, budget
 WRAPS: Final = (
     Wrap(
         "vllm.v1.core.sched.scheduler:Scheduler._try_schedule_encoder_inputs",
-        "It limits the encoder's work in a step by the embeddings that stay, so a step could "
+        "It limits the encoder's work in a step by the number of kept embeddings, so a step could "
         "encode hundreds of pruned images.",
         "0.32",
-        "An item says what its encoding costs.",
+        "An item states the cost of encoding it.",
         "https://github.com/vllm-project/vllm/pull/30475",
         wrapper=schedule_whole_items,
     ),

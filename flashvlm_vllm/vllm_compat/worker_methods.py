@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker methods that the API process calls by name; the callers are in `ipc.worker_calls`."""
+"""Adds worker methods that the API process calls by name; the calls are in `ipc.worker_calls`."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -68,7 +68,7 @@ def add_to_workers() -> None:
 WRAPS: Final = (
     Wrap(
         "vllm.v1.executor.abstract:Executor.reset_encoder_cache",
-        "Resetting the encoder cache (after new weights, as a rule) must also clear this plugin's "
+        "Resetting the encoder cache (usually after new weights) must also clear this plugin's "
         "feature cache; vLLM does not notify the model.",
         "0.32",
         "vLLM notifies models.",
@@ -80,8 +80,8 @@ ADDITIONS: Final = (
     Entry(
         "vllm.v1.worker.worker_base:WorkerBase",
         "collective_rpc calls worker methods by name without pickling code; the plugin adds five "
-        "whose names begin with flashvlm_.",
+        "with names that start with flashvlm_.",
         "0.32",
-        "Worker metrics have a channel of their own.",
+        "vLLM has a channel for metrics of workers.",
     ),
 )

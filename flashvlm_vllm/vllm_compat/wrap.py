@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wraps a method of vLLM: the original is always called, once per process, and never silently
-over somebody else's change."""
+"""Wraps methods of vLLM. A wrapper always calls the original; each target is wrapped once per
+process, with a warning if another package has changed it."""
 
 import functools
 import importlib
@@ -12,11 +12,11 @@ from typing import Any
 
 _WRAPPED = "__flashvlm_wrapped__"
 _OF_VLLM = frozenset({"vllm", "torch", "contextlib", "functools"})
-"""Packages whose functions stand in vLLM's classes: its own, and what its decorators come from."""
+"""Packages that define the functions in vLLM's classes: vLLM, and those its decorators are from."""
 
 
 class Kind(StrEnum):
-    """What a target is."""
+    """Kind of a target."""
 
     METHOD = "method"
     STATIC = "static method"
@@ -25,29 +25,29 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """What stands at a target now."""
+    """State of a target."""
 
     STOCK = "stock"
     WRAPPED = "wrapped"
-    """By this plugin."""
+    """Wrapped by this plugin."""
     FOREIGN = "foreign"
-    """Replaced by another package, which may or may not call what it replaced."""
+    """Replaced by another package, which may or may not call the function that it replaced."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A change of vLLM's behaviour, and when it can go."""
+    """A change of vLLM's behaviour, and when it can be removed."""
 
     target: str
     """``module:Class.attribute``."""
     why: str
     """What is missing in vLLM, or what breaks without the change."""
     seen: str
-    """The newest vLLM release in which that was found."""
+    """The newest vLLM release in which this was observed."""
     ends: str
-    """What vLLM has to offer for the change to go."""
+    """What vLLM must provide before the change can be removed."""
     link: str | None = None
-    """vLLM's issue or pull request about it; ``None`` where none was found."""
+    """vLLM's issue or pull request about it; ``None`` if none was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,13 @@ class Wrap(Entry):
     """Called with the original, then with its arguments."""
     kind: Kind = Kind.METHOD
     only_if_imported: bool = False
-    """Of a module that only some processes import, and that must not be imported for this."""
+    """Wrap only if the process has imported the module; do not import it."""
 
     def apply(self) -> None:
-        """Wrap the target, unless this process has done so.
+        """Wrap the target, unless it is already wrapped in this process.
 
-        A target that another package has replaced is wrapped all the same, with a warning: this
-        plugin's wrapper then calls that package's replacement.
+        A target that another package has replaced is wrapped too, with a warning: this plugin's
+        wrapper then calls that package's replacement.
         """
         owner, name = self._owner_and_name()
         if owner is None:
@@ -76,10 +76,10 @@ class Wrap(Entry):
         if state is State.FOREIGN:
             from vllm.logger import init_logger
 
-            # vLLM shows its own name space only.
+            # vLLM configures the logging of its own namespace only.
             init_logger("vllm.flashvlm").warning(
-                "flashvlm: %s was replaced by %s before; both changes apply. If requests fail, "
-                "load one of the two plugins alone (VLLM_PLUGINS)",
+                "flashvlm: %s was already replaced by %s; both changes apply. If requests fail, "
+                "load only one of the two plugins (VLLM_PLUGINS)",
                 self.target,
                 _package_of(original),
             )
@@ -98,7 +98,7 @@ class Wrap(Entry):
         setattr(owner, name, made[self.kind](wrapped))
 
     def state(self) -> State | None:
-        """Return what stands at the target; ``None`` where its module is not imported."""
+        """Return the state of the target; ``None`` if its module is not imported."""
         owner, name = self._owner_and_name()
         return None if owner is None else _state(self._function(owner, name))
 
@@ -131,6 +131,6 @@ def _state(function: Any) -> State:
 
 
 def _package_of(function: Any) -> str:
-    # Not `__module__`, which decorators copy from what they replace.
+    # Not `__module__`, which decorators copy from the function that they wrap.
     name: str = getattr(function, "__globals__", {}).get("__name__", "an unknown package")
     return name.partition(".")[0]

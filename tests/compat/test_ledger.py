@@ -110,7 +110,7 @@ def test_wrapping_a_target_that_another_package_replaced_logs_a_warning(
     own.apply()
     assert owner().plain(2) == 70  # type: ignore[attr-defined]
     assert len(lines) == 1
-    assert "Owner.plain was replaced by other_plugin before" in lines[0]
+    assert "Owner.plain was already replaced by other_plugin" in lines[0]
 
 
 def test_module_that_is_not_imported_is_not_imported_by_a_wrap() -> None:

@@ -48,7 +48,7 @@ def test_runners_request_positions_for_covered_models_with_rotary_embeddings(
     assert config.uses_mrope is bool(channels)
     assert config.mrope_num_dims == channels
     messages = [each.message for each in caplog.records]
-    warnings = {each for each in messages if "places of kept tokens close up" in each}
+    warnings = {each for each in messages if "kept tokens get consecutive positions" in each}
     assert len(warnings) == (family == "not known")
     multimodal = config.multimodal_config
     if family == "not covered":

@@ -218,7 +218,7 @@ def test_the_doctor_reports_no_problem_on_a_healthy_server(
     status = main.main(["doctor", "--url", client.server.url, "--api-key", KEY])
     output = capsys.readouterr()
     assert status == 0, output.out
-    assert "16 of a drawn picture's 576 visual tokens were kept" in output.out
+    assert "16 of 576 visual tokens of a test image were kept" in output.out
     assert KEY not in output.out + output.err
     assert not re.findall(r"^(note|wrong)", output.out, re.MULTILINE)
 

