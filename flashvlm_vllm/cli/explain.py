@@ -136,8 +136,8 @@ def _call(
     try:
         request = urllib.request.Request(url, body, {**(headers or {}), **key})
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            told: bytes = answer.read()
-            return told
+            page: bytes = answer.read()
+            return page
     except urllib.error.HTTPError as error:
         raise ExplainError(f"{url} answered {error.code}: {_message(error)}") from None
     except (OSError, ValueError) as error:
@@ -147,10 +147,10 @@ def _call(
 def _message(error: urllib.error.HTTPError) -> str:
     text = error.read().decode(errors="replace")
     try:
-        told = json.loads(text)["error"]
+        found = json.loads(text)["error"]
     except (ValueError, KeyError, TypeError):
-        told = text
-    message = str(told["message"] if isinstance(told, dict) else told)
+        found = text
+    message = str(found["message"] if isinstance(found, dict) else found)
     if error.code == 404:
         message += " (does the server run with --plugins flashvlm?)"
     return message

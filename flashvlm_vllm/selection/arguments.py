@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the selection refuses. Looks at types, shapes and devices only, never at values."""
+"""Argument checks of the selection. They use types, shapes and devices only, never values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def check_count(name: str, value: int) -> None:
-    """A number of tokens.
+    """Check a number of tokens.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         value: its value.
 
     Raises:
-        TypeError: it is no int (a bool is refused too).
+        TypeError: it is not an int (a bool is refused too).
         ValueError: it is below 1.
     """
     if isinstance(value, bool) or not isinstance(value, int):
@@ -26,18 +26,18 @@ def check_count(name: str, value: int) -> None:
 def check_tensor(
     name: str, tensor: Tensor, shape: tuple[int | str, ...], like: Tensor, least: int = 1
 ) -> None:
-    """A floating-point tensor of a given shape.
+    """Check a floating-point tensor of a given shape.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         tensor: its value.
-        shape: a number is that size exactly, a letter any size of at least `least`.
-        like: the tensor whose device counts.
-        least: smallest size behind a letter.
+        shape: a number means exactly that size, a letter any size of at least `least`.
+        like: a tensor on the required device.
+        least: smallest size for a letter.
 
     Raises:
         TypeError: the tensor is not floating point.
-        ValueError: shape or device do not fit.
+        ValueError: the shape or the device is not as required.
     """
     given = tuple(tensor.shape)
     fits = len(given) == len(shape) and all(
@@ -45,8 +45,8 @@ def check_tensor(
         for size, wanted in zip(given, shape, strict=True)
     )
     if not fits:
-        sizes = ", ".join(str(wanted) for wanted in shape) + ("," if len(shape) == 1 else "")
-        letters = ", ".join(wanted for wanted in shape if isinstance(wanted, str))
+        sizes = ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "")
+        letters = ", ".join(size for size in shape if isinstance(size, str))
         bound = f" with {letters} >= {least}" if letters else ""
         raise ValueError(f"{name} is {given}; allowed: ({sizes}){bound}")
     if not tensor.is_floating_point():

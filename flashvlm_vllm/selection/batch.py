@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images in a few kernels: the selection on padded batches, without waiting for the device."""
+"""The selection on padded batches of images, in few kernels and without synchronization."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from flashvlm_vllm.selection.partition import (
 from flashvlm_vllm.selection.scores import score
 
 WORKSPACE: Final = 512 * 2**20
-"""Bytes of temporary tensors that a batch may need before it is cut in two: 32 images of 576
-tokens, 4096 wide. One image alone may need more."""
+"""Most bytes of temporary tensors for a batch: 32 images of 576 tokens, 4096 wide. A larger batch
+is split; a single image may need more."""
 MOST_PADDING: Final = 1.25
-"""How much longer than the shortest the longest image of a batch may be. The similarities of
-Algorithm 1 grow with the square, so padding costs at most 56 %."""
+"""Largest ratio of the longest to the shortest image of a batch. The number of similarities in
+Algorithm 1 grows with the square, so padding adds at most 56 %."""
 VECTOR: Final = 16
-"""Rows of similarities of a multiple of this length can be read in whole vectors."""
+"""Rows of similarities are padded to a multiple of this length, to be read in whole vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to select from, as `select_visual_tokens` describes its arguments."""
+    """One image to select from; the fields are the arguments of `select_visual_tokens`."""
 
     image_features: Tensor
     saliency: Tensor | None
@@ -56,13 +56,13 @@ class Item:
 
 
 def select_batched(items: Sequence[Item], config: SelectionConfig) -> list[Tensor]:
-    """Select from each item on its own, many at a time.
+    """Select from each item separately, computing many items together.
 
-    What is chosen does not depend on the other items, but for the last bits of matrix products
-    whose size does. Nothing is read back from the device and nothing waits for it.
+    The selection of an item does not depend on the other items, except through the rounding of
+    matrix products, whose sizes do. There is no synchronization with the device.
 
     Args:
-        items: checked, of any sizes; without any, no result.
+        items: checked items of any sizes; may be empty.
         config: the same for all.
 
     Returns:
@@ -82,7 +82,7 @@ def select_batched(items: Sequence[Item], config: SelectionConfig) -> list[Tenso
 
 
 def _groups(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Cut into batches of equal width, similar length and bounded memory."""
+    """Split into batches of equal width, similar length and bounded memory."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for number in numbers:
         item = items[number]
@@ -106,7 +106,8 @@ def _groups(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[list[int]
 
 
 def _bytes(item: Item) -> int:
-    # The image as float32, what is compared twice (gathered, and at unit length), similarities.
+    # The image as float32, the compared features twice (gathered, and at unit length), and the
+    # similarities.
     widths = item.image_features.shape[1] + 2 * item.compared.shape[1]
     return 4 * item.count * (widths + item.count)
 
@@ -124,13 +125,13 @@ def _select_group(items: Sequence[Item], config: SelectionConfig) -> list[Tensor
 
     features = pad([item.image_features for item in items], tokens)
     saliency = _padded_saliency(items, tokens)
-    text = asked = None
+    text = real_words = None
     if any(words):
-        asked = Padding.of(on_device[1], max(words))
+        real_words = Padding.of(on_device[1], max(words))
         empty = features.new_empty(0, features.shape[-1])
         texts = [empty if item.text_embeds is None else item.text_embeds for item in items]
-        text = pad(texts, asked)
-    scores = score(features, saliency, text, config, tokens, asked)
+        text = pad(texts, real_words)
+    scores = score(features, saliency, text, config, tokens, real_words)
     ranking = rank(scores.masked_fill(~tokens.valid, -torch.inf))
     if any(keeps):
         compared = features
@@ -140,14 +141,14 @@ def _select_group(items: Sequence[Item], config: SelectionConfig) -> list[Tensor
     else:
         diverse = ranking[:, :1]
 
-    # Places in the ranking: the important ones are its first, the diverse ones lie behind them.
+    # Positions in the ranking: the important tokens come first, the diverse ones after them.
     budgets = Padding.of(on_device[4], max(item.budget for item in items))
     numbers = torch.arange(budgets.valid.shape[1], device=device)
     best = on_device[2][:, None]
     behind = (numbers - best).clamp(0, diverse.shape[1] - 1)
     places = torch.where(numbers < best, numbers, best + diverse.gather(1, behind))
     chosen = ranking.gather(1, places.clamp_max(ranking.shape[1] - 1))
-    # Padding goes to the end, so that the first `budget` of each row are its tokens.
+    # Padding is sorted to the end, so that the first `budget` entries of each row are its tokens.
     beyond = ranking.shape[1]
     ascending = torch.sort(chosen.masked_fill(~budgets.valid, beyond), dim=1).values
     return [row[: item.budget] for row, item in zip(ascending, items, strict=True)]
@@ -156,7 +157,7 @@ def _select_group(items: Sequence[Item], config: SelectionConfig) -> list[Tensor
 def _padded_saliency(items: Sequence[Item], tokens: Padding) -> Tensor | None:
     if all(item.saliency is None for item in items):
         return None
-    # Of a constant eq 1 makes the zeros of an unknown saliency.
+    # Eq 1 maps a constant to zeros, the saliency of an image whose attention is unknown.
     return pad(
         [
             item.image_features.new_zeros(item.count) if item.saliency is None else item.saliency
@@ -175,10 +176,10 @@ def _diverse(
     on_device: Tensor,
     config: SelectionConfig,
 ) -> Tensor:
-    """Algorithm 1 on what the ranking leaves behind the important tokens.
+    """Algorithm 1 on the part of the ranking after the important tokens.
 
     Returns:
-        (B, max(keeps)) int64 positions behind the important tokens, zeros as padding.
+        (B, max(keeps)) int64 positions after the important tokens, zeros as padding.
     """
     if config.schedule == "geometric":
         orders = [
@@ -214,7 +215,7 @@ def _diverse(
 
 
 def _kernel() -> Callable[[Tensor, Tensor, Tensor, int, int], Tensor] | None:
-    """Return all rounds in one launch, or None where torch came without triton."""
+    """Return the kernel for all rounds in one launch, or None if triton is not installed."""
     try:
         from flashvlm_vllm.selection.kernels.rounds import remove_near_duplicates_batched
     except ImportError:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithm 1 on long lists: a fixed share per round, in blocks, linear in time and memory.
 
-The paper bounds its algorithm (sections 6 and 7) by assuming that every round deletes at least a
-fixed share of the list. The released code deletes eight tokens, whatever the length: its rounds
-grow with N, and each compares N^2 / 4 pairs. This is the schedule that the analysis assumes, and,
-because a sum of N^2 over shrinking lists still is a square, every round in blocks of bounded
-length.
+The paper's complexity analysis (sections 6 and 7) assumes that every round deletes at least a fixed
+share of the list. The released code deletes eight tokens per round, for any length: the number of
+rounds grows with N, and each round compares N^2 / 4 pairs. This module implements the schedule of
+the analysis. Since even then all rounds together would take time with the square of N, every round
+compares tokens in blocks of bounded length.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ def remove_near_duplicates_in_blocks(
 
     A round works on a list of `left` tokens:
 
-    1. It deletes ``floor(removed_fraction * left)`` tokens, at least 1 and at most what is too
-       many.
-    2. The list is dealt out, like cards, to the fewest blocks of at most `block_length`: token
-       `p` goes to block ``p mod m``. So every block spans all scores, and tokens meet others in
-       the next round.
-    3. In each block Algorithm 1's round takes place: even against odd positions, the most
-       similar even ones are deleted. Every block deletes equally many, or one more in the first
-       ones, which are also those that may be longer by one.
-    4. The blocks' lists, each the survivors by descending similarity and then the odd ones, are
-       joined, block after block.
+    1. It deletes ``floor(removed_fraction * left)`` tokens, at least 1 and at most ``left - keep``.
+    2. The list is distributed over `m` blocks, the fewest of at most `block_length`: token `p` goes
+       to block ``p mod m``. So every block covers the whole range of scores, and tokens are
+       compared with other tokens in the next round.
+    3. Each block runs a round of Algorithm 1: tokens at even positions are compared with those at
+       odd positions, and the most similar even ones are deleted. All blocks delete the same number,
+       or one more in the first blocks, which are also those that may be longer by one.
+    4. The lists of the blocks are concatenated. Each has the remaining even tokens by descending
+       similarity, followed by the odd ones.
 
-    With lists that fit one block and one round's worth to delete this is `remove_near_duplicates`
-    with that many removed per round.
+    If the list fits into one block and one round is enough, the result is that of
+    `remove_near_duplicates` with the same number removed per round.
 
     Work: a round takes ``left * block_length / 4`` products, the rounds together ``R *
     block_length / (4 * removed_fraction)``. Memory: two copies of the features and ``R *
@@ -45,15 +44,15 @@ def remove_near_duplicates_in_blocks(
 
     Args:
         features: (R, C) in list order: descending fused score, any float dtype. A row that is
-            zero or not finite is similar to nothing.
-        keep: tokens to leave, 0 to R.
+            zero or not finite has similarity 0 to all others.
+        keep: number of tokens to keep, 0 to R.
         removed_fraction: above 0, at most 0.5.
         block_length: at least 4.
 
     Returns:
-        (keep,) int64 positions in the list given, in the order of the last round. Equal
-        similarities: the earlier in the block goes first. Sizes depend on shapes only, so
-        nothing is read back from the device.
+        (keep,) int64 positions in the given list, in the order of the last round. If similarities
+        are equal, the token that is earlier in the block is deleted first. Sizes depend on shapes
+        only, so there is no synchronization with the device.
     """
     unit = unit_rows(features)
     left = features.shape[0] if keep else 0
@@ -66,16 +65,16 @@ def remove_near_duplicates_in_blocks(
 
 
 def _round(unit: Tensor, order: Tensor, removed: int, blocks: int) -> Tensor:
-    """One round: `removed` tokens less.
+    """One round, which deletes `removed` tokens.
 
     Args:
         unit: (R, C) float32 of length 1, or not finite.
-        order: (M,) int64 rows of `unit`, the list before.
+        order: (M,) int64 rows of `unit`, the list before the round.
         removed: at most M / 2.
-        blocks: at most M / 2, so that each has something to be compared with.
+        blocks: at most M / 2, so that every block has tokens to compare.
 
     Returns:
-        (M - removed,) int64, the list after.
+        (M - removed,) int64, the list after the round.
     """
     left, device = order.shape[0], order.device
     numbers = torch.arange(blocks, device=device)[:, None]
@@ -86,7 +85,7 @@ def _round(unit: Tensor, order: Tensor, removed: int, blocks: int) -> Tensor:
 
     similarity = _rows(unit, compared) @ _rows(unit, anchors).mT
     similarity.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    # Only the last card of a block may be missing, and it is in one of the two halves.
+    # Only the last token of a block may be missing, in one of the two halves.
     missing = places >= left
     similarity.masked_fill_(missing[:, None, 1::2], -torch.inf)
     nearest = similarity.amax(dim=-1).masked_fill_(missing[:, 0::2], -torch.inf)
@@ -98,7 +97,7 @@ def _round(unit: Tensor, order: Tensor, removed: int, blocks: int) -> Tensor:
     starts = torch.cumsum(lengths - less, dim=0) - (lengths - less)
     ranks = torch.arange(compared.shape[1], device=device)
     behind = torch.arange(anchors.shape[1], device=device)
-    # What is deleted or missing is written behind the end; each other place is written once.
+    # Deleted and missing tokens are written after the end; each other position is written once.
     end = left - removed
     survives = (ranks >= less) & (ranks < halves)
     joined = order.new_empty(end + 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every constant of the FlashVLM selection, with its source, and the six published ablations.
 
-The paper (arXiv 2512.20561) prints few numbers; where it is silent the value is the one that the
-authors' released LLaVA code uses. "Section" and "equation" below mean those of the paper.
+The paper (arXiv 2512.20561) gives few numbers; for others the value is that of the authors'
+released LLaVA code. "Section" and "eq" below refer to the paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Schedule = Literal["fixed", "geometric"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionConfig:
-    """Parameters of one selection. The defaults are the published method.
+    """Parameters of a selection. The defaults are the published method.
 
     Raises:
         ValueError: a field is outside its range; the message names field, value and range.
@@ -33,8 +33,8 @@ class SelectionConfig:
     """Softmax temperature over the text tokens, tau of eq 5. Released code."""
 
     sharpening: bool = True
-    """False leaves out all of "contrastive sharpening" in section 3.1: low-temperature softmax,
-    power and the gate of eq 6. The aggregated similarity is then only min-max normalised."""
+    """False skips all of "contrastive sharpening" in section 3.1: low-temperature softmax, power
+    and the gate of eq 6. The aggregated similarity is then only min-max normalised."""
 
     sharpening_temperature: float = 0.01
     """Softmax temperature over the visual tokens. Released code."""
@@ -43,8 +43,8 @@ class SelectionConfig:
     """Exponent of the power-law step. Released code."""
 
     gate_fraction: float = 0.005
-    """Share of the visual tokens that eq 6 leaves un-attenuated (its 0.995 quantile), in [0, 1].
-    Released code; a stale comment there says 10 %."""
+    """Share of the visual tokens that eq 6 does not attenuate (its 0.995 quantile), in [0, 1].
+    Released code; an outdated comment there says 10 %."""
 
     attenuation: float = 0.1
     """Factor on the visual tokens below the gate of eq 6, in [0, 1]; 1 switches the gate off.
@@ -68,16 +68,16 @@ class SelectionConfig:
     reserve. "Balanced" in section 3.2, one half in the released code."""
 
     removed_per_round: int = 8
-    """Tokens that one round of Algorithm 1 deletes, at least 1. Released code. Of the schedule
-    ``fixed``."""
+    """Tokens that one round of Algorithm 1 deletes with the schedule ``fixed``, at least 1.
+    Released code."""
 
     schedule: Schedule = "fixed"
     """How many tokens a round of Algorithm 1 deletes. The paper and its code disagree:
 
-    * ``fixed`` `removed_per_round`, so the rounds grow with N and the work with N^3 (released
-      code); all pairs of tokens are compared at once, N x N numbers;
-    * ``geometric`` a fixed share of those left, as the complexity analysis of the paper's
-      sections 6 and 7 assumes, in blocks of bounded length: time and memory grow with N. For
+    * ``fixed`` `removed_per_round`, so the number of rounds grows with N and the work with N^3
+      (released code); all pairs of tokens are compared at once, N x N numbers;
+    * ``geometric`` a fixed share of the remaining tokens, as in the complexity analysis of the
+      paper's sections 6 and 7, in blocks of bounded length: time and memory grow with N. For
       video."""
 
     removed_fraction: float = 0.25
@@ -121,7 +121,7 @@ class SelectionConfig:
 
 
 def _is_number(value: object) -> bool:
-    # bool is an int in Python; a weight of True is a mistake, not a one.
+    # bool is a subclass of int; a weight of True is a mistake, not 1.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -135,7 +135,8 @@ VIDEO: Final = SelectionConfig(schedule="geometric")
 ABLATIONS: Final[Mapping[str, SelectionConfig]] = MappingProxyType(
     {
         "without_text_guidance": SelectionConfig(text_weight=0.0),
-        # Most relevances lie at the floor and tie, so beyond the few best the lower index wins.
+        # Most relevances are equal (at the lower bound), so after the few best the lowest indices
+        # are kept.
         "without_visual_saliency": SelectionConfig(text_weight=1.0),
         "without_diversity_reserve": SelectionConfig(important_fraction=1.0),
         "linear_fusion": SelectionConfig(fusion="linear"),
@@ -143,5 +144,5 @@ ABLATIONS: Final[Mapping[str, SelectionConfig]] = MappingProxyType(
         "without_query_gating": SelectionConfig(query_gate="none"),
     }
 )
-"""The six settings of section 4.5 (Table 5), in the paper's order; the paper does not publish
-their code, so each is our reading of its one-line description."""
+"""The six settings of section 4.5 (Table 5), in the paper's order. Their code is not published, so
+each follows our interpretation of its one-line description."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that are each worth keeping and unlike one another: a greedy determinantal choice."""
+"""Greedy determinant maximisation: tokens with large weights that differ from one another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from flashvlm_vllm.selection.long_lists import choose_of_any
 from flashvlm_vllm.selection.partition import cosine_gram
 
-# Squared length beyond the span of the kept tokens that float32 cannot tell from rounding.
+# Squared length outside the span of the kept tokens that is not distinguishable from rounding.
 NO_NEWS: Final = 1e-6
 AT_ONCE: Final = 512
 
@@ -19,19 +19,20 @@ AT_ONCE: Final = 512
 def largest_determinant(similarity: Tensor, weight: Tensor, budget: int) -> Tensor:
     """Greedy maximum of ``det(diag(w) S diag(w))`` by an incremental Cholesky factorisation.
 
-    Adding token `j` multiplies the determinant by ``w_j^2 r_j``, with `r_j` what is left of its
-    squared length beyond the span of the kept tokens. Each step keeps the largest such factor and
-    takes the new direction out of every `r`. A step reads the directions before it; every
-    `AT_ONCE` steps those are taken out of all similarities in one product, so that a large budget
-    does not take time with its square.
+    Adding token `j` multiplies the determinant by ``w_j^2 r_j``, where `r_j` is the part of its
+    squared length outside the span of the kept tokens. Each step keeps the token with the largest
+    factor and subtracts the new direction from every `r`. A step reads all previous directions;
+    every `AT_ONCE` steps they are subtracted from all similarities in one product, so that the time
+    does not grow with the square of the budget.
 
     Args:
-        similarity: (N, N) float32 cosines, symmetric, without NaN; written into.
+        similarity: (N, N) float32 cosines, symmetric, without NaN; modified in place.
         weight: (N,) float32, above 0.
         budget: 1 to N.
 
     Returns:
-        (budget,) int64, distinct, in order of selection. Nothing is read back from the device.
+        (budget,) int64, distinct, in order of selection. There is no synchronization with the
+        device.
     """
     left = similarity.diagonal().clone()
     priority = weight.square()
@@ -48,7 +49,7 @@ def largest_determinant(similarity: Tensor, weight: Tensor, budget: int) -> Tens
         earlier = directions[:step]
         beyond = similarity.index_select(0, best)[0] - earlier.index_select(1, best)[:, 0] @ earlier
         length = left.index_select(0, best)
-        # Rounding divided by rounding is no direction: it would feed on itself until NaN.
+        # A direction computed from rounding errors alone would grow in every step up to NaN.
         directions[step] = torch.where(
             length > NO_NEWS, beyond / length.clamp_min(NO_NEWS).sqrt(), 0.0
         )
@@ -57,7 +58,7 @@ def largest_determinant(similarity: Tensor, weight: Tensor, budget: int) -> Tens
 
 
 def largest_determinant_of_any(features: Tensor, weight: Tensor, budget: int) -> Tensor:
-    """`largest_determinant` of the cosines between features, a list of any length.
+    """`largest_determinant` of the cosines between features, for lists of any length.
 
     Args:
         features: (N, C), any float dtype.

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flashvlm-2`: what FlashVLM's selection became by measuring what it misses. No paper has it.
+"""`flashvlm-2`: a variant of FlashVLM's selection, developed on measurements. It is not published.
 
-The evidence, on a model and scenes of this repository, is in ``benchmarks/accuracy/README.md``.
-What differs from FlashVLM, and why:
+The measurements, with a model and scenes of this repository, are in
+``benchmarks/accuracy/README.md``. Differences from FlashVLM, and the reasons:
 
-* **Words are standardised over the image.** A function word is about as near to every patch, and
-  by that wins eq 5's softmax over raw cosines. Here a word counts for a patch by how much nearer
-  it is than to the rest of the image.
-* **A sum replaces sharpening and the geometric mean.** Sharpening and the gate leave a handful of
-  patches above a floor and so most of the ranking to the saliency. Here both terms keep their
-  whole scale.
-* **Neighbours share their scores.** What is asked for covers several adjacent patches, each of
-  which is noisy: a score is the mean over the 3 x 3 patches around.
-* **One choice in place of two halves.** Important tokens crowd on one object; the diverse half
-  spends tokens on the ground. The determinant (CDPruner's, with this score as its weight) takes
-  the next token that is both worth keeping and unlike the kept ones.
+* **Words are standardised over the image.** A function word has nearly the same cosine with every
+  patch, often a high one, and then dominates eq 5's softmax over raw cosines. Here a word counts
+  for a patch by how much more similar they are than the word is to the rest of the image.
+* **A sum replaces sharpening and the geometric mean.** Sharpening and the gate leave few patches
+  above the lower bound, so saliency determines most of the ranking. Here both terms keep their
+  full range.
+* **Scores are averaged over neighbours.** The object in question covers several adjacent patches,
+  each of which has a noisy score: a score is the mean over the surrounding 3 x 3 patches.
+* **One choice in place of two halves.** The important tokens are often all on one object, and many
+  of the diverse ones on the background. The determinant (as in CDPruner, with this score as weight)
+  chooses the next token by both its score and its difference from the kept tokens.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from flashvlm_vllm.selection.relevance import text_similarity
 from flashvlm_vllm.selection.scaling import unit_rows
 
 RELEVANCE_WEIGHT: Final = 3.0
-"""Of the words, beside the saliency's 1. Of 2, 3 and 4 the best on 1,200 development questions,
-by 0.4 points."""
+"""Weight of the words; that of the saliency is 1. The best of 2, 3 and 4 on 1,200 development
+questions, by 0.4 points."""
 REACH: Final = 1
-"""How many patches away still is near."""
+"""Largest distance of neighbours, in rows and in columns."""
 LEAST: Final = 1e-6
-"""Under logarithms and deviations."""
+"""Lower bound in logarithms and for standard deviations."""
 HIGHEST: Final = 8.0
-"""Standard deviations at which a score stops to count for more: exp(8)^2 is far from overflow."""
+"""Upper bound of a score in standard deviations: exp(8)^2 is far from overflow."""
 
 
 def select_coherent(
@@ -63,8 +63,9 @@ def select_coherent(
         the lower index.
 
     Raises:
-        TypeError: the budget is no int (a bool is refused too) or a tensor is not floating point.
-        ValueError: the budget is below 1, or shapes or devices do not fit together.
+        TypeError: the budget is not an int (a bool is refused too) or a tensor is not floating
+            point.
+        ValueError: the budget is below 1, or shapes or devices do not match.
 
     """
     check_count("budget", budget)
@@ -88,7 +89,7 @@ def select_coherent(
 def coherent_scores(
     image_features: Tensor, saliency: Tensor, text_embeds: Tensor | None, places: Tensor
 ) -> Tensor:
-    """Log saliency plus nearness to a word, both standardised, averaged over the neighbours.
+    """Log saliency plus similarity to the most similar word, both standardised, over neighbours.
 
     Args:
         image_features: (N, D) projected into the language model's space, any float dtype.
@@ -97,7 +98,7 @@ def coherent_scores(
         places: (N, 2) int64 row and column of each token.
 
     Returns:
-        (N,) float32, finite. A broken token scores low, a broken word says nothing.
+        (N,) float32, finite. A token with a NaN or an infinity scores low; such a word is ignored.
 
     """
     seen = saliency.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -106,7 +107,7 @@ def coherent_scores(
         by_word = standardised(text_similarity(image_features, unit_rows(text_embeds)))
         is_broken = ~text_embeds.isfinite().all(dim=1)
         nearest = by_word.masked_fill(is_broken, -torch.inf).amax(dim=1)
-        # Not one word is left where all are broken.
+        # If all words have a NaN or an infinity, none is left.
         score = score + RELEVANCE_WEIGHT * standardised(nearest.nan_to_num(neginf=0.0))
     return mean_of_near(score, places)
 
@@ -125,8 +126,9 @@ def standardised(values: Tensor) -> Tensor:
 def mean_of_near(values: Tensor, places: Tensor) -> Tensor:
     """Average each value with those at most `REACH` rows and columns away.
 
-    Neighbours are looked up in the sorted places: no grid has to be known, places may be missing
-    (padding), and nothing is read back from the device. O(N log N) time, O(N) memory.
+    Neighbours are looked up in the sorted places: the size of the grid is not needed, places may be
+    missing (padding), and there is no synchronization with the device. O(N log N) time, O(N)
+    memory.
 
     Args:
         values: (N,) float32.
@@ -134,7 +136,7 @@ def mean_of_near(values: Tensor, places: Tensor) -> Tensor:
 
     """
     rows, columns = places.unbind(dim=1)
-    # Far enough apart that the end of a row is not near the start of the next.
+    # Large enough that the end of a row is not a neighbour of the start of the next.
     stride = columns.max() + 1 + REACH
     numbers = rows * stride + columns
     ascending, order = torch.sort(numbers)

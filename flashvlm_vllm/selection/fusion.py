@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saliency and relevance become one score per visual token (eq 7)."""
+"""Fuses saliency and relevance into one score per visual token (eq 7)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def fuse(
 ) -> Tensor:
     """Eq 7: weighted geometric mean in the log domain, or the weighted sum of the ablation.
 
-    The floor under the logarithms lets a token without any relevance still compete by saliency,
-    instead of being excluded by a factor of zero.
+    The lower bound in the logarithms lets a token without relevance still be kept for its saliency;
+    a factor of zero would exclude it.
 
     Args:
         intrinsic: (..., N) saliency in [0, 1].

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices that compare all pairs of tokens, on lists of any length: in blocks, and then once more.
+"""Selections that compare all pairs of tokens, on lists of any length, in two rounds of blocks.
 
-A greedy choice over all pairs takes N x N similarities, and for a share of the tokens time with
-N^3. A list of more than `MOST_PAIRED` tokens is chosen from in two rounds. First it is dealt out,
-like cards, to blocks; each chooses as if it were alone, and more than stay in the end. Then the
-choice is made again among those, in one block where they fit. That is the composable core-set of
-the literature on diversity (Indyk and others, PODS 2014). What is lost by it is measured in
-``benchmarks/selection``.
+A greedy selection over all pairs needs N x N similarities, and time with N^3 if the budget is a
+share of the tokens. A list of more than `MOST_PAIRED` tokens is selected from in two rounds. First
+its tokens are distributed over blocks, and each block selects more tokens than its share of the
+budget. Then the selection runs again on those tokens, in one block if they fit. This is the
+composable core-set of the literature on diversity (Indyk et al., PODS 2014). Its effect on the
+result is measured in ``benchmarks/selection``.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from torch import Tensor
 from flashvlm_vllm.selection.partition import rank
 
 MOST_PAIRED: Final = 4096
-"""Tokens of which all pairs are compared: 64 MiB of similarities."""
+"""Most tokens of which all pairs are compared: 64 MiB of similarities."""
 BLOCK: Final = 1024
-"""Tokens of a block in the first round, and tokens that one block of the second leaves."""
+"""Tokens of a block in the first round, and most tokens that a block of the second keeps."""
 SPARE: Final = 4
-"""Times the budget that the first round leaves. Of 6,400 tokens, without weights, the determinant
-came 79 % of the way from a random choice to that over all pairs with 2, 98 % with 4; with weights
-100 % with either. The smallest distance was 61 to 80 % with 2, 81 to 95 % with 4."""
+"""Tokens that the first round keeps, as a multiple of the budget. Measured on 6,400 tokens, between
+a random selection (0 %) and all pairs (100 %): without weights the determinant reached 79 % with 2
+and 98 % with 4; with weights 100 % with both. The smallest distance reached 61 to 80 % with 2 and
+81 to 95 % with 4."""
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
-"""From (R, C) features, (R,) weights and a number from 1 to R to as many positions, int64."""
+"""Maps (R, C) features, (R,) weights and a number from 1 to R to that number of int64 positions."""
 
 
 def choose_of_any(features: Tensor, weight: Tensor, budget: int, choose: Choose) -> Tensor:
-    """Choose of a list, in blocks where it is too long to compare all pairs.
+    """Select from a list, in blocks if it is too long to compare all pairs.
 
     Args:
         features: (N, C), any float dtype.
-        weight: (N,) float32 without NaN; every block has its share of the largest.
+        weight: (N,) float32 without NaN; large weights are distributed evenly over the blocks.
         budget: 1 to N.
-        choose: of a list that is not too long.
+        choose: selects from a list that is not too long.
 
     Returns:
-        (budget,) int64, distinct. Sizes depend on shapes only, so nothing is read back from the
-        device.
+        (budget,) int64, distinct. Sizes depend on shapes only, so there is no synchronization with
+        the device.
 
     """
     if len(features) <= MOST_PAIRED:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saliency from a vLLM vision tower, which returns no attention maps."""
+"""Saliency from vLLM's vision towers, which do not return attention weights."""

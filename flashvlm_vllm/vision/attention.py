@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention weights that a fused kernel does not return, computed exactly from q and k.
+"""Attention weights, which fused kernels do not return, computed exactly from q and k.
 
-On a CPU each image is computed by itself: a product of several is a product of another shape, which
-BLAS rounds otherwise, and the last bits of two nearly equal scores decide which tokens Algorithm 1
-leaves. An image would then keep other tokens under load than on a quiet server. It costs nothing
-there; a GPU would wait for the launches.
+On a CPU each image is computed separately. A matrix product over several images has another shape,
+which BLAS may round differently, and for nearly equal scores the last bits decide which tokens
+Algorithm 1 keeps. The kept tokens of an image would then depend on the server's load. On a CPU this
+has no cost; on a GPU, where kernel launches would dominate, images are computed together.
 """
 
 from collections.abc import Callable
@@ -16,26 +16,27 @@ from torch import Tensor
 Attention = Callable[[Tensor, Tensor, float], Tensor]
 
 MOST_QUERIES: Final = 4096
-"""Tokens that are all asked. Of more, `SAMPLED` are: the attention of all would grow with the
-square of the tokens, as that of the tower's layers does, and take as long as several of them."""
+"""Most tokens that are all used as queries. Of more tokens `SAMPLED` are used: the time for all
+would grow with the square of their number, and be that of several layers of the tower."""
 SAMPLED: Final = 1024
-"""Queries that stand for all those of a larger image."""
+"""Number of queries sampled from a larger image."""
 _QUERY_BLOCK = 128
-"""Queries handled at once, instead of a full map."""
+"""Queries computed at once, instead of the full attention matrix."""
 _LOGITS_AT_ONCE = 2**20
-"""Of one head of a larger image: 4 MiB of float32 stay in a core's cache."""
+"""Logits of one head computed at once for a larger image: 4 MiB of float32 fit in a core's cache.
+"""
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention of the CLS token (position 0), summed over heads.
+    """Return the attention of the CLS token (position 0), summed over heads.
 
-    A kernel of its own would bring nothing: one query per head reads every key once, O(T d), and
-    is a few launches behind a layer of dozens.
+    A custom kernel would not help: one query per head reads every key once, O(T d), in a few kernel
+    launches, while a layer of the tower takes dozens.
 
     Args:
         query, key: ``(B, T, H, d)``, any float dtype; weights are computed in float32.
-        scale: factor on the logits, ``1 / sqrt(d)`` as a rule.
+        scale: factor on the logits, usually ``1 / sqrt(d)``.
 
     Returns:
         ``(B, T)`` float32, CLS included; divide by the number of heads for the mean of eq. 1.
@@ -50,11 +51,12 @@ def _cls(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention that each token receives from all tokens, summed over queries and heads.
+    """Return the attention that each token receives from all tokens, summed over queries and heads.
 
-    For towers without CLS (as the released Qwen code reads eq. 1). Of more than `MOST_QUERIES`
-    tokens it is estimated from `SAMPLED` queries, spread evenly. On CUDA by two fused kernels,
-    where triton is installed; elsewhere image by image, by blocks of queries.
+    For towers without CLS (the released Qwen code's version of eq. 1). With more than
+    `MOST_QUERIES` tokens it is estimated from `SAMPLED` evenly spread queries. On CUDA, with triton
+    installed, two fused kernels compute it; otherwise it is computed image by image, in blocks of
+    queries.
 
     Args:
         query, key: ``(B, T, H, d)``, any float dtype; weights are computed in float32.
@@ -75,10 +77,10 @@ def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 def spread_queries(tokens: int, count: int, device: torch.device) -> Tensor:
-    """Return one query of each of ``count`` equal stretches, ``(count,)`` int64, ascending.
+    """Return one query from each of ``count`` equal intervals, ``(count,)`` int64, ascending.
 
-    Where in its stretch follows the golden ratio. Always the middle one would be the same patch of
-    every merged square, or the same column of every row, wherever a stretch is a multiple of those.
+    The offset in the interval follows the golden ratio. With a constant offset the queries could
+    all be the same patch of a merged square, or the same column of a row.
     """
     numbers = torch.arange(count, dtype=torch.float64)
     within = (numbers * _GOLDEN) % 1.0
@@ -96,7 +98,7 @@ def _received(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 def _received_by_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """As `_received`, for many keys: one head, and as many queries as a cache holds, at a time."""
+    """Like `_received`, for many keys: one head and a cache-sized block of queries at a time."""
     tokens = key.shape[1]
     received = query.new_zeros(1, tokens, dtype=torch.float32)
     for head in range(query.shape[2]):

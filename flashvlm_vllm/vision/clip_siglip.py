@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features and saliency of CLIP and SigLIP towers in one pass."""
+"""Features and saliency of CLIP and SigLIP towers, computed in one pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,25 +19,31 @@ from flashvlm_vllm.vision.tap import AttentionTap
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tower tells about a batch of ``B`` images or crops of ``N`` tokens."""
+    """Output of a tower for a batch of ``B`` images or crops with ``N`` tokens."""
 
     features: Tensor
     """``(B, N, C)``."""
     saliency: Tensor
     """``(B, N)`` float32."""
     keys: Tensor | None
-    """``(B, N, H, d)``, where asked for."""
+    """``(B, N, H, d)`` attention keys, if requested."""
 
 
 class SalientTower:
-    """A CLIP or SigLIP tower that also tells how much attention each token received.
+    """A CLIP or SigLIP tower that also returns how much attention each token received.
 
-    The attention is that of the last layer vLLM built, which is the one the features come
-    from: with ``vision_feature_layer = -2`` the tower ends at layer -2.
+    The attention is that of the last layer that vLLM builds, whose output are the features: with
+    ``vision_feature_layer = -2`` the tower ends at layer -2.
     """
 
     def __init__(self, tower: Any, config: Any) -> None:
-        """Attach to ``tower``, vLLM's CLIP or SigLIP model of a LLaVA with ``config``."""
+        """Attach to ``tower``, vLLM's CLIP or SigLIP model.
+
+        Args:
+            tower: the vision tower.
+            config: configuration of the LLaVA model that it belongs to.
+
+        """
         attention = tower.vision_model.encoder.layers[-1].self_attn.attn
         self._tap = AttentionTap(attention, config.vision_config.num_attention_heads)
         self._has_cls = isinstance(tower, CLIPVisionModel)
@@ -49,7 +55,7 @@ class SalientTower:
         self.tokens = get_num_selected_vision_tokens(
             positions, getattr(config, "vision_feature_select_strategy", "full")
         )
-        """Feature tokens per image or crop."""
+        """Number of feature tokens per image or crop."""
         self._first = positions - self.tokens
 
     def run(
@@ -59,12 +65,12 @@ class SalientTower:
 
         Args:
             encode: runs the tower on pixels and returns its features.
-            pixel_values: ``(B, 3, H, W)`` of the tower's size.
-            with_keys: whether to return the keys as well.
+            pixel_values: ``(B, 3, H, W)`` in the tower's input size.
+            with_keys: whether to return the attention keys too.
 
         Returns:
-            features, and as saliency the mean over heads of the CLS row (CLIP), or of the
-            attention received from all tokens (SigLIP).
+            Features, and as saliency the mean over heads of the CLS token's attention (CLIP) or of
+            the attention received from all tokens (SigLIP).
 
         """
         attend = cls_attention if self._has_cls else received_attention
@@ -73,10 +79,10 @@ class SalientTower:
             own = key[:, self._first :].contiguous() if with_keys else None
             return attend(query, key, self._tap.scale), own
 
-        with self._tap.listen(read) as heard:
+        with self._tap.listen(read) as captured:
             features: Tensor = encode(pixel_values)
-        saliency = torch.cat([attended for attended, _ in heard])
-        keys = [own for _, own in heard if own is not None]
+        saliency = torch.cat([attended for attended, _ in captured])
+        keys = [own for _, own in captured if own is not None]
         return Encoded(
             features,
             self._tap.mean_over_heads(saliency)[:, self._first :],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saliency of InternViT, whose tokens are several patches each after the pixel shuffle."""
+"""Saliency of InternViT's patches. The pixel shuffle later merges several patches into a token."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +14,22 @@ from flashvlm_vllm.vision.tap import AttentionTap
 
 
 class ClsTower:
-    """An InternViT that also tells how much its CLS token looks at each patch.
+    """An InternViT that also returns the CLS token's attention to each patch.
 
-    The attention is that of the last layer vLLM built, which is the one the features leave
+    The attention is that of the last layer that vLLM builds, whose output are the features
     (``select_layer``).
     """
 
     def __init__(self, attention: nn.Module, heads: int, *, is_data_parallel: bool) -> None:
-        """Listen at ``attention``, the last layer's.
+        """Attach to the attention module of the last layer.
 
         Args:
             attention: vLLM's attention module.
-            heads: of the tower as a whole; a rank may hold fewer.
+            heads: number of heads in total; a rank may have fewer.
             is_data_parallel: whether each rank encodes some of the tiles.
 
         Raises:
-            TypeError: the attention is of a kind that does not see queries and keys.
+            TypeError: queries and keys cannot be read from this kind of attention module.
 
         """
         self._tap = AttentionTap(attention, heads)
@@ -42,11 +42,11 @@ class ClsTower:
 
         Args:
             encode: runs the tower on pixels and returns its features.
-            pixel_values: of the tower's size.
-            with_keys: whether to return the keys as well.
+            pixel_values: in the tower's input size.
+            with_keys: whether to return the attention keys too.
 
         Returns:
-            what ``encode`` made; saliency and keys are per patch in raster order, without CLS.
+            The features from ``encode``; saliency and keys per patch, in raster order, without CLS.
 
         """
 
@@ -54,13 +54,13 @@ class ClsTower:
             own = key.contiguous() if with_keys else None
             return cls_attention(query, key, self._tap.scale), own
 
-        with self._tap.listen(read) as heard:
+        with self._tap.listen(read) as captured:
             features: Tensor = encode(pixel_values)
-        saliency = self._tap.mean_over_heads(torch.cat([attended for attended, _ in heard]))
-        every = [own for _, own in heard if own is not None]
+        saliency = self._tap.mean_over_heads(torch.cat([attended for attended, _ in captured]))
+        every = [own for _, own in captured if own is not None]
         keys = self._tap.of_all_heads(torch.cat(every), dim=2) if every else None
         if self._is_data_parallel:
-            # vLLM fills the last ranks' shares up with tiles that do not exist.
+            # vLLM pads the shares of the last ranks with tiles that do not exist.
             tiles = len(pixel_values)
             saliency = tensor_model_parallel_all_gather(saliency, dim=0)[:tiles]
             if keys is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features and saliency of GLM-4.1V's tower, which merges squares of patches by a convolution."""
+"""Features and saliency of GLM-4.1V's tower, which merges squares of patches by convolution."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from flashvlm_vllm.vision.merging_tower import MergingTower
 
 
 class ConvolvingTower(MergingTower):
-    """A tower without CLS that convolves each square of patches to a token."""
+    """A tower without CLS that merges each square of patches into a token by convolution."""
 
     def merging_module(self, visual: Any) -> Any:
-        """Return the convolution; the merger behind it sees one vector for each token."""
+        """Return the convolution; the merger after it gets one vector per token."""
         return visual.downsample
 
     def mean_of_patches(self, heard: Tensor) -> Tensor:
-        """Return ``(tokens, C)`` of the convolution's input, ``(tokens, C, side, side)``."""
+        """Return the mean ``(tokens, C)`` of the convolution's input, ``(tokens, C, s, s)``."""
         return heard.mean(dim=(-2, -1))

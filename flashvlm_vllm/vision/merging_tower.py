@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features and saliency of towers that merge squares of patches: Qwen2-VL and its successors."""
+"""Features and saliency of towers that merge squares of patches: Qwen2-VL and later models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Merged:
-    """What a tower tells about an image or video of ``T`` time steps with ``n`` tokens each."""
+    """Output of a tower for an image or video of ``T`` time steps with ``n`` tokens each."""
 
     features: Tensor
-    """``(T, n, C)``: the mean of the patches that each token is merged of, before the merger."""
+    """``(T, n, C)``: mean of each token's patches, before the merger."""
     projected: Tensor
     """``(T, n, D)``."""
     saliency: Tensor
     """``(T, n)`` float32: attention received within the time step, mean over heads and patches."""
     keys: Tensor | None = None
-    """``(T, n, H, d)`` of that layer, mean over the patches; ``None`` unless asked for."""
+    """``(T, n, H, d)`` attention keys, mean over the patches; ``None`` unless requested."""
 
 
 class MergingTower:
-    """A tower without CLS whose merger makes one token of a square of patches.
+    """A tower without CLS whose merger merges a square of patches into one token.
 
-    The attention is that of the last layer in which all patches of a time step see each other:
-    in Qwen2.5-VL most layers attend within windows, the last one does not.
+    The attention is that of the last layer with full attention over a time step: in Qwen2.5-VL most
+    layers have window attention, but not the last one.
     """
 
     def __init__(self, visual: Any, layer: int) -> None:
-        """Attach to vLLM's ``visual``; ``layer`` attends over whole time steps."""
+        """Attach to ``visual``, vLLM's tower, at a layer with full attention over time steps."""
         self._visual = visual
         self._merging = self.merging_module(visual)
         self._tap = AttentionTap(visual.blocks[layer].attn.attn, visual.num_heads)
         self.merged: int = visual.spatial_merge_size**2
-        """Patches of one token."""
+        """Number of patches per token."""
 
     def merging_module(self, visual: Any) -> Any:
         """Return the module whose input is the patches of each token."""
@@ -50,7 +50,7 @@ class MergingTower:
         return merger.mlp[0] if hasattr(merger, "mlp") else merger.linear_fc1
 
     def mean_of_patches(self, heard: Tensor) -> Tensor:
-        """Return ``(tokens, C)`` of what that module is called with, ``(tokens, patches * C)``."""
+        """Return the mean ``(tokens, C)`` of that module's input ``(tokens, patches * C)``."""
         mean: Tensor = heard.unflatten(-1, (self.merged, -1)).mean(dim=-2)
         return mean
 
@@ -65,9 +65,9 @@ class MergingTower:
         """Encode images or videos.
 
         Args:
-            pixels: ``(sum of patches, ...)`` as vLLM's processor flattens them.
-            grids: of each item.
-            with_keys: whether to return the keys of the attention.
+            pixels: ``(sum of patches, ...)``, flattened by vLLM's processor.
+            grids: grid of patches of each item.
+            with_keys: whether to return the attention keys too.
 
         """
         tokens = [self.tokens(grid) for grid in grids]
@@ -81,11 +81,11 @@ class MergingTower:
             return saliency, [own.unflatten(0, (-1, self.merged)).mean(dim=1) for *_, own in items]
 
         with (
-            self._tap.listen(read) as heard,
+            self._tap.listen(read) as captured,
             inputs_of(self._merging) as merging,
         ):
             projected = self._visual(pixels, grid_thw=[list(grid) for grid in grids])
-        ((saliency, keys),), (features,) = heard, merging
+        ((saliency, keys),), (features,) = captured, merging
         saliency = self._tap.mean_over_heads(saliency).view(-1, self.merged).mean(dim=1)
         features = self.mean_of_patches(features)
         items = zip(
@@ -99,7 +99,7 @@ class MergingTower:
         return [self._in_order(*item) for item in items]
 
     def _received(self, grid: Grid, query: Tensor, key: Tensor) -> Tensor:
-        """Attention that an item's patches receive within their time steps, ``(patches,)``."""
+        """Return the attention that patches receive within their time step, ``(patches,)``."""
         steps = (grid[0], -1)
         return received_attention(
             query.unflatten(0, steps), key.unflatten(0, steps), self._tap.scale
@@ -113,7 +113,7 @@ class MergingTower:
         saliency: Tensor,
         keys: Tensor | None,
     ) -> Merged:
-        """Undo the order of windows, in which everything but the projections is."""
+        """Restore raster order; all inputs but the projections are in window order."""
         steps = (grid[0], -1)
         if hasattr(self._visual, "get_window_index_thw"):
             by_window, _ = self._visual.get_window_index_thw(*grid)

@@ -14,27 +14,27 @@ from flashvlm_vllm.vision.tap import AttentionTap
 
 @dataclass(frozen=True)
 class PackedEncoded:
-    """What the tower tells about some images, the patches of each in raster order."""
+    """Output of the tower for some images. The patches of each image are in raster order."""
 
     result: Any
     saliency: Sequence[Tensor]
-    """``(N_i,)`` float32 each."""
+    """``(N_i,)`` float32 per image."""
     keys: Sequence[Tensor | None]
-    """``(N_i, H, d)`` each, where asked for."""
+    """``(N_i, H, d)`` attention keys per image, if requested."""
 
 
 class PixtralTower:
-    """A Pixtral tower that also tells how much attention each patch received.
+    """A Pixtral tower that also returns how much attention each patch received.
 
-    There is no CLS token. The attention is that of the last layer vLLM built, and of a patch's
-    own image only.
+    There is no CLS token. The attention is that of the last layer that vLLM builds, from patches of
+    the same image.
     """
 
     def __init__(self, attention: nn.Module, heads: int) -> None:
-        """Listen at ``attention``, the last layer's, of a tower of ``heads`` heads.
+        """Attach to the attention module of the last layer, of a tower with ``heads`` heads.
 
         Raises:
-            TypeError: the attention is of a kind that does not see queries and keys.
+            TypeError: queries and keys cannot be read from this kind of attention module.
 
         """
         self._tap = AttentionTap(attention, heads)
@@ -46,8 +46,8 @@ class PixtralTower:
 
         Args:
             encode: runs the tower on all images at once.
-            patches: how many each image has.
-            with_keys: whether to return the keys as well.
+            patches: number of patches of each image.
+            with_keys: whether to return the attention keys too.
 
         """
         sizes = list(patches)
@@ -57,9 +57,9 @@ class PixtralTower:
             attended = [received_attention(*image, self._tap.scale)[0] for image in images]
             return torch.cat(attended), key[0].contiguous() if with_keys else None
 
-        with self._tap.listen(read) as heard:
+        with self._tap.listen(read) as captured:
             result = encode()
-        ((saliency, own),) = heard
+        ((saliency, own),) = captured
         keys = None if own is None else self._tap.of_all_heads(own, dim=1)
         return PackedEncoded(
             result,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention received, without a map: two Triton kernels. The torch form is `received_attention`.
+"""Attention received, as two Triton kernels that do not store the attention matrix.
 
-The first pass is half of flash attention: the log-sum-exp of every query's logits, by head. With
-it known, a second pass over the same products sums each key's weights over the queries. A
-``flash_attn`` would return the log-sum-exp too, but has to be given values and multiplies them, as
-much work again as this pass; it serves as a second opinion in the tests.
+The torch version is `received_attention`. The first kernel is half of flash attention: it computes
+the log-sum-exp of every query's logits, by head. The second repeats the products and sums each
+key's weights over the queries. ``flash_attn`` returns the log-sum-exp too, but it also multiplies
+by values, which doubles the work of the first kernel; the tests use it as a reference.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def _logits(  # type: ignore[no-untyped-def]
     width,
     WIDTH: tl.constexpr,
 ):
-    # Head sizes such as 72 and 80 are no powers of two: zeros fill them up.
+    # Head sizes such as 72 and 80 are not powers of two: they are padded with zeros.
     dims = tl.arange(0, WIDTH)
     is_query = (queries < asking)[:, None] & (dims < width)[None, :]
     is_key = (keys < tokens)[None, :] & (dims < width)[:, None]
     left = tl.load(query + queries[:, None] * query_stride + dims[None, :], mask=is_query, other=0)
     right = tl.load(key + keys[None, :] * key_stride + dims[:, None], mask=is_key, other=0)
-    # "ieee": float32 inputs are not cut to tf32; 16-bit ones are exact in any case.
+    # "ieee": float32 inputs are not rounded to tf32; 16-bit inputs are exact in any case.
     return tl.dot(left, right, input_precision="ieee") * scale
 
 
@@ -132,14 +132,16 @@ def _column_sums(  # type: ignore[no-untyped-def]
             width,
             WIDTH,
         )
-        # Queries beyond the end: exp(-inf) is nothing.
+        # Queries beyond the end add exp(-inf) = 0.
         sums = tl.load(totals + row * asking + queries, mask=queries < asking, other=float("inf"))
         total += tl.sum(tl.exp(logits - sums[:, None]), axis=0)
     tl.store(received + row * tokens + keys, total, mask=keys < tokens)
 
 
 def received_attention_fused(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention that each key receives from all queries, on a GPU. O(B H T) memory, deterministic.
+    """Return the attention that each key receives from all queries, computed on a GPU.
+
+    Takes O(B H T) memory and is deterministic.
 
     Args:
         query: ``(B, Q, H, d)``, any float dtype; products are summed in float32.
@@ -157,12 +159,12 @@ def received_attention_fused(query: Tensor, key: Tensor, scale: float) -> Tensor
     received = torch.empty(batch, heads, tokens, device=query.device)
     sizes = (scale, asking, tokens, heads, width, *query.stride()[:3], *key.stride()[:3])
     block = 64
-    # tl.dot wants at least 16.
+    # tl.dot needs at least 16.
     blocks = {"QUERIES": block, "KEYS": block, "WIDTH": max(16, triton.next_power_of_2(width))}
     items = batch * heads
     _log_sum_exp[(triton.cdiv(asking, block), items)](query, key, totals, *sizes, **blocks)
     _column_sums[(triton.cdiv(tokens, block), items)](
         query, key, totals, received, *sizes, **blocks
     )
-    # By head first: sums of atomics would differ from run to run.
+    # The kernel writes one sum per head: atomic additions would not be deterministic.
     return received.sum(dim=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads q and k where they enter an encoder attention module."""
+"""Reads queries and keys at the input of an encoder attention module."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ Read = TypeVar("Read")
 
 
 class AttentionTap:
-    """Listens at one attention module while a tower runs, and only then."""
+    """Captures the inputs of one attention module while a tower runs."""
 
     def __init__(self, attention: nn.Module, heads: int) -> None:
-        """Attach to vLLM's module of a layer.
+        """Attach to a layer's attention module.
 
         Args:
-            attention: the module that queries and keys enter.
-            heads: of the tower as a whole; a rank may hold some of them.
+            attention: vLLM's module whose inputs are queries and keys.
+            heads: number of heads in total; a rank may have some of them.
 
         Raises:
-            TypeError: the attention is of a kind that does not see queries and keys.
+            TypeError: queries and keys cannot be read from this kind of attention module.
 
         """
         if not isinstance(attention, MMEncoderAttention):
@@ -35,13 +35,13 @@ class AttentionTap:
         """Factor on the logits."""
 
     def mean_over_heads(self, summed: Tensor) -> Tensor:
-        """Return the mean over the tower's heads of what was summed over this rank's."""
+        """Return the mean over all heads of values that are summed over this rank's heads."""
         if self.is_sharded:
             summed = tensor_model_parallel_all_reduce(summed)
         return summed / self._heads
 
     def of_all_heads(self, keys: Tensor, dim: int) -> Tensor:
-        """Put this rank's heads, along ``dim``, together with those of the others."""
+        """Gather the heads of all ranks along ``dim``."""
         return tensor_model_parallel_all_gather(keys.contiguous(), dim) if self.is_sharded else keys
 
     @contextmanager
@@ -49,19 +49,19 @@ class AttentionTap:
         """Collect one entry per call of the attention module inside the block.
 
         Args:
-            read: makes an entry of query and key ``(B, T, H, d)``, of this rank's heads. It is
-                called at once, so that neither stays alive while the rest of the tower runs.
+            read: returns an entry for query and key ``(B, T, H, d)`` of this rank's heads. It is
+                called immediately, so that both can be freed while the rest of the tower runs.
 
         """
-        heard: list[Read] = []
+        entries: list[Read] = []
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             query, key = inputs[:2] if inputs else (named["query"], named["key"])
-            heard.append(read(self._split_heads(query), self._split_heads(key)))
+            entries.append(read(self._split_heads(query), self._split_heads(key)))
 
         handle = self._attention.register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            yield heard
+            yield entries
         finally:
             handle.remove()
 
@@ -72,10 +72,10 @@ class AttentionTap:
 
 @contextmanager
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what ``module`` is called with inside the block."""
-    heard: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    """Collect the first input of each call of ``module`` inside the block."""
+    captured: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     try:
-        yield heard
+        yield captured
     finally:
         handle.remove()

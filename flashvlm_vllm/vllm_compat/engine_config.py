@@ -28,14 +28,14 @@ def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs:
 
 def _config_with_settings(original: Any, engine_args: Any, *args: Any, **kwargs: Any) -> Any:
     given = engine_args.mm_processor_kwargs
-    asked = {name: given[name] for name in ENGINE_SETTINGS if name in (given or {})}
-    if not asked:
+    values = {name: given[name] for name in ENGINE_SETTINGS if name in (given or {})}
+    if not values:
         return original(engine_args, *args, **kwargs)
     try:
-        settings = _checked(asked)
+        settings = _checked(values)
     except ValueError as error:
         _stop(engine_args, error)
-    others = {key: value for key, value in given.items() if key not in asked}
+    others = {key: value for key, value in given.items() if key not in values}
     engine_args.mm_processor_kwargs = others or None
     try:
         config = original(engine_args, *args, **kwargs)
@@ -43,7 +43,7 @@ def _config_with_settings(original: Any, engine_args: Any, *args: Any, **kwargs:
         engine_args.mm_processor_kwargs = given
     if settings != ServerSettings():
         try:
-            _attach(config.model_config, settings, asked)
+            _attach(config.model_config, settings, values)
         except ValueError as error:
             _stop(engine_args, error)
     return config
