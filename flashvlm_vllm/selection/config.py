@@ -82,15 +82,15 @@ class SelectionConfig:
 
     removed_fraction: float = 0.25
     """Share of the list that a round of the schedule ``geometric`` deletes, above 0 and at most
-    0.5: one half is all that a round compares. Ours; the paper leaves its rate open."""
+    0.5, because a round compares only half of the tokens. Our choice; the paper gives no value."""
 
     block_length: int = 512
-    """Longest list that a round of the schedule ``geometric`` compares within itself, at least
-    4. Ours."""
+    """Length of the longest block that a round of the schedule ``geometric`` compares, at least 4.
+    Our choice."""
 
     epsilon: float = 1e-6
-    """Keeps the divisions of eq 1, 3 and 6 finite and is the floor under the logarithms of eq 7,
-    in (0, 1). "e.g." in section 3.1, this value in the released code."""
+    """Keeps the divisions of eq 1, 3 and 6 finite, and is the lower bound in the logarithms of
+    eq 7, in (0, 1). An example in section 3.1, this value in the released code."""
 
     def __post_init__(self) -> None:
         for share in ("text_weight", "gate_fraction", "attenuation", "important_fraction"):

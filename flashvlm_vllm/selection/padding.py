@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Items of different length as one padded batch; nothing here waits for the device."""
+"""Padded batches of items of different length. Nothing here synchronizes with the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Which entries of a padded batch are real: the first `counts[i]` of item `i`."""
+    """Marks which entries of a padded batch are real: the first `counts[i]` of item `i`."""
 
     counts: Tensor
     """(B,) int64, each 0 to N."""
@@ -21,22 +21,22 @@ class Padding:
 
     @classmethod
     def of(cls, counts: Tensor, width: int) -> Padding:
-        """Return the padding of items of `counts` entries to `width` each."""
+        """Return the padding of items with `counts` entries to `width` entries each."""
         return cls(counts, torch.arange(width, device=counts.device) < counts[:, None])
 
 
 def to_device(numbers: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Bring host numbers to a device without waiting for it.
+    """Copy numbers from the host to a device without synchronization.
 
     Args:
-        numbers: equally long rows.
-        device: where they go.
+        numbers: rows of equal length.
+        device: the target device.
 
     Returns:
-        int64, one row per row.
+        int64 tensor with the same rows.
     """
     if device.type == "cuda":
-        # From pageable memory the copy would wait for all earlier work.
+        # A copy from pageable memory would wait for all earlier work on the device.
         return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
     return torch.tensor(numbers).to(device)
 
@@ -44,11 +44,12 @@ def to_device(numbers: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def pad(tensors: Sequence[Tensor], padding: Padding) -> Tensor:
     """Stack tensors of different length, zeros after the shorter ones.
 
-    A concatenation and a gather, so the number of kernels does not grow with that of the items.
+    This is a concatenation and a gather, so the number of kernels does not grow with the number of
+    items.
 
     Args:
-        tensors: one (counts[i], ...) per item, of one device and equal further dimensions.
-        padding: of these tensors.
+        tensors: one (counts[i], ...) per item, on one device, with equal further dimensions.
+        padding: padding of these tensors.
 
     Returns:
         (B, N, ...).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget is split between the best scores (eq 8) and a diversity reserve (Algorithm 1)."""
+"""Splits the budget between the best scores (eq 8) and a diversity reserve (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from flashvlm_vllm.selection.scaling import unit_rows
 
 # Rows of the Gram matrix computed at a time; each block skips the columns that an earlier block
-# already has by symmetry. Small enough to skip nearly half of the products, large enough to keep
-# the matrix product efficient (on a CPU 48 and 64 rows measured best, 128 a tenth slower). A GPU
-# needs larger ones to be filled by one of them.
+# has already computed, by symmetry. Small enough to skip nearly half of the products, large enough
+# for an efficient matrix product (on a CPU 48 and 64 rows were fastest, 128 rows 10 % slower). A
+# GPU needs larger blocks to be fully used.
 GRAM_BLOCK_ROWS: Final = 64
 GRAM_BLOCK_ROWS_CUDA: Final = 1024
 
 
 def important_count(budget: int, important_fraction: float) -> int:
-    """How many of the kept tokens the best scores get: ``floor(fraction * budget)``.
+    """Number of kept tokens with the best scores: ``floor(fraction * budget)``.
 
     The remainder goes to the diversity reserve, so an odd budget favours diversity (released
     code).
@@ -49,7 +49,7 @@ def rank(scores: Tensor) -> Tensor:
 
 
 def cosine_gram(features: Tensor) -> Tensor:
-    """All cosines between rows. Rows that are zero or not finite are similar to nothing (0).
+    """All cosines between rows; 0 for rows that are zero or not finite.
 
     Args:
         features: (..., R, C), any float dtype.
@@ -61,15 +61,16 @@ def cosine_gram(features: Tensor) -> Tensor:
     *items, count, _ = unit.shape
     gram = unit.new_empty(*items, count, count)
     rows = GRAM_BLOCK_ROWS_CUDA if unit.is_cuda else GRAM_BLOCK_ROWS
-    # The rest is one block: for a product of a few rows a BLAS may take another routine, and
-    # that rounds differently.
+    # The remaining rows are part of the last block: for a product of few rows a BLAS may use
+    # another routine, which rounds differently.
     starts = range(0, count - count % (2 * rows) + 1, rows)
     for start, stop in zip(starts, [*starts[1:], count], strict=True):
         block = gram[..., start:stop, start:]
-        # Straight into its place: one copy of half the matrix less.
+        # Write into the result directly: this saves a copy of half the matrix.
         torch.matmul(unit[..., start:stop, :], unit[..., start:, :].mT, out=block)
         gram[..., stop:, start:stop] = gram[..., start:stop, stop:].mT
-    # A NaN would win every maximum of Algorithm 1 and with it make all tokens look alike.
+    # A NaN would be the maximum of every comparison in Algorithm 1, so all similarities would be
+    # equal.
     return gram.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -81,24 +82,24 @@ def remove_near_duplicates(similarity: Tensor, keep: int, removed_per_round: int
     round, or when A is shorter). The list then becomes the surviving A by descending
     similarity, followed by B in its order, so that other tokens meet in the next round.
 
-    The published loop multiplies the feature blocks of A and B anew every round. The features
-    never change, so here all similarities are computed once and a round only looks them up. It
-    reads whole rows of B, columns of already deleted tokens included: copying contiguous rows
-    and taking their maximum element by element is faster than picking the A columns out of them.
+    The published loop multiplies the feature blocks of A and B again in every round. The features
+    do not change, so here all similarities are computed once and a round only reads them. It reads
+    whole rows of B, including the columns of deleted tokens: copying contiguous rows and taking
+    their elementwise maximum is faster than gathering the columns of A.
 
     Args:
         similarity: (R, R) symmetric, without NaN, in list order: descending fused score.
-        keep: tokens to leave, 0 to R.
+        keep: number of tokens to keep, 0 to R.
         removed_per_round: at least 1.
 
     Returns:
-        (keep,) int64 positions in the list given, in the order of the last round. Equal
-        similarities: the earlier in the current list goes first. Round sizes depend on shapes
-        only, so nothing is read back from the device.
+        (keep,) int64 positions in the given list, in the order of the last round. If similarities
+        are equal, the token that is earlier in the current list is deleted first. Round sizes
+        depend on shapes only, so there is no synchronization with the device.
     """
     left = similarity.shape[0] if keep else 0
-    # Half of a round's time is the launch of its operations, which is cheaper in this mode. Its
-    # tensors must not get out: they cannot be saved for a gradient.
+    # Half of a round's time is the overhead of its operations, which is smaller in this mode. Its
+    # tensors must not be returned: they cannot be saved for a gradient.
     with torch.inference_mode():
         order = torch.arange(left, device=similarity.device)
         while left > keep:
@@ -126,7 +127,7 @@ def partition(
         diversity_features: (N, C) compared by cosine in Algorithm 1, any float dtype.
         budget: tokens to keep, 1 to N - 1.
         important_fraction: share of the budget for the best scores.
-        removed_per_round: of Algorithm 1.
+        removed_per_round: tokens that a round of Algorithm 1 deletes.
 
     Returns:
         (budget,) int64, distinct, ascending.
@@ -145,15 +146,15 @@ def partition_by(
     important_fraction: float,
     diverse: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
-    """`partition` with another way to thin out the remainder.
+    """`partition` with another function to select the diverse remainder.
 
     Args:
         scores: (N,) fused scores without NaN.
         diversity_features: (N, C).
         budget: tokens to keep, 1 to N - 1.
         important_fraction: share of the budget for the best scores.
-        diverse: from (R, C) features by descending score and a number to keep to as many
-            positions in that list.
+        diverse: maps (R, C) features by descending score and the number of tokens to keep to that
+            number of positions in the list.
 
     Returns:
         (budget,) int64, distinct, ascending.

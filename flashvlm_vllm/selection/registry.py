@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every selector by its name: this package's own, and those that other packages bring."""
+"""All selectors by name: the built-in ones, and those that other packages provide."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from flashvlm_vllm.selection.select import PUBLISHED, select_visual_tokens_ragge
 from flashvlm_vllm.selection.selectors import GROUP, Merged, Selector, VisualTokens
 
 LONGEST_NAME: Final = 64
-"""Bytes of a selector's name; it travels to the worker with every image."""
+"""Most bytes of a selector's name, which is sent to the worker with every image."""
 
 
 _MANY: Final = 3072
-"""Tokens of one list beyond which they are compared within blocks: all pairs would take memory
-that grows with the square, and time with the cube (a second at 4,096 on a CPU core). The five crops
-of LLaVA-NeXT, 2,880 tokens, and the paper's videos of 2,048 stay below."""
+"""Most tokens of a list of which all pairs are compared, which takes memory with the square and
+time with the cube of their number (one second for 4,096 on a CPU core). Longer lists are compared
+in blocks. The five crops of LLaVA-NeXT (2,880 tokens) and the paper's videos (2,048) are shorter.
+"""
 
 
 def _flashvlm(tokens: VisualTokens) -> Tensor:
@@ -67,7 +68,7 @@ def _select_many(
 def _flashvlm_2(tokens: VisualTokens) -> Tensor:
     places = tokens.places
     if tokens.times is not None:
-        # What stands at one place at two times is not near: each time step on rows of its own.
+        # Tokens of different time steps are no neighbours: each time step gets its own rows.
         rows = places[:, 0] + tokens.times * (places[:, 0].max() + 1 + REACH)
         places = torch.stack([rows, places[:, 1]], dim=1)
     return select_coherent(
@@ -86,7 +87,7 @@ def _vispruner(tokens: VisualTokens) -> Tensor:
 
 
 def _vispruner_many(images: Sequence[VisualTokens]) -> list[Tensor]:
-    # FlashVLM without a question is VisPruner.
+    # Without a question FlashVLM is the same as VisPruner.
     return _select_many(
         [(each.features, each.saliency, None, each.budget, each.features) for each in images]
     )
@@ -101,8 +102,8 @@ def _visionzip(tokens: VisualTokens) -> Merged:
 
 
 def _prumerge_plus(tokens: VisualTokens) -> Merged:
-    # The published attention and keys are of the last layer, undivided; vLLM builds the tower
-    # up to the layer before, so here both are of that one.
+    # The published method uses attention and keys of the last layer, not split into heads. vLLM
+    # builds the tower only up to the layer before it, so here both are from that layer.
     keys = _keys(tokens).flatten(1)
     return Merged(
         prumerge_plus(tokens.features, tokens.saliency, keys, tokens.budget),
@@ -145,22 +146,22 @@ BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
         "uniform": Selector(_uniform, uses_question=False),
     }
 )
-"""This package's selectors, by the names that requests use."""
+"""The built-in selectors, by the names used in requests."""
 
 
 @functools.cache
 def selectors() -> Mapping[str, Selector]:
-    """Return every selector that is installed, this package's first.
+    """Return all installed selectors, the built-in ones first.
 
     Raises:
         TypeError: an installed entry point is not a `Selector`.
-        ValueError: its name is taken, or too long.
+        ValueError: its name is already used, or too long.
 
     """
     known = dict(BUILT_IN)
     for entry in entry_points(group=GROUP):
         if entry.name in known:
-            raise ValueError(f"{GROUP}: two selectors are called {entry.name!r} ({entry.value})")
+            raise ValueError(f"{GROUP}: two selectors are named {entry.name!r} ({entry.value})")
         if not 1 <= len(entry.name.encode()) <= LONGEST_NAME:
             raise ValueError(f"{GROUP}: {entry.name!r} has more than {LONGEST_NAME} bytes")
         selector = entry.load()
@@ -177,7 +178,7 @@ def find_selector(name: str) -> Selector:
     """Return a selector.
 
     Raises:
-        ValueError: there is none of this name; the message lists those there are.
+        ValueError: there is no selector with this name; the message lists the installed ones.
 
     """
     selector = selectors().get(name)

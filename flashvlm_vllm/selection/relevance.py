@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extrinsic query relevance: how well each visual token answers the question (eq 2 to 6)."""
+"""Extrinsic query relevance: how well each visual token matches the question (eq 2 to 6)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def query_relevance(
         text_embeds: (..., L, D) raw input embeddings of the question, L >= 1, any float dtype.
         config: temperatures, power and gates.
         tokens: which visual tokens of a batch are real; None: all.
-        words: which words of a batch are real; None: all. Padding has to be zeros.
+        words: which words of a batch are real; None: all. Padding must be zeros.
 
     Returns:
         (..., N) float32 in [0, 1].
@@ -55,8 +55,8 @@ def query_relevance(
 def gated_text(text_embeds: Tensor, mode: QueryGate, epsilon: float) -> Tensor:
     """Eq 3: text vectors weighted by ``g_j = |e_j| / (max_k |e_k| + epsilon)``.
 
-    The idea is that embeddings of content words are longer than those of function words. Where
-    the normalisation to unit length goes decides whether the gate does anything at all; see
+    The assumption is that embeddings of content words are longer than those of function words.
+    Whether the gate has an effect depends on where vectors are normalised to unit length; see
     `SelectionConfig.query_gate`.
 
     Args:
@@ -89,7 +89,7 @@ def norm_gate(text: Tensor, epsilon: float) -> Tensor:
         (..., L, 1) float32 in [0, 1).
     """
     norms: Tensor = torch.linalg.vector_norm(text, dim=-1, keepdim=True)
-    # One broken embedding would make the maximum, and so every gate, non-finite.
+    # One non-finite embedding would make the maximum, and so every gate, non-finite.
     norms = norms.nan_to_num(nan=0.0, posinf=0.0)
     return norms / (norms.amax(dim=-2, keepdim=True) + epsilon)
 
@@ -98,7 +98,7 @@ def text_similarity(image_features: Tensor, text: Tensor) -> Tensor:
     """Eq 2 and 4: dot products of unit visual tokens with the gated text vectors.
 
     A token with a NaN or an infinity matches nothing: its products become the lowest cosine, so
-    neither a broken patch nor a broken word can spoil the softmax of the others.
+    that a non-finite patch or word does not affect the softmax of the others.
 
     Args:
         image_features: (..., N, D), any float dtype.
@@ -118,7 +118,7 @@ def aggregate(similarity: Tensor, temperature: float, words: Padding | None = No
 
     Args:
         similarity: (..., N, L), finite.
-        temperature: tau; towards 0 this is the maximum, towards infinity the mean.
+        temperature: tau; the result approaches the maximum for 0 and the mean for infinity.
         words: which words of a batch are real; None: all.
 
     Returns:
@@ -140,9 +140,9 @@ def sharpen(
 ) -> Tensor:
     """Contrastive sharpening of section 3.1: softmax over the visual tokens, power, min-max.
 
-    Up to the final min-max this is ``exp(power / temperature * (s_i - max s))``, so with the
-    published constants a similarity 0.01 below the best one counts exp(-2.5) = 8 % of it. The
-    steps stay separate because their underflow in float16 is why scores are float32.
+    Before the final min-max this equals ``exp(power / temperature * (s_i - max s))``, so with the
+    published constants a similarity 0.01 below the best one gets exp(-2.5) = 8 % of its weight. The
+    steps are kept separate as published; in float16 they would underflow, so scores are float32.
 
     Args:
         relevance: (..., N) aggregated similarity.
@@ -182,8 +182,8 @@ def attenuate_below_gate(
 def quantile(values: Tensor, share: float, tokens: Padding | None = None) -> Tensor:
     """Quantile with linear interpolation between the two neighbouring order statistics.
 
-    Written out because the two positions depend on N alone, so that nothing is read back from
-    the device, and `torch.quantile` has an upper limit on N.
+    Implemented here because `torch.quantile` has an upper limit on N. The two positions depend on N
+    alone, so there is no synchronization with the device.
 
     Args:
         values: (..., N), N >= 1.
@@ -201,7 +201,7 @@ def quantile(values: Tensor, share: float, tokens: Padding | None = None) -> Ten
             ascending[..., below : below + 1], ascending[..., above : above + 1], position - below
         )
     ascending = torch.sort(values.masked_fill(~tokens.valid, torch.inf), dim=-1).values
-    # Doubles, as on the host: the same positions to the last bit.
+    # In float64, as on the host, so that the positions are exactly the same.
     positions = share * (tokens.counts[:, None] - 1).double()
     floors = positions.floor()
     return torch.lerp(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intrinsic visual saliency: what stands out in the image whatever the question (eq 1)."""
+"""Intrinsic visual saliency, which does not depend on the question (eq 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def intrinsic_saliency(attention: Tensor, epsilon: float, tokens: Padding | None
 
 
 def uniform_saliency(image_features: Tensor) -> Tensor:
-    """The saliency of an image whose attention is unknown: what eq 1 makes of a constant.
+    """The saliency of an image whose attention is unknown: the result of eq 1 for a constant.
 
     Args:
         image_features: (..., N, D).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two normalisations that the equations share: min-max of scores, unit length of vectors."""
+"""Normalisations used by several equations: min-max of scores, unit length of vectors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from flashvlm_vllm.selection.padding import Padding
 
-# A vector shorter than this stays (about) zero instead of being blown up to unit length. No paper
-# constant: it only stands between a zero vector and a division by zero.
+# A vector shorter than this is not scaled up to unit length. Not a constant of the paper: it only
+# prevents a division by zero.
 SHORTEST_NORM: Final = 1e-12
 
 
 def min_max(values: Tensor, epsilon: float, tokens: Padding | None = None) -> Tensor:
     """Rescale scores to [0, 1]: ``(x - min) / (max - min + epsilon)``, as in eq 1.
 
-    A constant vector becomes zeros. One NaN or infinity must not wipe out every other score
-    through the minimum or maximum, so non-finite scores count as the lowest finite one.
+    A constant vector becomes zeros. A NaN or an infinity must not affect all other scores through
+    the minimum or maximum, so non-finite scores count as the lowest finite one.
 
     Args:
         values: (..., N) float32 scores, N >= 1; each row is rescaled on its own.
@@ -36,7 +36,7 @@ def min_max(values: Tensor, epsilon: float, tokens: Padding | None = None) -> Te
     values = torch.where(finite, values, lowest)
     highest = values.amax(dim=-1, keepdim=True)
     scaled = (values - lowest) / (highest - lowest + epsilon)
-    # Nothing finite at all leaves inf - inf: treat it as a constant vector.
+    # Without any finite score this is inf - inf: treat it as a constant vector.
     return scaled.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -47,8 +47,8 @@ def unit_rows(vectors: Tensor) -> Tensor:
         vectors: (..., M, K), any float dtype.
 
     Returns:
-        (..., M, K) float32. A row with a non-finite entry stays non-finite: callers clean up after
-        the product, where there are fewer numbers.
+        (..., M, K) float32. A row with a non-finite entry is non-finite: callers replace the values
+        after the product, where there are fewer numbers.
     """
     vectors = vectors.float()
     return vectors / row_norms(vectors)

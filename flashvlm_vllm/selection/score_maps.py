@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a selection went by, and what it left uncovered: for people to look at, not for serving."""
+"""The scores of a selection, and how well kept tokens cover the others. Used for explanations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flashvlm_vllm.selection.scaling import unit_rows
 from flashvlm_vllm.selection.scores import score
 
 _PAIRS_AT_ONCE: Final = 2**22
-"""Distances that `coverage` holds at a time: 16 MiB of float32."""
+"""Distances that `coverage` computes at a time: 16 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ScoreMaps:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Cosine distances, in [0, 2], of tokens to the nearest of those that stand for them."""
+    """Cosine distances, in [0, 2], of tokens to their nearest representative."""
 
     largest: float
     """The delta of the paper's delta-cover (sections 6.4 and 7.2)."""
@@ -46,7 +46,7 @@ def score_maps(
     text_embeds: Tensor | None,
     config: SelectionConfig | None = None,
 ) -> ScoreMaps:
-    """Score as the selection does, and keep the steps apart.
+    """Score as the selection does, and return the intermediate scores.
 
     Args:
         image_features: (N, D) projected into the language model's space, any float dtype.
@@ -66,17 +66,17 @@ def score_maps(
 
 
 def coverage(tokens: Tensor, representatives: Tensor) -> Coverage | None:
-    """Measure how far tokens are from what stands for them.
+    """Measure the distances of tokens to their nearest representatives.
 
-    In blocks, so that a long video never holds all pairs. A vector with a NaN or an infinity is
-    as far from everything as can be.
+    Distances are computed in blocks, so that memory does not grow with all pairs of a long video. A
+    vector with a NaN or an infinity has the largest distance to all others.
 
     Args:
-        tokens: (M, C) features of the tower, any float dtype; those that were dropped.
-        representatives: (K, C) features that stayed, K >= 1.
+        tokens: (M, C) tower features of the dropped tokens, any float dtype.
+        representatives: (K, C) features of the kept tokens, K >= 1.
 
     Returns:
-        None when there is nothing to cover.
+        None if no tokens were dropped.
     """
     if not len(tokens):
         return None

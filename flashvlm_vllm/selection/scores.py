@@ -38,8 +38,9 @@ def score(
         intrinsic = uniform_saliency(image_features)
     else:
         intrinsic = intrinsic_saliency(saliency, config.epsilon, tokens)
-    # Section 3.1: no question means saliency only, whatever weight the text would have had. Eq 7
-    # with a relevance of zero ranks the same, except that it ties all saliencies under its floor.
+    # Section 3.1: without a question, saliency only, for any weight of the text. Eq 7 with a
+    # relevance of zero gives the same ranking, except that all saliencies below the lower bound
+    # become equal.
     if text_embeds is None or text_embeds.shape[-2] == 0:
         return intrinsic
     extrinsic = query_relevance(image_features, text_embeds, config, tokens, words)

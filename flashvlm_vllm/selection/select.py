@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which visual tokens of an image stay: the public entry to the FlashVLM selection."""
+"""The public functions of the FlashVLM selection."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def select_visual_tokens(
 ) -> Tensor:
     """Indices of the visual tokens to keep for one image (section 3).
 
-    Scores and similarities are float32 whatever the input dtype. The result is exact in number
-    for every input, NaN and infinity included, and equal scores resolve to the lower index, so
-    ranks and repeated runs on the same hardware agree.
+    Scores and similarities are float32 for any input dtype. The number of indices is exact for
+    every input, including NaN and infinity. Equal scores resolve to the lower index, so all ranks
+    and repeated runs on the same hardware give the same result.
 
     Args:
         image_features: (N, D) projected into the language model's space, N >= 1.
@@ -46,8 +46,9 @@ def select_visual_tokens(
         (min(budget, N),) int64, ascending, on the device of `image_features`.
 
     Raises:
-        TypeError: the budget is no int (a bool is refused too) or a tensor is not floating point.
-        ValueError: the budget is below 1, or shapes or devices do not fit together.
+        TypeError: the budget is not an int (a bool is refused too) or a tensor is not floating
+            point.
+        ValueError: the budget is below 1, or shapes or devices do not match.
     """
     (kept,) = select_visual_tokens_ragged(
         [image_features], [saliency], [text_embeds], [budget], [diversity_features], config
@@ -63,11 +64,11 @@ def select_visual_tokens_ragged(
     diversity_features: Sequence[Tensor | None] | None = None,
     config: SelectionConfig = PUBLISHED,
 ) -> list[Tensor]:
-    """`select_visual_tokens` for several images of any sizes; each is selected on its own.
+    """`select_visual_tokens` for several images of any sizes; each is selected separately.
 
-    On CUDA they are computed together, padded, and the host never waits for the device. Matrix
-    products of another size may round otherwise, so there an image whose scores nearly tie may
-    keep other tokens in another company.
+    On CUDA they are computed together as a padded batch, without synchronization with the device.
+    Matrix products of another size may round differently, so an image with nearly equal scores may
+    keep other tokens in another batch there.
 
     Args:
         image_features: one (N_i, D) per image.
@@ -111,8 +112,8 @@ def select_visual_tokens_ragged(
             where, item.image_features, item.saliency, item.text_embeds, item.diversity_features
         )
     with torch.no_grad():
-        # A GPU waits for kernel launches, so even one image gains. A CPU gains nothing from
-        # padding, and there an image's tokens are the same to the last bit in any batch.
+        # On a GPU, launches dominate, so even a single image is faster this way. On a CPU padding
+        # has no benefit, and computing images separately gives the same tokens in any batch.
         if any(item.image_features.is_cuda for item in items):
             return select_batched(items, config)
         return [_select(item, config) for item in items]
@@ -124,7 +125,7 @@ def fused_scores(
     text_embeds: Tensor | None,
     config: SelectionConfig = PUBLISHED,
 ) -> Tensor:
-    """The score that `select_visual_tokens` ranks, for plots and explanations (eq 1 to 7).
+    """The scores that `select_visual_tokens` ranks, for plots and explanations (eq 1 to 7).
 
     Args:
         image_features: (N, D) projected into the language model's space, any float dtype.
@@ -137,7 +138,7 @@ def fused_scores(
 
     Raises:
         TypeError: a tensor is not floating point.
-        ValueError: shapes or devices do not fit together.
+        ValueError: shapes or devices do not match.
     """
     _check_tensors("", image_features, saliency, text_embeds, None)
     with torch.no_grad():
@@ -167,7 +168,7 @@ def _check_tensors(
     text_embeds: Tensor | None,
     diversity_features: Tensor | None,
 ) -> None:
-    """Refuse what cannot be scored. Looks at shapes and types only, never at values."""
+    """Check that tensors can be scored. Uses shapes and types only, never values."""
     shape = tuple(image_features.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"{where}image_features is {shape}; allowed: (N, D) with N, D >= 1")

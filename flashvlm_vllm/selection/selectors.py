@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a selector is, and everything that no selector may differ on: count, order, guards.
+"""The selector interface, and the checks that apply to all selectors: count, order, values.
 
-A selector looks at one image (or one crop of it) and either chooses which tokens stay or merges
-them into fewer. Third parties add theirs through the entry-point group `GROUP`; the entry is a
-`Selector`:
+A selector gets the tokens of one image (or one crop of it) and either chooses which tokens are kept
+or merges them into fewer. Other packages add selectors through the entry-point group `GROUP`; the
+entry is a `Selector`:
 
     [project.entry-points."flashvlm.selectors"]
     brightest = "my_package:BRIGHTEST"
@@ -23,89 +23,90 @@ GROUP: Final = "flashvlm.selectors"
 
 
 class SelectorError(RuntimeError):
-    """A selector raised, or returned what cannot be used; the message names it and says how."""
+    """A selector raised or returned an invalid result; the message names the selector and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisualTokens:
-    """One image's or video's tokens as a selector sees them. All tensors are on one device."""
+    """The tokens of one image or video, as input of a selector. All tensors are on one device."""
 
     budget: int
-    """Tokens to return, 1 to N - 1: an image that stays whole is never shown to a selector."""
+    """Tokens to return, 1 to N - 1. A selector is not called for an image that is kept whole."""
     projected: Tensor
     """(N, D) in the language model's space, raster order, any float dtype."""
     features: Tensor
-    """(N, C) out of the vision tower, before the projector."""
+    """(N, C) output of the vision tower, before the projector."""
     saliency: Tensor
-    """(N,) float32: CLS attention in the layer that `features` leave, mean over the heads;
-    attention received from all tokens where the tower has no CLS."""
+    """(N,) float32: CLS attention in the layer whose output is `features`, mean over the heads;
+    attention received from all tokens if the tower has no CLS."""
     text: Tensor | None
-    """(L, D) raw input embeddings of the question's words; None without words, and for a
-    selector that says it does not use them."""
+    """(L, D) raw input embeddings of the question's words; None without words, or if the selector
+    does not use them (`uses_question`)."""
     keys: Tensor | None
-    """(N, H, d) keys of that layer by head; None unless the selector asks for them."""
+    """(N, H, d) attention keys of that layer by head; None unless the selector uses them
+    (`uses_keys`)."""
     places: Tensor
-    """(N, 2) int64 row and column of each token in its image, or in its crop of one; some places
-    may be empty, where padding was."""
+    """(N, 2) int64 row and column of each token in its image or crop; some rows and columns may
+    have no token, because of padding."""
     seed: int
-    """0 to 2^63 - 1, the same whenever the same image is selected from with the same wishes."""
+    """0 to 2^63 - 1; the same for the same image, budget, selector and question."""
     times: Tensor | None = None
-    """(N,) int64 time step of each token, ascending; None for an image. Some tokens of a video
-    may be missing: one of each time step is kept in any case and not shown."""
+    """(N,) int64 time step of each token, ascending; None for an image. One token of each time step
+    of a video may be missing, because it is always kept and not part of the input."""
 
 
 class Merged(NamedTuple):
-    """What a selector that merges makes of an image."""
+    """Result of a selector that merges tokens."""
 
     features: Tensor
-    """(budget, C) for the projector, in the order in which the language model shall see them where
-    places close up."""
+    """(budget, C) input of the projector, in the order of the language model's input if positions
+    are consecutive."""
     anchors: Tensor
-    """(budget,) int64 distinct: the token that each is gathered around. Where places are kept, it
-    stands there. Features without anchors stand at even distances, in their order."""
+    """(budget,) int64 distinct: the token whose position each merged token gets if positions are
+    kept. Features without anchors get evenly spaced positions, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A named way from N visual tokens to fewer."""
+    """A method to reduce N visual tokens to fewer."""
 
     choose: Callable[[VisualTokens], Tensor | Merged]
-    """Returns (budget,) int64 distinct indices in any order, or with `merges` what it merged: a
-    `Merged`, or its features alone."""
+    """Returns (budget,) int64 distinct indices in any order; with `merges` a `Merged`, or its
+    features alone."""
     merges: bool = False
     uses_question: bool = True
-    """False: the same tokens whatever is asked, so a second question about the same image hits
-    the prefix cache."""
+    """False: the selection does not depend on the question, so a second question about the same
+    image hits the prefix cache."""
     uses_keys: bool = False
     choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
-    """`choose` for several images at once, one answer per image, where that is faster. The
-    answer for an image must not depend on the others."""
+    """`choose` for several images at once, one result per image, if that is faster. The result for
+    an image must not depend on the other images."""
     most_tokens: int | None = None
-    """Most tokens of an image or video that it takes; a budget for a larger one is refused when it
-    arrives. None: any number. Where time or memory grow with the square of N, set the size that
-    is still served in time: one item of a client may have 16,384 tokens, a long video 32,768."""
+    """Most tokens of an image or video; a request with a budget for a larger one is refused. None:
+    any number. If time or memory grow with the square of N, set the largest size that is still fast
+    enough: one image of a client may have 16,384 tokens, a long video 32,768."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What stays of one image: indices, or what was merged and where it belongs."""
+    """The kept tokens of one image: indices, or merged tokens and their anchors."""
 
     indices: Tensor | None = None
     """(T,) int64, ascending."""
     merged: Tensor | None = None
-    """(T, C) in the tower's space; the projector comes after."""
+    """(T, C) tower features, before the projector."""
     anchors: Tensor | None = None
-    """(T,) int64, distinct: the token that each merged one is gathered around."""
+    """(T,) int64, distinct: the token whose position each merged token gets."""
 
     @property
     def spots(self) -> Tensor:
-        """(T,) int64: the tokens whose places these take, ascending unless merged."""
+        """(T,) int64: the tokens whose positions these get, ascending unless merged."""
         spots = self.anchors if self.indices is None else self.indices
         assert spots is not None
         return spots
 
     def detached(self) -> Selection:
-        """Return a copy that keeps nothing else alive: those of a batch may be views of one."""
+        """Return a copy. A view of a batch would keep the memory of the whole batch allocated."""
         return Selection(
             None if self.indices is None else self.indices.clone(),
             None if self.merged is None else self.merged.clone(),
@@ -116,16 +117,16 @@ class Selection:
 def run_selector(
     name: str, selector: Selector, tokens: VisualTokens, *, trusted: bool
 ) -> Selection:
-    """Let a selector choose and hold it to the contract.
+    """Run a selector and check its result.
 
     Args:
-        name: of the selector, for messages.
-        selector: any.
-        tokens: what it chooses from.
-        trusted: leaves out the checks of values, which would wait for the device.
+        name: name of the selector, for messages.
+        selector: the selector.
+        tokens: its input.
+        trusted: skip the checks of values, which would synchronize with the device.
 
     Raises:
-        SelectorError: it raised, or its answer has the wrong type, shape or values.
+        SelectorError: it raised, or its result has the wrong type, shape or values.
 
     """
     return _checked(name, selector, _answer(name, selector.choose, tokens), tokens, trusted)
@@ -134,20 +135,20 @@ def run_selector(
 def run_selector_many(
     name: str, selector: Selector, tokens: Sequence[VisualTokens], *, trusted: bool
 ) -> list[Selection]:
-    """`run_selector` for several images: together where the selector can, one by one otherwise.
+    """`run_selector` for several images: together if the selector supports it, else one by one.
 
     Args:
-        name: of the selector, for messages.
-        selector: any.
-        tokens: what it chooses from, one entry per image.
-        trusted: leaves out the checks of values, which would wait for the device.
+        name: name of the selector, for messages.
+        selector: the selector.
+        tokens: its inputs, one per image.
+        trusted: skip the checks of values, which would synchronize with the device.
 
     Returns:
         One selection per image.
 
     Raises:
-        SelectorError: it raised, or an answer cannot be used. `run_selector` tells, image by
-            image, whose fault it is.
+        SelectorError: it raised, or a result is not valid. Use `run_selector` for each image to
+            find out which one failed.
 
     """
     if selector.choose_many is None:
@@ -165,9 +166,9 @@ def run_selector_many(
 
 
 def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
-    """Return evenly spaced tokens for an image whose selector failed, in the form it would have.
+    """Return evenly spaced tokens for an image whose selector failed, in the selector's form.
 
-    Its request ends in an error; the engine needs some tokens all the same.
+    The request ends with an error, but the engine needs tokens to continue.
     """
     indices = _evenly_spaced(tokens)
     if selector.merges:
@@ -176,7 +177,7 @@ def stand_in(selector: Selector, tokens: VisualTokens) -> Selection:
 
 
 def _evenly_spaced(tokens: VisualTokens) -> Tensor:
-    """Return as many indices as the budget, (T,) int64. Made on the device, so nothing waits."""
+    """Return `budget` indices, (T,) int64, created on the device to avoid a copy."""
     count = len(tokens.projected)
     numbers = torch.arange(tokens.budget, device=tokens.projected.device)
     return (2 * numbers + 1) * count // (2 * tokens.budget)
@@ -190,11 +191,11 @@ def _answer(name: str, choose: Callable[[Asked], Answer], asked: Asked) -> Answe
     try:
         with torch.no_grad():
             return choose(asked)
-    # Whatever a stranger's code raises must not end the engine.
+    # No exception of another package's code may end the engine.
     except Exception as error:
-        # Not str(error): an exception may fail even at that.
-        said = "".join(traceback.format_exception_only(error)).strip()
-        raise SelectorError(f"{name} raised {said}") from error
+        # Not str(error), which may itself raise.
+        message = "".join(traceback.format_exception_only(error)).strip()
+        raise SelectorError(f"{name} raised {message}") from error
 
 
 def _checked(
@@ -209,7 +210,7 @@ def _checked(
         answer, anchors = answer
     if not isinstance(answer, Tensor):
         raise SelectorError(f"{name} returned {type(answer).__name__}; allowed: a tensor")
-    # Wherever a selector worked: a random permutation, say, is drawn on the host.
+    # A selector may return tensors on another device, such as a random permutation on the CPU.
     answer = answer.to(tokens.projected.device)
     if selector.merges:
         features = _checked_features(name, answer, tokens, trusted)
@@ -218,7 +219,7 @@ def _checked(
 
 
 def _anchors(name: str, given: Tensor | None, tokens: VisualTokens, trusted: bool) -> Tensor:
-    """Return where merged tokens belong: as the selector says, or at even distances."""
+    """Return the anchors of merged tokens: those of the selector, or evenly spaced ones."""
     if given is None:
         return _evenly_spaced(tokens)
     if not isinstance(given, Tensor):

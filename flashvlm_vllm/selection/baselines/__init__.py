@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published alternatives to FlashVLM's selection, and two that need no paper, for comparisons.
+"""Published alternatives to FlashVLM's selection, and two unpublished ones, for comparisons.
 
-All work between vision tower and language model, on one image (or crop), in plain torch, and
-return exactly as many tokens as asked for. The first five choose indices; the last two merge
-tokens and so return features. Each is written from the published description of its method.
+All of them select between vision tower and language model, from one image (or crop), in plain
+torch, and return exactly the requested number of tokens. The first five return indices; the last
+two merge tokens and return features. Each is written from the published description of its method.
 """
 
 from flashvlm_vllm.selection.baselines.cdpruner import cdpruner

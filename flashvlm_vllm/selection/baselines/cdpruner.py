@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """CDPruner (arXiv 2506.10967, NeurIPS 2025): diverse tokens, weighted by the question.
 
-The kept set maximises, greedily, the determinant of a determinantal point process's kernel
-``L = diag(q) S diag(q)``: `S` the cosines between the visual tokens, `q` their relevance.
+The kept set greedily maximises the determinant of the kernel of a determinantal point process,
+``L = diag(q) S diag(q)``, where `S` are the cosines between the visual tokens and `q` is their
+relevance. Written from the description of the method. Deviations and choices of our own:
 
-Written from the description of the method. What is decided here:
-
-* **Text.** The published LLaVA version compares in CLIP's joint space, whose text tower a served
-  model does not carry. By default the question's input embeddings in the language model stand in
-  for it and are compared with the projected tokens. With `relevance_features` in CLIP's space and
-  CLIP's text vectors as `text_embeds` it is the published comparison.
-* **Sign.** The published code takes the *negative* cosine; its authors say that they saw the need
-  for it with CLIP only. So here the more similar token is the more relevant one, and ``negated``
-  gives the published sign, for use with CLIP.
-* **Range.** Relevance is rescaled over the tokens given; published, over all crops of an image.
-  The published divisor is the bare range, so equal relevances divide by zero; here they become
-  equal weights, that is, plain diversity.
-* **No question** leaves plain diversity too; the published code always has one.
-* **Floor.** The determinant of `L` is that of `S` times all ``q^2``. So only `S`, with ones on its
-  diagonal, is factorised, and `q` enters where candidates are compared: the same choices as on
-  `L`, whose entries may be 1e-12. What is left of a token beyond the kept ones is never taken for
-  less than `NO_NEWS`, and a token at that floor changes nothing for the others. Once the kept
-  tokens span all directions the rest follow by relevance. Published code has no floor and can
-  turn into NaN there.
+* **Text.** The published LLaVA version compares in CLIP's joint space, but a served model does not
+  include CLIP's text tower. By default the question's input embeddings of the language model are
+  used instead, and compared with the projected tokens. With `relevance_features` in CLIP's space
+  and CLIP's text vectors as `text_embeds` it is the published comparison.
+* **Sign.** The published code uses the *negative* cosine; its authors say that this is needed with
+  CLIP only. So here the more similar token is the more relevant one, and ``negated`` gives the
+  published sign, for use with CLIP.
+* **Range.** Relevance is rescaled over the given tokens; published, over all crops of an image.
+  The published divisor is the range itself, so equal relevances divide by zero; here they become
+  equal weights, so that only diversity counts.
+* **No question**: only diversity counts; the published code always has a question.
+* **Lower bound.** The determinant of `L` is that of `S` times all ``q^2``. So only `S`, with ones
+  on its diagonal, is factorised, and `q` is used where candidates are compared. The choices are the
+  same as with `L`, whose entries may be 1e-12. The part of a token outside the span of the kept
+  tokens is at least `NO_NEWS`, and a token at that bound does not change the others. When the kept
+  tokens span all directions, the rest are chosen by relevance. The published code has no such
+  bound, and can give NaN there.
 * A token whose vector is zero or not finite adds no direction and counts as the least relevant. A
-  broken word is left out.
+  word with such a vector is ignored.
 * The result is in raster order; equal gains keep the lower index.
-* **Long lists**, of more than 4,096 tokens, are chosen from in blocks and then once more
+* **Long lists**, of more than 4,096 tokens, are selected from in two rounds of blocks
   (`long_lists`).
 """
 
@@ -41,7 +40,7 @@ from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.scaling import min_max, unit_rows
 
-# Added to the least relevance, so that no token is impossible. Published value.
+# Added to the relevance, so that every token can be chosen. Published value.
 LEAST_RELEVANCE: Final = 1e-6
 
 
@@ -55,7 +54,7 @@ def cdpruner(
 ) -> Tensor:
     """Indices of diverse and relevant tokens.
 
-    Up to 4,096 tokens O(N^2 D) for the cosines and O(N T^2) for the rest, then linear in N.
+    Up to 4,096 tokens O(N^2 D) for the cosines and O(N T^2) for the rest; linear in N above that.
 
     Args:
         image_features: (N, D) projected into the language model's space, any float dtype.
@@ -69,8 +68,8 @@ def cdpruner(
         (min(budget, N),) int64, ascending, on the device of `image_features`.
 
     Raises:
-        TypeError: the budget is no int, `negated` no bool or a tensor not floating point.
-        ValueError: the budget is below 1, or shapes or devices do not fit together.
+        TypeError: the budget is not an int, `negated` not a bool or a tensor not floating point.
+        ValueError: the budget is below 1, or shapes or devices do not match.
     """
     check_count("budget", budget)
     if not isinstance(negated, bool):
@@ -106,9 +105,9 @@ def question_relevance(features: Tensor, text_embeds: Tensor, negated: bool) -> 
         (N,) float32 in [`LEAST_RELEVANCE`, 1 + `LEAST_RELEVANCE`].
     """
     unit = unit_rows(features)
-    # A broken word is NaN for every token and drops out of the mean; a broken token is NaN for
-    # every word, stays NaN and becomes the lowest in `min_max`, whatever the sign. A zero vector
-    # is made to share its fate.
+    # A word with a NaN is NaN for every token and is left out of the mean. A token with a NaN is
+    # NaN for every word, remains NaN and becomes the lowest in `min_max`, for either sign. A zero
+    # vector is handled in the same way.
     relevance = torch.nanmean(unit @ unit_rows(text_embeds).T, dim=1)
     relevance = torch.where(unit.any(dim=1), relevance, torch.nan)
     return min_max(-relevance if negated else relevance, LEAST_RELEVANCE) + LEAST_RELEVANCE

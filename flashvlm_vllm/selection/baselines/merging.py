@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two merging baselines share: their ranking, their cosines, sums without broken rows."""
+"""Functions of the two merging baselines: ranking, cosines, sums without non-finite rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from flashvlm_vllm.selection.saliency import intrinsic_saliency
 from flashvlm_vllm.selection.scaling import unit_rows
 
 PAIRS_AT_ONCE: Final = 2**23
-"""Cosines held at a time: 32 MiB of float32, and about as much again per step on them."""
+"""Most cosines computed at a time: 32 MiB of float32, and about as much again for operations on
+them."""
 
 
 def rows_at_once(columns: int) -> int:
-    """Count the rows of cosines with so many columns that are held at a time."""
+    """Return the number of rows of cosines that are computed at a time, given their columns."""
     return max(1, PAIRS_AT_ONCE // max(1, columns))
 
 
@@ -48,7 +49,7 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def summable(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features that can be summed: one NaN would spread to all tokens through a product.
+    """Features that can be summed: a NaN would affect all tokens through a product.
 
     Args:
         features: (N, C), any float dtype.

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """PruMerge+ (LLaVA-PruMerge, arXiv 2403.15388): salient and evenly spaced tokens, others merged in.
 
-Published, the number of tokens adapts to each image. Results at a fixed number follow from the
-released code's fixed ratio: as many salient as evenly spaced tokens, and one more for all that
-was dropped, so 65, 129 or 193 for ratios of 1/18, 1/9 and 1/6 of 576. This is that reading.
+In the paper the number of tokens adapts to each image. Published results at a fixed number use the
+released code's fixed ratio: as many salient as evenly spaced tokens, and one token for all dropped
+ones, so 65, 129 or 193 for ratios of 1/18, 1/9 and 1/6 of 576. This file implements that variant.
 
 Written from the description of the method. Deviations and choices of our own:
 
 * **Exact count.** An odd budget ``2k + 1`` is the published ``k + k + 1``. An even budget ``2k``
-  does **without the token of the dropped ones**; 64 is 32 + 32. A budget of 1 is that token alone.
+  has **no token for the dropped ones**; 64 is 32 + 32. A budget of 1 is that token alone.
 * **No duplicates.** The evenly spaced tokens are taken from those that are not salient, in the
-  middle of equal stretches. Published fixed-ratio code spaces them over all tokens, so some are
-  kept twice and others never counted as dropped.
-* A budget for everything returns everything, in order and unmerged.
+  middle of equal intervals. The published fixed-ratio code spaces them over all tokens, so some are
+  kept twice and others are not counted as dropped.
+* A budget for all tokens returns all of them, in order and unmerged.
 * Patches with a non-finite feature or attention add nothing to a sum, so the result is finite.
 * Equal attention and equal similarity resolve to the lower index.
-* **Long lists**, of more than 4,096 tokens, are dealt out to blocks, and each kept token looks for
-  its neighbours in one of them.
+* **Long lists**, of more than 4,096 tokens, are distributed over blocks, and the neighbours of each
+  kept token are searched in one of them.
 
 The published attention and keys are those of the last layer, not split into heads, while the
-features come from the last layer but one. Its models were tuned for it; without that, as here, it
-is known to do worse.
+features come from the last layer but one. The published models were fine-tuned with the method;
+without fine-tuning, as here, it is known to be less accurate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from flashvlm_vllm.selection.baselines.merging import (
 from flashvlm_vllm.selection.baselines.sampling import uniform
 from flashvlm_vllm.selection.long_lists import MOST_PAIRED
 
-# How many others each kept token takes in. Published value.
+# Number of other tokens that are merged into each kept token. Published value.
 NEIGHBOURS: Final = 32
 
 
@@ -56,15 +56,16 @@ def prumerge_plus(tower_features: Tensor, attention: Tensor, keys: Tensor, budge
         tower_features: (N, C) patches before the projector, any float dtype.
         attention: (N,) softmax weights that the patches get from CLS; their scale counts.
         keys: (N, K) compared by cosine.
-        budget: tokens to return, at least 1; N or more changes nothing.
+        budget: tokens to return, at least 1; N or more returns all tokens unchanged.
 
     Returns:
-        (min(budget, N), C): by descending attention, then the evenly spaced in raster order, then
-        the token of the dropped ones; dtype and device of `tower_features`. Sums are float32.
+        (min(budget, N), C): the salient tokens by descending attention, then the evenly spaced ones
+        in raster order, then the token for the dropped ones; dtype and device of `tower_features`.
+        Sums are float32.
 
     Raises:
-        TypeError: the budget is no int or a tensor is not floating point.
-        ValueError: the budget is below 1, or shapes or devices do not fit together.
+        TypeError: the budget is not an int or a tensor is not floating point.
+        ValueError: the budget is below 1, or shapes or devices do not match.
     """
     check_count("budget", budget)
     check_tensor("tower_features", tower_features, ("N", "C"), like=tower_features)
@@ -82,7 +83,7 @@ def prumerge_plus(tower_features: Tensor, attention: Tensor, keys: Tensor, budge
         merged = features.index_select(0, kept)
         blocks = -(-count // MOST_PAIRED)
         for block in range(blocks):
-            # Of a list that is too long to compare all pairs, each kept token sees a block.
+            # In a list too long to compare all pairs, each kept token is compared with one block.
             mine = torch.arange(len(kept), device=kept.device)[block::blocks]
             seen = torch.arange(count, device=kept.device)[block::blocks]
             own_keys, own_attention, own_features = keys[seen], attention[seen], features[seen]
@@ -98,12 +99,12 @@ def prumerge_plus(tower_features: Tensor, attention: Tensor, keys: Tensor, budge
 
 
 def prumerge_anchors(attention: Tensor, budget: int) -> Tensor:
-    """Return which patch each of `prumerge_plus`'s tokens is gathered around.
+    """Return the patch whose position each token of `prumerge_plus` gets.
 
-    The token of the dropped ones stands at the last of them.
+    The token for the dropped ones gets the position of the last of them.
 
     Args:
-        attention: (N,) as of `prumerge_plus`.
+        attention: (N,) as for `prumerge_plus`.
         budget: 1 to N - 1.
 
     Returns:
@@ -122,7 +123,7 @@ def salient_and_spaced(attention: Tensor, each: int) -> Tensor:
 
     Args:
         attention: (N,) float32.
-        each: how many of either kind, 0 to N / 2.
+        each: number of salient and number of evenly spaced tokens, 0 to N / 2.
 
     Returns:
         (2 * each,) int64, distinct: by descending attention, then ascending.
@@ -138,13 +139,13 @@ def salient_and_spaced(attention: Tensor, each: int) -> Tensor:
 def neighbour_weights(
     kept_keys: Tensor, kept: Tensor, keys: Tensor, tokens: Tensor, attention: Tensor
 ) -> Tensor:
-    """Step 2 as a matrix: what each kept token takes of every token.
+    """Step 2 as a matrix: the weight of every token in each kept token.
 
     Args:
         kept_keys: (T, K), any float dtype.
-        kept: (T,) which tokens they are of.
+        kept: (T,) token indices of `kept_keys`.
         keys: (N, K).
-        tokens: (N,) which tokens those are of.
+        tokens: (N,) token indices of `keys`.
         attention: (N,) float32, finite.
 
     Returns:
@@ -154,7 +155,7 @@ def neighbour_weights(
     # No token is its own neighbour.
     similarity.masked_fill_(kept[:, None] == tokens, -torch.inf)
     count = min(NEIGHBOURS, keys.shape[0] - 1)
-    # Which of several equals `topk` returns is not defined; the last value is.
+    # Which of several equal entries `topk` returns is undefined, but the last value is defined.
     last = torch.topk(similarity, count, dim=1).values[:, -1:]
     is_nearer, is_last = similarity > last, similarity == last
     room = count - is_nearer.sum(dim=1, keepdim=True, dtype=torch.int32)

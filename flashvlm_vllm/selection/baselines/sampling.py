@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two baselines that do not look at the image: evenly spaced tokens, and random ones.
+"""The two baselines that do not use the image: evenly spaced tokens, and random tokens.
 
-No paper; both are ours. They return indices on the CPU, whatever torch's default device is: the
-caller knows where its features are.
+Neither is from a paper. They return indices on the CPU, regardless of torch's default device; the
+caller moves them to the device of its features.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from flashvlm_vllm.selection.arguments import check_count
 
 
 def uniform(total: int, budget: int) -> Tensor:
-    """The middle token of each of `budget` equal stretches of the raster.
+    """The middle token of each of `budget` equal intervals of the raster.
 
-    The raster is one line here, row after row: the function knows no grid. A budget that divides
-    the number of rows therefore takes whole columns (24 of 24 x 24: one token per row, all in the
+    The raster is treated as one line, row after row; the grid is not used. A budget that divides
+    the number of rows therefore selects whole columns (24 of 24 x 24: one token per row, all in the
     same column).
 
     Args:
@@ -28,7 +28,7 @@ def uniform(total: int, budget: int) -> Tensor:
         (min(budget, total),) int64, ascending, on the CPU.
 
     Raises:
-        TypeError: an argument is no int.
+        TypeError: an argument is not an int.
         ValueError: an argument is below 1.
     """
     check_count("total", total)
@@ -40,8 +40,8 @@ def uniform(total: int, budget: int) -> Tensor:
 def random_tokens(total: int, budget: int, seed: int) -> Tensor:
     """Random tokens, the same for the same arguments.
 
-    torch's global random state is neither read nor changed. With the same seed a larger budget
-    keeps all tokens of a smaller one. (torch does not promise the same numbers in all releases.)
+    torch's global random state is neither read nor changed. With the same seed, a larger budget
+    keeps all tokens of a smaller one. (torch does not guarantee the same numbers in all releases.)
 
     Args:
         total: tokens of the image, at least 1.
@@ -52,7 +52,7 @@ def random_tokens(total: int, budget: int, seed: int) -> Tensor:
         (min(budget, total),) int64, distinct, ascending, on the CPU.
 
     Raises:
-        TypeError: an argument is no int.
+        TypeError: an argument is not an int.
         ValueError: an argument is out of range.
     """
     check_count("total", total)

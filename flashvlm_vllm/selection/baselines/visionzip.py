@@ -6,12 +6,12 @@ Written from the description of the method. Deviations and choices of our own:
 * **Split.** Published pairs of dominant and contextual counts are 162 + 30, 108 + 20 and 54 + 10;
   other budgets follow their ratio 27 : 5, the contextual share rounded to the nearest. Budgets
   below 4 therefore merge nothing.
-* **CLS.** Published, the CLS token is one of the dominant ones, comes first and reaches the
-  language model. That is `cls_feature` given. Without it (towers that have none, models that
-  expect patches only) every dominant token is a patch.
-* A budget for everything returns everything, in order; the published code would only reorder.
-* Patches with a non-finite feature are left out of the merging. A dominant one is passed on as it
-  is: what the language model gets of it is not this function's to invent.
+* **CLS.** In the published method the CLS token is one of the dominant ones, comes first and is
+  input of the language model, as here with `cls_feature`. Without it (towers that have none, models
+  that expect patches only) every dominant token is a patch.
+* A budget for all tokens returns all of them, in order; the published code would only reorder them.
+* Patches with a non-finite feature are left out of the merging. A dominant one is returned
+  unchanged.
 * Equal attention and equal similarity resolve to the lower index.
 """
 
@@ -37,7 +37,7 @@ ALL_PARTS: Final = 32
 
 
 def contextual_count(budget: int) -> int:
-    """How many of the tokens are merged ones: the nearest integer to 5/32 of the budget.
+    """Number of merged tokens: the nearest integer to 5/32 of the budget.
 
     Args:
         budget: at least 1.
@@ -62,25 +62,25 @@ def visionzip(
     2. Contextual targets: every k-th of the remaining patches, k their number divided by that of
        the targets, rounded down.
     3. Each other remaining patch joins the target whose key is most similar to its own.
-    4. Contextual tokens: target **plus** the mean of those that joined it; alone, the target.
+    4. Contextual tokens: the target **plus** the mean of the patches that joined it, if any.
 
     Args:
-        tower_features: (N, C) patches out of the vision tower's last layer but one, before the
+        tower_features: (N, C) patches from the vision tower's last layer but one, before the
             projector, any float dtype.
-        attention: (N,) that the patches get from CLS in that layer, sum or mean over the heads.
-        keys: (N, K) of that layer, mean over the heads.
-        budget: tokens to return, CLS among them, at least 1; all there are or more changes
-            nothing.
-        cls_feature: (C,) CLS out of the same layer as the patches; None: patches only.
+        attention: (N,) attention of CLS to the patches in that layer, sum or mean over the heads.
+        keys: (N, K) keys of that layer, mean over the heads.
+        budget: tokens to return, including CLS, at least 1; the number of tokens or more returns
+            all of them unchanged.
+        cls_feature: (C,) CLS from the same layer as the patches; None: patches only.
 
     Returns:
-        (min(budget, N), C), or (min(budget, N + 1), C) with CLS: CLS, dominant in raster order,
-        contextual in the order of their targets; dtype and device of `tower_features`. Sums are
-        float32.
+        (min(budget, N), C), or (min(budget, N + 1), C) with CLS: CLS, the dominant tokens in raster
+        order, the contextual ones in the order of their targets; dtype and device of
+        `tower_features`. Sums are float32.
 
     Raises:
-        TypeError: the budget is no int or a tensor is not floating point.
-        ValueError: the budget is below 1, or shapes or devices do not fit together.
+        TypeError: the budget is not an int or a tensor is not floating point.
+        ValueError: the budget is below 1, or shapes or devices do not match.
     """
     check_count("budget", budget)
     check_tensor("tower_features", tower_features, ("N", "C"), like=tower_features)
@@ -109,10 +109,10 @@ def visionzip(
 
 
 def visionzip_anchors(attention: Tensor, budget: int) -> Tensor:
-    """Return which patch each of `visionzip`'s tokens is, or is merged into.
+    """Return the patch that each token of `visionzip` is, or is merged into.
 
     Args:
-        attention: (N,) as of `visionzip`.
+        attention: (N,) as for `visionzip`.
         budget: 1 to N - 1.
 
     Returns:
@@ -126,18 +126,18 @@ def visionzip_anchors(attention: Tensor, budget: int) -> Tensor:
 
 
 def context_targets(count: int, contextual: int, device: torch.device) -> Tensor:
-    """Return which of the `count` patches that are not dominant others are merged into."""
+    """Return the merge targets among the `count` patches that are not dominant."""
     stride = count // max(1, contextual)
     return stride * torch.arange(contextual, device=device)
 
 
 def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:
-    """Steps 2 to 4: evenly spaced targets take in all others.
+    """Steps 2 to 4: all other patches are merged into evenly spaced targets.
 
     Args:
-        features: (R, C) of the patches that are not dominant, in raster order.
-        keys: (R, K) of the same patches.
-        contextual: targets, 1 to R.
+        features: (R, C) features of the patches that are not dominant, in raster order.
+        keys: (R, K) keys of the same patches.
+        contextual: number of targets, 1 to R.
 
     Returns:
         (contextual, C) float32.
@@ -149,19 +149,19 @@ def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tenso
         cosines(some, target_keys).argmax(dim=1) for some in keys.split(rows_at_once(contextual))
     ]
     is_target = torch.zeros_like(intact).index_fill(0, targets, value=True)
-    # Those that join no target are in a group behind the last.
+    # Patches that join no target are in an additional group after the last.
     joined = torch.where((intact & ~is_target)[:, 0], torch.cat(nearest), contextual)
     total, members = _sums_of_groups(features, joined, contextual)
     return features.index_select(0, targets) + total / members.clamp_min(1.0)[:, None]
 
 
 def _sums_of_groups(features: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Add up each group's rows, always in the same order: a scattered sum's varies on a GPU.
+    """Sum each group's rows in a fixed order; the order of a scatter add varies on a GPU.
 
     Args:
         features: (R, C) float32.
-        group: (R,) int64, 0 to `groups`; the last is left out.
-        groups: how many there are.
+        group: (R,) int64, 0 to `groups`; the last one is not summed.
+        groups: number of groups.
 
     Returns:
         (groups, C) sums and (groups,) float32 numbers of rows.
@@ -169,7 +169,7 @@ def _sums_of_groups(features: Tensor, group: Tensor, groups: int) -> tuple[Tenso
     if len(features) <= MOST_PAIRED:
         joins = (group[:, None] == torch.arange(groups, device=group.device)).float()
         return joins.T @ features, joins.sum(dim=0)
-    # The product would take time with the groups, which are a share of the rows.
+    # A matrix product would take time with the number of groups, which is a share of the rows.
     lengths = torch.zeros(groups + 1, dtype=torch.int64, device=group.device)
     lengths.scatter_add_(0, group, torch.ones_like(group))
     in_groups = features.index_select(0, group.argsort(stable=True))

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VisPruner (arXiv 2412.01818, ICCV 2025): attention first, then a duplicate-free remainder.
+"""VisPruner (arXiv 2412.01818, ICCV 2025): tokens by attention, and a remainder without duplicates.
 
 FlashVLM's Algorithm 1 is VisPruner's loop, so this is FlashVLM without a question: the same
 partition with the saliency alone as score. With ``important_fraction=1`` it is FasterVLM, the
-first version of the same paper: the best saliencies and nothing else.
+first version of the same paper: the tokens with the highest saliency only.
 
 Deviations from the released code:
 
-* Equal saliencies and equal similarities resolve to the earlier token; there, arbitrarily.
-* Every budget gives its exact count; there, an odd number of residual tokens or very small
-  budgets fail.
+* Equal saliencies and equal similarities resolve to the earlier token; in the released code the
+  order is undefined.
+* Every budget gives the exact number of tokens; the released code fails with an odd number of
+  residual tokens and with very small budgets.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def vispruner(
         (min(budget, N),) int64, ascending, on the device of `features`.
 
     Raises:
-        TypeError: the budget is no int or a tensor is not floating point.
-        ValueError: a number is out of range, or shapes or devices do not fit together.
+        TypeError: the budget is not an int or a tensor is not floating point.
+        ValueError: a number is out of range, or shapes or devices do not match.
     """
     check_count("budget", budget)
     check_tensor("features", features, ("N", "C"), like=features)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels of the selection. Imported where one is launched: triton is no dependency."""
+"""Triton kernels of the selection. Imported only where they are launched: triton is optional."""

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All rounds of Algorithm 1 in one launch. The torch form is `remove_near_duplicates`.
+"""All rounds of Algorithm 1 in one launch. The torch version is `remove_near_duplicates`.
 
 In eager torch a round is seven small kernels, so 576 -> 64 tokens are 450 launches, whose overhead
-is most of the time. Here one program works through all rounds of one item; items run side by side.
+is most of the time. Here one program runs all rounds of one item; items run in parallel.
 
-Cost. A round reads the rows of its anchors, coalesced and whole: of R columns about a half is
-looked at, but picking them out would touch the same sectors. Over all rounds that is about
-``R^3 / (4 r)`` numbers for r removed per round, out of the L2 cache at what one multiprocessor can
-load from it (tens of bytes per clock): in the order of 0.2 ms for 576 -> 64. It grows with R^3,
-and one item uses one multiprocessor however idle the others are: a single list of 3,000 takes tens
-of milliseconds, 64 lists no more than that. Estimates; no GPU was at hand when this was written.
-Long lists are what the geometric schedule is for.
+Cost. A round reads whole rows of its anchors, coalesced. About half of the R columns are needed,
+but reading only those would load the same sectors. Over all rounds these are about ``R^3 / (4 r)``
+numbers, with r removed per round, from the L2 cache at the rate of one multiprocessor (tens of
+bytes per clock): about 0.2 ms for 576 -> 64. The time grows with R^3, and one item uses only one
+multiprocessor: a single list of 3,000 takes tens of milliseconds, 64 such lists not more. These are
+estimates, not measurements. For long lists, use the geometric schedule.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS: Final = 16
-"""One program has a multiprocessor to itself; half of its threads hide most of the latency."""
+"""Warps per program. A program occupies a multiprocessor; half of its threads hide most of the
+latency."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -43,7 +43,7 @@ def _rounds(  # type: ignore[no-untyped-def]
     OTHERS: tl.constexpr,
 ):
     item = tl.program_id(0).to(tl.int64)
-    # Up to 64 x 3,000^2 numbers: beyond int32. Within an item it suffices.
+    # Up to 64 x 3,000^2 numbers, which exceeds int32; offsets within an item fit into it.
     gram = similarity + item * width * width
     by_token = nearest + item * 2 * width
     by_place = by_token + width
@@ -65,7 +65,7 @@ def _rounds(  # type: ignore[no-untyped-def]
         anchors = left // 2
         removed = tl.minimum(tl.minimum(removed_per_round, left - keep), compared)
 
-        # The largest similarity of every token to an anchor. Also of dead ones and of anchors:
+        # The largest similarity of every token to an anchor, including deleted tokens and anchors:
         # skipping their columns would break up the reads.
         for start in range(0, width, COLUMNS):
             tokens = start + tl.arange(0, COLUMNS)
@@ -78,7 +78,7 @@ def _rounds(  # type: ignore[no-untyped-def]
                 found = tl.load(gram + places, mask=there, other=-float("inf"))
                 largest = tl.maximum(largest, found)
             tl.store(by_token + tokens, tl.max(largest, axis=0), mask=tokens < width)
-        # Other threads of the program read what was just written.
+        # Other threads of the program read the values written above.
         tl.debug_barrier()
 
         for start in range(0, compared, COLUMNS):
@@ -88,8 +88,8 @@ def _rounds(  # type: ignore[no-untyped-def]
             tl.store(by_place + places, found, mask=places < compared)
         tl.debug_barrier()
 
-        # A stable descending order by counting who comes earlier: no sort, and no order to keep
-        # in registers between the steps of one.
+        # A stable descending order, by counting the tokens that come earlier. Unlike a sort, this
+        # needs no state in registers between steps.
         for start in range(0, compared, COMPARED):
             places = start + tl.arange(0, COMPARED)
             mine = tl.load(by_place + places, mask=places < compared, other=0.0)
@@ -130,18 +130,18 @@ def remove_near_duplicates_batched(
     """Algorithm 1 for several lists at once, each as `remove_near_duplicates` does it.
 
     Args:
-        similarity: (B, R, R) contiguous float32 without NaN or infinities, in list order. What
-            lies beyond an item's length is not looked at. R a multiple of 16 reads fastest.
-        lengths: (B,) int64 of the lists, 1 to R.
-        keeps: (B,) int64 tokens to leave, at most the length.
+        similarity: (B, R, R) contiguous float32 without NaN or infinities, in list order. Values
+            beyond an item's length are not used. Fastest if R is a multiple of 16.
+        lengths: (B,) int64 lengths of the lists, 1 to R.
+        keeps: (B,) int64 numbers of tokens to keep, at most the length.
         most_kept: the largest of `keeps`.
         removed_per_round: at least 1.
-        tile: sizes of the blocks of rows, columns, compared tokens and their rivals, powers of
-            two; by default as many numbers as the threads have registers for.
+        tile: block sizes for rows, columns, compared tokens and the tokens they are ranked against,
+            powers of two; the default fits into the registers of the threads.
 
     Returns:
-        (B, most_kept) int64 positions, equal to the torch form to the last index; zeros after
-        the first ``keeps[i]`` of item `i`. Nothing is read back from the device.
+        (B, most_kept) int64 positions, identical to those of the torch version; zeros after the
+        first ``keeps[i]`` of item `i`. There is no synchronization with the device.
     """
     batch, width, _ = similarity.shape
     orders = torch.empty(batch, 2, width, dtype=torch.int32, device=similarity.device)

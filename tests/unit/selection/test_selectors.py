@@ -199,7 +199,7 @@ def test_another_package_adds_a_selector(package: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "error", "message"),
     [
-        ("flashvlm = strange:GOOD", ValueError, "two selectors are called 'flashvlm'"),
+        ("flashvlm = strange:GOOD", ValueError, "two selectors are named 'flashvlm'"),
         ("other = strange:BAD", TypeError, r"'other' \(strange:BAD\) is builtin_function"),
         (f"{'x' * (LONGEST_NAME + 1)} = strange:GOOD", ValueError, "more than 64 bytes"),
     ],
