@@ -73,7 +73,7 @@ def _tell(version: str) -> None:
         return
     from vllm.logger import init_logger
 
-    # vLLM configures the logging of its own namespace only.
+    # vLLM configures only its own loggers
     init_logger("vllm.flashvlm").warning(
         "flashvlm: vLLM %s is not among the releases this plugin is tested with (%s); the plugin "
         "is loaded all the same",

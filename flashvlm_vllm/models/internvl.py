@@ -100,7 +100,7 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return where tiles and thumbnail lie; a frame is one tile."""
+        """Return the regions of tiles and thumbnail; a frame is one tile."""
         if modality == "video":
             return {0: Placed(WHOLE)}
         hf_processor = self.hf_processor(arguments)
@@ -115,7 +115,7 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
         return stretched_tiles(wide // edge, high // edge)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return vLLM's placeholder of a video that is not pruned."""
+        """Return the placeholder of an unpruned video."""
         placeholder: list[int] = self.hf_processor().get_video_repl(frames).full
         return placeholder
 
@@ -144,7 +144,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
     def part_regions(
         self, modality: str, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[int, Placed]:
-        """Return where tiles and thumbnail lie; a frame is one tile."""
+        """Return the regions of tiles and thumbnail; a frame is one tile."""
         processor = self.hf_processor(arguments).image_processor
         if modality == "video" or not processor.crop_to_patches:
             return {0: Placed(WHOLE)}
@@ -157,7 +157,7 @@ class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
         return stretched_tiles(columns, rows)
 
     def video_placeholder(self, frames: int) -> list[int]:
-        """Return vLLM's placeholder of a video that is not pruned."""
+        """Return the placeholder of an unpruned video."""
         processor = self.hf_processor()
         frame = f"{processor.start_image_token}{processor.video_token}{processor.end_image_token}"
         text = "\n".join(f"Frame{number + 1}: {frame}" for number in range(frames))
@@ -194,7 +194,7 @@ class InternModel(TileModel):
 
     @property
     def cls_tower(self) -> ClsTower:
-        """The tower, which a model loaded without its vision part does not have."""
+        """The vision tower; an error if the model is loaded without it."""
         raise NotImplementedError
 
     @property

@@ -38,7 +38,7 @@ class PrunedLlavaProcessor(VisualTokenProcessor, LlavaMultiModalProcessor):
 
 
 class PrunedPixtralProcessor(RowProcessor, PixtralHFMultiModalProcessor):
-    """Pixtral's processor: rows and columns follow from the image's size."""
+    """Pixtral's processor: rows and columns depend on the image's size."""
 
     def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Return the number of token columns and rows of an image."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client may ask for."""
+"""The request fields of this plugin: parsing, validation, refusals."""

@@ -21,7 +21,7 @@ from flashvlm_vllm.request.refusal import Reason
 from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR
 from flashvlm_vllm.settings import settings_of
 
-logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 _SCRAPE_TIMEOUT_SECONDS = 2.0
 _TOKENS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384)

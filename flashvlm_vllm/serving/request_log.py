@@ -15,7 +15,7 @@ from flashvlm_vllm.ipc.item_fields import MODALITIES
 from flashvlm_vllm.request.refusal import Reason
 from flashvlm_vllm.serving.request_context import Collected
 
-logger = init_logger("vllm.flashvlm")  # vLLM shows its own name space only
+logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 PREFIX = "flashvlm request "
 """Prefix before the JSON."""

@@ -194,7 +194,7 @@ def _refuse_other_front_ends(args: Any) -> None:
 def _log_how_to_enable() -> None:
     from vllm.logger import init_logger
 
-    # vLLM configures the logging of its own namespace only.
+    # vLLM configures only its own loggers
     init_logger("vllm.flashvlm").info(
         "flashvlm is installed but not enabled: visual_budget fields are ignored. "
         "Enable it with --plugins flashvlm (or VLLM_PLUGINS=flashvlm)."

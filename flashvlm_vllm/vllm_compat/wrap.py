@@ -76,7 +76,7 @@ class Wrap(Entry):
         if state is State.FOREIGN:
             from vllm.logger import init_logger
 
-            # vLLM configures the logging of its own namespace only.
+            # vLLM configures only its own loggers
             init_logger("vllm.flashvlm").warning(
                 "flashvlm: %s was already replaced by %s; both changes apply. If requests fail, "
                 "load only one of the two plugins (VLLM_PLUGINS)",

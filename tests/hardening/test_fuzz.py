@@ -185,8 +185,8 @@ def test_visual_query_longer_than_the_context_is_refused(
         "/v1/chat/completions", {**body, "visual_budget": 9, "visual_query": "dog " * count}
     )
     assert answer.status_code == 400
-    assert "visual_query: the words that steer the selection have" in error(answer)
-    assert "allowed are 8192 tokens" in error(answer)
+    assert "visual_query: the words that guide the selection have" in error(answer)
+    assert "at most 8192 tokens are allowed" in error(answer)
     assert text_of(client.ask("what is it?", visual_budget=20)) == ordinary
     within = client.post(
         "/v1/chat/completions", {**body, "visual_budget": 9, "visual_query": "dog " * 4000}

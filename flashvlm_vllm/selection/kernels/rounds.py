@@ -32,7 +32,7 @@ def _rounds(  # type: ignore[no-untyped-def]
     lengths,  # (B,) int64
     keeps,  # (B,) int64
     orders,  # (B, 2, R) int32, scratch: the list before and after a round
-    nearest,  # (B, 2, R) float32, scratch: by token, then by place among the compared
+    nearest,  # (B, 2, R) float32, scratch: by token, then by position among the compared
     kept,  # (B, K) int64, output
     removed_per_round,
     width,  # R
