@@ -9,7 +9,7 @@ vLLM's own video pruning; here every embedding carries its exact position.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from flashvlm_vllm.vllm_releases import video_arguments
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import closed_items
 from flashvlm_vllm.worker.positions import Span, grid_positions, with_places
+from flashvlm_vllm.worker.pruned_model import PrunedModel
 
 _CACHED_TIMES = 128
 
@@ -137,6 +138,8 @@ class Qwen3Counts(MRopeCounts):
 
 class Qwen3Model(MRopeModel):
     """Mixin of Qwen3-VL and later models. Derive from this first and from vLLM's model second."""
+
+    uses: ClassVar[tuple[str, ...]] = PrunedModel.uses
 
     visual_dim: int
     language_model: Any
