@@ -79,7 +79,7 @@ def build_adapter(
 def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
     """Write an EAGLE-3 drafter of one Llama layer for ``model``."""
     text = json.loads((model / "config.json").read_text())["text_config"]
-    # Told which layers: vLLM's own choice is made for models with more of them.
+    # The layers are given: vLLM's default choice is for models with more of them.
     seen = list(range(min(3, text["num_hidden_layers"])))
     generator = torch.Generator().manual_seed(seed)
     hidden, inner, vocab = (
@@ -87,7 +87,8 @@ def build_eagle(path: Path, model: Path, *, seed: int = 0) -> Path:
     )
 
     def draw(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+        scale: float = columns**-0.5
+        return torch.randn(rows, columns, generator=generator) * scale
 
     layer = {
         **{f"self_attn.{name}_proj": draw(hidden, 2 * hidden) for name in "qkv"},

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small Gemma 3: SigLIP at 224 px and patch 14, 256 patches pooled to 16 tokens; pan and scan."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from testing.tiny.llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
-from testing.tiny.words import chat_template, tokenizer_with
+from small_vlm.checkpoint import HEAD_DIM
+from testing.tiny.llava import build_once, draw_weights
+from testing.tiny.words import (
+    HEADS,
+    HIDDEN,
+    chat_template,
+    text_settings,
+    token_id,
+    tokenizer_with,
+)
 
 IMAGE_SIZE = 224
 PATCH_SIZE = 14
@@ -28,9 +35,6 @@ MAX_CROPS = 4
 START, END, SOFT = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
 NEWLINES = ["\n" * count for count in range(1, 5)]
 """Each is one token, as in public checkpoints."""
-
-_WORDS = Path(__file__).with_name("words.py")
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_gemma3(path: Path) -> Path:
@@ -55,7 +59,7 @@ def build_gemma3(path: Path) -> Path:
         )
         processor.save_pretrained(folder)
 
-    return build_once(path, {"kind": "gemma3", "builder": _SOURCE}, write)
+    return build_once(path, {"kind": "gemma3"}, write)
 
 
 def _rename_tower(file: Path) -> None:
@@ -77,43 +81,33 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _model(tokenizer: PreTrainedTokenizerFast) -> Any:
     config = Gemma3Config(
         vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 256,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
             "num_hidden_layers": 3,
-            "num_attention_heads": 128 // HEAD_DIM,
+            "num_attention_heads": HEADS,
             "image_size": IMAGE_SIZE,
             "patch_size": PATCH_SIZE,
             "vision_use_head": False,
         },
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 128 // HEAD_DIM,
-            "num_key_value_heads": 128 // HEAD_DIM,
-            "head_dim": HEAD_DIM,
-            "query_pre_attn_scalar": HEAD_DIM,
-            "sliding_window": 512,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-            "max_position_embeddings": 4096,
-            "tie_word_embeddings": False,
-            "bos_token_id": BOS,
-            "eos_token_id": EOS,
-            "pad_token_id": PAD,
-        },
+        text_config=text_settings(
+            tokenizer,
+            layers=3,
+            head_dim=HEAD_DIM,
+            query_pre_attn_scalar=HEAD_DIM,
+            sliding_window=512,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+        ),
         mm_tokens_per_image=TOKENS,
-        boi_token_index=tokenizer.convert_tokens_to_ids(START),
-        eoi_token_index=tokenizer.convert_tokens_to_ids(END),
-        image_token_index=tokenizer.convert_tokens_to_ids(SOFT),
+        boi_token_index=token_id(tokenizer, START),
+        eoi_token_index=token_id(tokenizer, END),
+        image_token_index=token_id(tokenizer, SOFT),
         tie_word_embeddings=False,
     )
     model: Any = Gemma3ForConditionalGeneration(config)
     draw_weights(model, tokenizer, seed=0)
     with torch.no_grad():
-        # Gemma multiplies by this; a word must not outweigh all that the layers add to it.
-        model.get_input_embeddings().weight.div_(config.text_config.hidden_size**0.5)
-    model.generation_config.bos_token_id = BOS
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = PAD
+        # Gemma multiplies embeddings by this; a word must not outweigh what the layers add to it.
+        model.get_input_embeddings().weight.div_(HIDDEN**0.5)
     return model

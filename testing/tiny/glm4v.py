@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from testing.tiny.llava import EOS, HEAD_DIM, SENTENCES, build_once, train_tokenizer
+from small_vlm.checkpoint import EOS, HEAD_DIM
+from testing.tiny.llava import SENTENCES, build_once, train_tokenizer
+from testing.tiny.words import token_id
 
 SIDE = 8
 """Patches along one side."""
@@ -36,7 +38,7 @@ def build_glm4v(path: Path, *, with_vision: bool = True) -> Path:
         tokenizer = train_tokenizer(1024)
         names = re.findall(r"<\|\w+\|>", PLACEHOLDER)
         tokenizer.add_special_tokens({"additional_special_tokens": names})
-        begin, pad, end = tokenizer.convert_tokens_to_ids(names)
+        begin, pad, end = (token_id(tokenizer, name) for name in names)
         size = len(tokenizer)
         vision = {
             "image_size": SIDE * _PATCH,
@@ -82,8 +84,7 @@ def build_glm4v(path: Path, *, with_vision: bool = True) -> Path:
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
-    builder = Path(__file__).read_text()
-    return build_once(path, {"kind": "glm4v", "vision": with_vision, "builder": builder}, write)
+    return build_once(path, {"kind": "glm4v", "vision": with_vision}, write)
 
 
 def _shapes(vocab: int, vision: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -156,7 +157,7 @@ def _draw(tokenizer: Any, vision: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Reference:
-    """What the tower makes of an image, without vLLM."""
+    """Encodes an image as the tower does, without vLLM."""
 
     def __init__(self, path: Path) -> None:
         weights = load_file(path / "model.safetensors")
@@ -170,8 +171,8 @@ class Reference:
         return functional.linear(rows, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def _norm(self, rows: Tensor, name: str, eps: float) -> Tensor:
-        own = (self._weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        return functional.layer_norm(rows, rows.shape[-1:], *own, eps)
+        weight, bias = (self._weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        return functional.layer_norm(rows, rows.shape[-1:], weight, bias, eps)
 
     def encode(self, image: Image.Image) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(TOKENS + 2, D)``, begin and end included, and ``(TOKENS,)``.

@@ -6,7 +6,6 @@ and a thumbnail; a Qwen2 below. The text around images and videos is made of spe
 public checkpoints.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from testing.tiny.llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
-from testing.tiny.words import tokenizer_with
+from testing.tiny.llava import build_once, draw_weights
+from testing.tiny.words import (
+    HEADS,
+    HIDDEN,
+    chat_template,
+    text_settings,
+    token_id,
+    tokenizer_with,
+)
 
 IMAGE_SIZE = 112
 PATCH_SIZE = 14
@@ -36,23 +42,6 @@ MAX_TILES = 4
 START, END, CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<|video_pad|>"
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{ message['role'].upper() + ': ' }}
-{%- if message['content'] is string -%}
-{{ message['content'] + ' ' }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ IMAGE }}
-{%- elif part['type'] == 'video' -%}{{ '<video>\\n' }}
-{%- elif part['type'] == 'text' -%}{{ part['text'] + ' ' }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
 
 # OpenGVLab's checkpoints carry their configuration classes; Transformers has none of its own.
 CONFIGURATION = """\
@@ -72,9 +61,6 @@ class InternVLChatConfig(PretrainedConfig):
         self.llm_config = Qwen2Config(**(llm_config or {}))
         super().__init__(**kwargs)
 """
-
-_WORDS = Path(__file__).with_name("words.py")
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_internvl_hf(path: Path) -> Path:
@@ -104,7 +90,7 @@ def build_internvl_hf(path: Path) -> Path:
         )
         processor.save_pretrained(folder)
 
-    return build_once(path, {"kind": "internvl-hf", "builder": _SOURCE}, write)
+    return build_once(path, {"kind": "internvl-hf"}, write)
 
 
 def build_internvl(path: Path) -> Path:
@@ -154,7 +140,7 @@ def build_internvl(path: Path) -> Path:
         model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return build_once(path, {"kind": "internvl-chat", "builder": _SOURCE}, write)
+    return build_once(path, {"kind": "internvl-chat"}, write)
 
 
 def chat_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,42 +183,32 @@ def _tokenizer(image: str) -> PreTrainedTokenizerFast:
             "video_token": VIDEO,
         }
     )
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ IMAGE }}", f"{{{{ '{image}' }}}}")
+    tokenizer.chat_template = chat_template(image, video="<video>\\n")
     return tokenizer
 
 
 def _model(tokenizer: PreTrainedTokenizerFast) -> Any:
     config = InternVLConfig(
         vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 256,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
             "num_hidden_layers": 4,
-            "num_attention_heads": 128 // HEAD_DIM,
+            "num_attention_heads": HEADS,
             "attention_bias": True,
             "image_size": [IMAGE_SIZE, IMAGE_SIZE],
             "patch_size": [PATCH_SIZE, PATCH_SIZE],
         },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 128 // HEAD_DIM,
-            "num_key_value_heads": 128 // HEAD_DIM,
-            "max_position_embeddings": 4096,
-            "tie_word_embeddings": False,
-            "bos_token_id": BOS,
-            "eos_token_id": EOS,
-            "pad_token_id": PAD,
-        },
-        image_token_id=tokenizer.convert_tokens_to_ids(CONTEXT),
+        text_config=text_settings(
+            tokenizer,
+            layers=3,
+            model_type="qwen2",
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+        ),
+        image_token_id=token_id(tokenizer, CONTEXT),
         image_seq_length=TOKENS,
         tie_word_embeddings=False,
     )
     model: Any = InternVLForConditionalGeneration(config)
     draw_weights(model, tokenizer, seed=0)
-    model.generation_config.bos_token_id = BOS
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = PAD
     return model

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small LLaVA checkpoints, built on the spot: nothing is downloaded and nothing was trained.
+"""Small LLaVA checkpoints, built locally: nothing is downloaded and nothing was trained.
 
-They have the shape of the real thing (CLIP or SigLIP tower at 336 px and patch 14, hence 576
-visual tokens; MLP projector; Llama) and load in vLLM and in Transformers alike. Their weights are
-random, so what they say means nothing; it does depend on every pixel and on the question, and
-never ends before ``max_tokens``, which is what tests and benchmarks of the machinery
-around the model need. The model of the demo is small_vlm.
+They have the structure of LLaVA-1.5 (CLIP or SigLIP tower at 336 px and patch 14, hence 576 visual
+tokens; MLP projector; Llama) and load in vLLM and in Transformers. Their weights are random, so
+their output has no meaning. It depends on every pixel and on the question and never ends before
+``max_tokens``: this is what tests and benchmarks of the code around the model need. The demo uses
+the trained model of ``small_vlm``.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from transformers import (
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
@@ -109,7 +111,7 @@ def build_llava(
 
     def write(folder: Path) -> None:
         tokenizer = train_tokenizer(vocab)
-        vision = {
+        vision: dict[str, Any] = {
             "hidden_size": vision_hidden,
             "intermediate_size": 2 * vision_hidden,
             "num_hidden_layers": vision_layers,
@@ -118,15 +120,19 @@ def build_llava(
             "patch_size": PATCH_SIZE,
         }
         strategy = "default" if tower == "clip" else "full"  # SigLIP has no CLS token to drop.
+        if tower == "clip":
+            vision["projection_dim"] = vision_hidden
+        else:
+            vision["vision_use_head"] = False
+        vision_config = CLIPVisionConfig if tower == "clip" else SiglipVisionConfig
         settings: dict[str, Any] = {
-            "vision_config": CLIPVisionConfig(**vision, projection_dim=vision_hidden)
-            if tower == "clip"
-            else SiglipVisionConfig(**vision, vision_use_head=False),
+            "vision_config": vision_config(**vision),
             "text_config": text_config(tokenizer, hidden, layers, 8192 if next else 4096),
             "image_token_index": IMAGE,
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": strategy,
         }
+        model: PreTrainedModel
         if next:
             config = LlavaNextConfig(**settings, image_grid_pinpoints=GRID_PINPOINTS)
             model = LlavaNextForConditionalGeneration(config)
@@ -155,7 +161,7 @@ def build_text_llama(
     seed: int = 0,
     dtype: str = "float32",
 ) -> Path:
-    """Write a text-only Llama with the same tokenizer: a model that no adapter covers."""
+    """Write a text-only Llama with the same tokenizer, a model that the plugin does not cover."""
     asked = {name: value for name, value in locals().items() if name != "path"}
 
     def write(folder: Path) -> None:
@@ -167,18 +173,19 @@ def build_text_llama(
     return build_once(Path(path), {"kind": "text-llama", **asked}, write)
 
 
-def build_once(path: Path, asked: dict[str, Any], write: Any) -> Path:
-    """Fill ``path`` through ``write(folder)`` unless it already holds what is asked for."""
-    # The source counts as a parameter: a change in it is a different model.
-    source = Path(__file__).read_bytes() + Path(checkpoint.__file__).read_bytes()
+def build_once(path: Path, asked: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """Fill ``path`` through ``write(folder)`` unless it already contains what is asked for."""
+    # The code of this package counts as a parameter: when it changes, models are built again.
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(checkpoint.__file__)]
+    source = b"".join(file.read_bytes() for file in files)
     asked = asked | {"source": hashlib.sha256(source).hexdigest()}
     note = path / "built.json"
     if note.is_file() and json.loads(note.read_text()) == asked:
         return path
     if path.exists() and any(path.iterdir()) and not note.is_file():
-        raise FileExistsError(f"{path} holds something that was not built here")
+        raise FileExistsError(f"{path} contains something that was not built here")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Built next door and moved in one step: an interrupted build leaves no half a model.
+    # Built in a neighbouring folder and renamed: an interrupted build leaves no partial model.
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         write(folder)
@@ -192,7 +199,7 @@ def build_once(path: Path, asked: dict[str, Any], write: Any) -> Path:
 
 
 def train_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every word of ``SENTENCES`` is one token."""
+    """Train a byte-level BPE in which every word of ``SENTENCES`` is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -204,7 +211,7 @@ def train_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(SENTENCES, trainer)
-    # As Llama's: <s> before a plain prompt; a chat template's text goes in without it.
+    # As in Llama: <s> before a plain prompt, but not before the text of a chat template.
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
     )
@@ -224,6 +231,7 @@ def train_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 def text_config(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, positions: int
 ) -> LlamaConfig:
+    """Return the configuration of a Llama with this tokenizer's vocabulary."""
     heads = hidden // HEAD_DIM
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -240,7 +248,8 @@ def text_config(
     )
 
 
-def image_processor(tower: Tower, next: bool) -> Any:
+def image_processor(tower: Tower, next: bool) -> CLIPImageProcessor | LlavaNextImageProcessor:
+    """Return the image processor of LLaVA-1.5, or of LLaVA-NeXT with ``next``."""
     settings: dict[str, Any] = {
         "size": {"shortest_edge": IMAGE_SIZE},
         "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -255,21 +264,20 @@ def image_processor(tower: Tower, next: bool) -> Any:
 def save(
     model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int, dtype: str
 ) -> None:
+    """Draw weights and write the model, with the tower's weights named as in public checkpoints."""
     draw_weights(model, tokenizer, seed)
     model.to(getattr(torch, dtype))
-    model.generation_config.bos_token_id = BOS
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = PAD
     model.save_pretrained(folder)
     rename_tower(folder / "model.safetensors")
 
 
 @torch.no_grad()
 def draw_weights(model: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """Random weights of a size at which attention is selective and the best word leads clearly.
+    """Draw weights for which attention is selective and the best word leads clearly.
 
-    With the usual 0.02 every attention map is flat and all logits are nearly equal: the image
-    would not matter, and the choice of a word would hang on rounding.
+    With the usual standard deviation of 0.02 every attention map is flat and all logits are nearly
+    equal: the image would have no effect, and rounding would decide between words. Generation
+    ends at ``</s>`` and starts with ``<s>``.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -288,8 +296,11 @@ def draw_weights(model: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> N
             gains = VISION_GAINS if "vision_tower" in name else TEXT_GAINS
             fan_in = weight[0].numel()
             weight.normal_(std=gains.get(layer, 1.0) * fan_in**-0.5, generator=generator)
-    # Only whole words can win (their logits reach far above zero): readable text that never
-    # ends early and never holds a special token or half a character.
+    # Only whole words can win (their logits are far above zero): readable text that never ends
+    # early and contains no special token and no half of a character.
     words = {f" {word}" for word in re.findall(r"\b[a-z]+\b", " ".join(SENTENCES))}
     is_word = torch.tensor([tokenizer.decode([token]) in words for token in range(len(tokenizer))])
     model.get_output_embeddings().weight[~is_word] = 0.0
+    model.generation_config.bos_token_id = BOS
+    model.generation_config.eos_token_id = EOS
+    model.generation_config.pad_token_id = PAD

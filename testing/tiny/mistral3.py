@@ -4,7 +4,6 @@
 Mistral 3 makes a token of 2 x 2 patches, Pixtral, in LLaVA's architecture, of one.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from testing.tiny.llava import BOS, EOS, HEAD_DIM, PAD, build_once, draw_weights
-from testing.tiny.words import chat_template, tokenizer_with
+from small_vlm.checkpoint import HEAD_DIM
+from testing.tiny.llava import build_once, draw_weights
+from testing.tiny.words import (
+    HEADS,
+    HIDDEN,
+    chat_template,
+    text_settings,
+    token_id,
+    tokenizer_with,
+)
 
 PATCH_SIZE = 14
 SIDE = 8
 IMAGE, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
-
-_WORDS = Path(__file__).with_name("words.py")
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes() + _WORDS.read_bytes()).hexdigest()
 
 
 def build_mistral3(path: Path) -> Path:
@@ -55,7 +59,7 @@ def _build(path: Path, kind: str, merge: int) -> Path:
         )
         processor.save_pretrained(folder)
 
-    return build_once(path, {"kind": kind, "builder": _SOURCE}, write)
+    return build_once(path, {"kind": kind}, write)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -70,33 +74,26 @@ def _model(tokenizer: PreTrainedTokenizerFast, merge: int) -> Any:
     settings: dict[str, Any] = {
         "vision_config": {
             "model_type": "pixtral",
-            "hidden_size": 128,
-            "intermediate_size": 256,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
             "num_hidden_layers": 3,
-            "num_attention_heads": 128 // HEAD_DIM,
+            "num_attention_heads": HEADS,
             "head_dim": HEAD_DIM,
             "image_size": SIDE * merge * PATCH_SIZE,
             "patch_size": PATCH_SIZE,
             "hidden_act": "silu",
         },
-        "text_config": {
-            "model_type": "mistral",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 128 // HEAD_DIM,
-            "num_key_value_heads": 128 // HEAD_DIM,
-            "head_dim": HEAD_DIM,
-            "max_position_embeddings": 4096,
-            "sliding_window": None,
-            "tie_word_embeddings": False,
-            "rms_norm_eps": 1e-5,
-            "bos_token_id": BOS,
-            "eos_token_id": EOS,
-            "pad_token_id": PAD,
-        },
-        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
+        "text_config": text_settings(
+            tokenizer,
+            layers=3,
+            model_type="mistral",
+            head_dim=HEAD_DIM,
+            max_position_embeddings=4096,
+            sliding_window=None,
+            tie_word_embeddings=False,
+            rms_norm_eps=1e-5,
+        ),
+        "image_token_index": token_id(tokenizer, IMAGE),
         "tie_word_embeddings": False,
     }
     model: Any = (
@@ -107,7 +104,4 @@ def _model(tokenizer: PreTrainedTokenizerFast, merge: int) -> Any:
         )
     )
     draw_weights(model, tokenizer, seed=0)
-    model.generation_config.bos_token_id = BOS
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = PAD
     return model

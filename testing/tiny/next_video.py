@@ -2,6 +2,7 @@
 """A small LLaVA-NeXT-Video: CLIP tower of 8 x 8 patches, pooled to 4 x 4 a frame."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     CLIPVisionConfig,
@@ -14,6 +15,7 @@ from transformers import (
 
 from small_vlm.checkpoint import CHAT_TEMPLATE, HEAD_DIM, IMAGE, PIXEL_MEAN, PIXEL_STD
 from testing.tiny.llava import build_once, save, text_config, train_tokenizer
+from testing.tiny.words import token_id
 
 FRAME = 64  # vLLM's pooler divides by image size over squared patch size, which must not be 0
 SIDE = 8
@@ -41,13 +43,13 @@ def build_next_video(path: Path) -> Path:
             ),
             text_config=text_config(tokenizer, _HIDDEN, 2, 8192),
             image_token_index=IMAGE,
-            video_token_index=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+            video_token_index=token_id(tokenizer, VIDEO_TOKEN),
             image_grid_pinpoints=[[FRAME, FRAME]],
             image_seq_length=SIDE * SIDE,
             video_seq_length=FRAME_TOKENS,
         )
         save(LlavaNextVideoForConditionalGeneration(config), tokenizer, folder, 0, "float32")
-        pixels = {
+        pixels: dict[str, Any] = {
             "size": {"shortest_edge": FRAME},
             "crop_size": {"height": FRAME, "width": FRAME},
             "image_mean": PIXEL_MEAN["clip"],
@@ -66,5 +68,4 @@ def build_next_video(path: Path) -> Path:
             chat_template=CHAT_TEMPLATE,
         ).save_pretrained(folder)
 
-    asked = {"kind": "llava-next-video", "builder": Path(__file__).read_text()}
-    return build_once(path, asked, write)
+    return build_once(path, {"kind": "llava-next-video"}, write)

@@ -2,6 +2,7 @@
 """A small LLaVA-OneVision: SigLIP tower of 8 x 8 patches, up to 4 x 4 tiles, images and videos."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     LlavaOnevisionConfig,
@@ -14,6 +15,7 @@ from transformers import (
 
 from small_vlm.checkpoint import CHAT_TEMPLATE, HEAD_DIM, IMAGE, PIXEL_MEAN, PIXEL_STD
 from testing.tiny.llava import build_once, save, text_config, train_tokenizer
+from testing.tiny.words import token_id
 
 CROP = 112
 SIDE = 8
@@ -38,18 +40,17 @@ def build_onevision(path: Path) -> Path:
         tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
         grid = [[CROP * high, CROP * wide] for high in range(1, 5) for wide in range(1, 5)]
         config = LlavaOnevisionConfig(
-            vision_config=SiglipVisionConfig(
-                hidden_size=_HIDDEN,
-                intermediate_size=2 * _HIDDEN,
-                num_hidden_layers=2,
-                num_attention_heads=_HIDDEN // HEAD_DIM,
-                image_size=CROP,
-                patch_size=CROP // SIDE,
-                vision_use_head=False,
+            vision_config=siglip(
+                CROP,
+                CROP // SIDE,
+                hidden=_HIDDEN,
+                mlp=2 * _HIDDEN,
+                layers=2,
+                heads=_HIDDEN // HEAD_DIM,
             ),
             text_config=text_config(tokenizer, _HIDDEN, 2, 8192),
             image_token_index=IMAGE,
-            video_token_index=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+            video_token_index=token_id(tokenizer, VIDEO_TOKEN),
             image_grid_pinpoints=grid,
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
@@ -70,6 +71,30 @@ def build_onevision(path: Path) -> Path:
             chat_template=_TEMPLATE,
         ).save_pretrained(folder)
 
-    return build_once(
-        path, {"kind": "llava-onevision", "builder": Path(__file__).read_text()}, write
-    )
+    return build_once(path, {"kind": "llava-onevision"}, write)
+
+
+def siglip(
+    side: int, patch: int, *, hidden: int, mlp: int, layers: int, heads: int
+) -> SiglipVisionConfig:
+    """Return the configuration of a SigLIP tower without its pooling head.
+
+    Args:
+        side: of an image, in pixels.
+        patch: side of a patch, in pixels.
+        hidden: width.
+        mlp: width of the MLP.
+        layers: how many.
+        heads: of the attention.
+
+    """
+    settings: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": side,
+        "patch_size": patch,
+        "vision_use_head": False,
+    }
+    return SiglipVisionConfig(**settings)

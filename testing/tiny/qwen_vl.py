@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small Qwen2-VL and Qwen2.5-VL checkpoints with a ChatML template."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from small_vlm.checkpoint import BOS, EOS, PAD
-from testing.tiny.llava import build_once, draw_weights, train_tokenizer
+from testing.tiny.llava import build_once, draw_weights
+from testing.tiny.words import HIDDEN, rotary, text_settings, token_id, tokenizer_for
 
 Version = Literal["2", "2.5"]
 
@@ -36,69 +37,62 @@ CHATML = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_HIDDEN, _HEADS = 128, 4
+MARKS = (TURN, OVER, START, END, "<|vision_pad|>", IMAGE, VIDEO)
 
 
-def build_qwen_vl(path: Path, version: Version) -> Path:
-    """Write the checkpoint, unless it is there, and return its folder."""
+def build_qwen_vl(
+    path: Path,
+    version: Version,
+    *,
+    layers: int = 2,
+    full: Sequence[int] = (1,),
+    window: int = 2 * UNIT,
+    side: int = 8 * UNIT,
+) -> Path:
+    """Write the checkpoint, unless it exists, and return its folder.
+
+    Args:
+        path: of the folder.
+        version: of the family.
+        layers: of the tower.
+        full: 2.5 only: the layers that attend over the whole image; the others do so in windows.
+        window: 2.5 only: pixels along one side of a window.
+        side: pixels along one side of the largest square image that is not scaled down.
+
+    """
+    asked = {name: value for name, value in locals().items() if name != "path"}
 
     def write(folder: Path) -> None:
-        marks = [TURN, OVER, START, END, "<|vision_pad|>", IMAGE, VIDEO]
-        # Without LLaVA's own name for its image token, which would be taken for Qwen's.
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=train_tokenizer(1024).backend_tokenizer,
-            unk_token="<unk>",
-            bos_token="<s>",
-            eos_token="</s>",
-            pad_token="<pad>",
-            chat_template=CHATML,
-            clean_up_tokenization_spaces=False,
-        )
-        tokenizer.add_special_tokens({"additional_special_tokens": marks})
-        ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
+        tokenizer = tokenizer_for(CHATML, MARKS)
         vision: dict[str, Any] = {
-            "depth": 2,
+            "depth": layers,
             "num_heads": 2,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
         }
         if version == "2":
-            vision |= {"embed_dim": 64, "hidden_size": _HIDDEN, "mlp_ratio": 2}
+            vision |= {"embed_dim": 64, "hidden_size": HIDDEN, "mlp_ratio": 2}
         else:
             vision |= {
                 "hidden_size": 64,
-                "out_hidden_size": _HIDDEN,
+                "out_hidden_size": HIDDEN,
                 "intermediate_size": 128,
-                "window_size": 2 * UNIT,
-                "fullatt_block_indexes": [1],
+                "window_size": window,
+                "fullatt_block_indexes": list(full),
                 "tokens_per_second": 2,
             }
         settings: dict[str, Any] = {
-            "text_config": {
-                "vocab_size": len(tokenizer),
-                "hidden_size": _HIDDEN,
-                "intermediate_size": 2 * _HIDDEN,
-                "num_hidden_layers": 2,
-                "num_attention_heads": _HEADS,
-                "num_key_value_heads": _HEADS,
-                "max_position_embeddings": 32768,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10_000.0,
-                    "mrope_section": [4, 6, 6],
-                },
-                "tie_word_embeddings": False,
-                "bos_token_id": BOS,
-                "eos_token_id": EOS,
-                "pad_token_id": PAD,
-            },
+            "text_config": text_settings(
+                tokenizer,
+                layers=2,
+                max_position_embeddings=32768,
+                rope_parameters=rotary([4, 6, 6]),
+                tie_word_embeddings=False,
+            ),
             "vision_config": vision,
-            "image_token_id": ids[IMAGE],
-            "video_token_id": ids[VIDEO],
-            "vision_start_token_id": ids[START],
-            "vision_end_token_id": ids[END],
             "tie_word_embeddings": False,
+            **mark_ids(tokenizer),
         }
         model: Any = (
             Qwen2VLForConditionalGeneration(Qwen2VLConfig(**settings))
@@ -106,11 +100,8 @@ def build_qwen_vl(path: Path, version: Version) -> Path:
             else Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings))
         )
         draw_weights(model, tokenizer, 0)
-        model.generation_config.bos_token_id = BOS
-        model.generation_config.eos_token_id = EOS
-        model.generation_config.pad_token_id = PAD
         model.save_pretrained(folder)
-        size = {"shortest_edge": UNIT**2, "longest_edge": 64 * UNIT**2}
+        size = {"shortest_edge": UNIT**2, "longest_edge": side**2}
         grid = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE, "size": size}
         (Qwen2VLProcessor if version == "2" else Qwen2_5_VLProcessor)(
             image_processor=Qwen2VLImageProcessor(**grid),
@@ -119,5 +110,14 @@ def build_qwen_vl(path: Path, version: Version) -> Path:
             chat_template=CHATML,
         ).save_pretrained(folder)
 
-    asked = {"kind": "qwen-vl", "version": version, "builder": Path(__file__).read_text()}
-    return build_once(path, asked, write)
+    return build_once(path, {"kind": "qwen-vl", **asked, "full": list(full)}, write)
+
+
+def mark_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return the special tokens' ids by their names in a configuration."""
+    return {
+        "image_token_id": token_id(tokenizer, IMAGE),
+        "video_token_id": token_id(tokenizer, VIDEO),
+        "vision_start_token_id": token_id(tokenizer, START),
+        "vision_end_token_id": token_id(tokenizer, END),
+    }

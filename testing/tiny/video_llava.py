@@ -15,6 +15,7 @@ from transformers import (
 
 from small_vlm.checkpoint import CHAT_TEMPLATE, HEAD_DIM, IMAGE
 from testing.tiny.llava import build_once, save, text_config, train_tokenizer
+from testing.tiny.words import token_id
 
 FRAMES = 8
 SIDE = 16
@@ -32,7 +33,6 @@ def build_video_llava(path: Path) -> Path:
     def write(folder: Path) -> None:
         tokenizer = train_tokenizer(1024)
         tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
-        (video_token,) = tokenizer.convert_tokens_to_ids([VIDEO_TOKEN])
         config = VideoLlavaConfig(
             vision_config=CLIPVisionConfig(
                 hidden_size=_HIDDEN,
@@ -45,7 +45,7 @@ def build_video_llava(path: Path) -> Path:
             ),
             text_config=text_config(tokenizer, _HIDDEN, 2, 8192),
             image_token_index=IMAGE,
-            video_token_index=video_token,
+            video_token_index=token_id(tokenizer, VIDEO_TOKEN),
             image_seq_length=PATCHES,
             video_seq_length=FRAMES * FRAME_TOKENS,
         )
@@ -64,5 +64,4 @@ def build_video_llava(path: Path) -> Path:
             chat_template=CHAT_TEMPLATE.replace(loop, loop + video, 1),
         ).save_pretrained(folder)
 
-    asked = {"kind": "video-llava", "builder": Path(__file__).read_text()}
-    return build_once(path, asked, write)
+    return build_once(path, {"kind": "video-llava"}, write)
