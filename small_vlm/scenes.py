@@ -193,10 +193,11 @@ def sprite(kind: str, radius: int) -> NDArray[np.float32]:
         pen.polygon([(float(x), float(y)) for x, y in points], fill=255)
     else:
         for stroke in _STROKES[kind]:
-            points = [(x * side, y * side) for x, y in stroke]
-            pen.line(points, fill=255, width=round(0.17 * side), joint="curve")
+            line = [(x * side, y * side) for x, y in stroke]
+            pen.line(line, fill=255, width=round(0.17 * side), joint="curve")
     small = image.resize((2 * radius, 2 * radius), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    coverage: NDArray[np.float32] = np.asarray(small, np.float32) / np.float32(255)
+    return coverage
 
 
 _STROKES: Final = {

@@ -148,7 +148,7 @@ def accuracy_table(one: Set) -> str:
             if right is None:
                 continue
             against = "" if rival is None or row == RIVAL else tested(paired(right, rival))
-            paper = PAPER[one.name].get(row)
+            printed = PAPER[one.name].get(row)
             rows.append(
                 [
                     str(budget * one.frames),
@@ -158,7 +158,7 @@ def accuracy_table(one: Set) -> str:
                     shown(relative(right, whole, one.families)),
                     *([shown(one.without_where(right))] if "where" in families else []),
                     against,
-                    "" if paper is None else f"{paper[index]}",
+                    "" if printed is None else f"{printed[index]}",
                 ]
             )
     return f"## {TITLES[one.name]}\n\nn = {len(whole)} questions.\n\n{table(head, rows)}\n"

@@ -75,7 +75,7 @@ class OneAtATime:
         from vllm import SamplingParams
 
         own = {} if budget is None else {"visual_budget": budget}
-        request = {
+        request: Any = {
             "prompt": prompt,
             "multi_modal_data": dict(data),
             "mm_processor_kwargs": own,
@@ -85,10 +85,10 @@ class OneAtATime:
         begun = time.perf_counter()
         (output,) = self.llm.generate([request], settings, use_tqdm=False)
         whole = time.perf_counter() - begun
-        times = output.metrics
-        scheduled = times.first_token_ts - times.scheduled_ts
+        times: Any = output.metrics  # `disable_log_stats` is False, so there are some
+        scheduled = float(times.first_token_ts - times.scheduled_ts)
         (peak,) = self.llm.collective_rpc(peak_bytes)
-        return First(whole, scheduled, len(output.prompt_token_ids), peak)
+        return First(whole, scheduled, len(output.prompt_token_ids or ()), peak)
 
     def kv_cache_bytes(self) -> int:
         """Return the bytes of the whole KV cache."""

@@ -14,11 +14,12 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     Qwen2Config,
-    SiglipVisionConfig,
 )
 
 from small_vlm.checkpoint import CHAT_TEMPLATE, EOS, HEAD_DIM, IMAGE, PAD, PIXEL_MEAN, PIXEL_STD
 from testing.tiny.llava import build_once, save, text_config, train_tokenizer
+from testing.tiny.onevision import siglip
+from testing.tiny.words import token_id
 
 SIDE: Final = 384
 PATCH: Final = 14
@@ -36,14 +37,13 @@ def write_onevision(path: Path, *, tiny: bool) -> Path:
     """
     tokenizer = train_tokenizer(1024)
     tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO]})
-    vision = SiglipVisionConfig(
-        hidden_size=64 if tiny else 1152,
-        intermediate_size=128 if tiny else 4304,
-        num_hidden_layers=2 if tiny else 26,
-        num_attention_heads=64 // HEAD_DIM if tiny else 16,
-        image_size=SIDE,
-        patch_size=PATCH,
-        vision_use_head=False,
+    vision = siglip(
+        SIDE,
+        PATCH,
+        hidden=64 if tiny else 1152,
+        mlp=128 if tiny else 4304,
+        layers=2 if tiny else 26,
+        heads=64 // HEAD_DIM if tiny else 16,
     )
     text = (
         text_config(tokenizer, 64, 2, 32768)
@@ -64,7 +64,7 @@ def write_onevision(path: Path, *, tiny: bool) -> Path:
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
-        video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
+        video_token_index=token_id(tokenizer, VIDEO),
         image_grid_pinpoints=GRID,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

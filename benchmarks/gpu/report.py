@@ -60,6 +60,8 @@ def machines(results: Results) -> str:
     """List the runs: figures name theirs by number."""
     if not results.runs:
         return "Nothing has run on a GPU yet. With a card: `make gpu-report`."
+    used = {each.run for each in results.figures.values()}
+    used |= {each.run for each in results.steps.values()}
     rows = [
         (
             number,
@@ -71,7 +73,7 @@ def machines(results: Results) -> str:
             run["commit"] or "unknown",
         )
         for number, run in enumerate(results.runs, 1)
-        if any(each.run == number for each in (*results.figures.values(), *results.steps.values()))
+        if number in used
     ]
     return table(("run", "date", "GPU", "memory", "driver", "vLLM", "commit"), rows)
 

@@ -140,7 +140,7 @@ class Running:
 
     def _children(self) -> list[psutil.Process]:
         try:
-            return psutil.Process(self._process.pid).children(recursive=True)
+            return list(psutil.Process(self._process.pid).children(recursive=True))
         except psutil.Error:
             return []
 

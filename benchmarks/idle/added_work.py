@@ -85,7 +85,7 @@ def main() -> None:
     stock._process_multimodal_async = make_async(
         stock._process_multimodal, executor=stock._mm_executor
     )
-    arguments = {
+    arguments: dict[str, Any] = {
         "request_logger": None,
         "chat_template": None,
         "chat_template_content_format": "auto",

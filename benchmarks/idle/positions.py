@@ -49,8 +49,8 @@ def main() -> None:
         str(build_llava(ROOT / ".models" / "llava-clip")),
         dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=SEQUENCES,
     )  # fmt: skip
-    executor: Any = llm.llm_engine.engine_core.engine_core.model_executor
-    runner = executor.driver_worker.worker.model_runner
+    client: Any = llm.llm_engine.engine_core  # the engine itself is in this process
+    runner = client.engine_core.model_executor.driver_worker.worker.model_runner
     assert runner.uses_mrope
     loop, step = Timed(runner, "_calc_mrope_positions"), Timed(runner, "execute_model")
     settings = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, ignore_eos=True)

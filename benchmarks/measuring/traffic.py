@@ -92,7 +92,8 @@ async def stream(
         "stream_options": {"include_usage": True},
         **{name: value for name, value in fields.items() if name != "question"},
     }
-    begun, first, usage = time.perf_counter(), None, {}
+    usage: dict[str, Any] = {}
+    begun, first = time.perf_counter(), None
     async with client.post(f"{url}/v1/chat/completions", json=body) as response:
         if response.status != 200:
             raise AnswerError(f"{response.status}: {(await response.text())[:300]}")

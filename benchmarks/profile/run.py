@@ -23,8 +23,18 @@ OUTPUT_TOKENS: Final = 16
 BUDGET: Final = 64
 CACHE_GB: Final = {"without": 0.0, "with": 0.25}
 # The tower costs about a twentieth of the prefill, as in LLaVA-1.5-7B.
-MODEL: Final = {"hidden": 1024, "layers": 12, "vision_hidden": 384, "vision_layers": 6}
-QUICK_MODEL: Final = {"hidden": 256, "layers": 2, "vision_hidden": 128, "vision_layers": 4}
+MODEL: Final[dict[str, Any]] = {
+    "hidden": 1024,
+    "layers": 12,
+    "vision_hidden": 384,
+    "vision_layers": 6,
+}
+QUICK_MODEL: Final[dict[str, Any]] = {
+    "hidden": 256,
+    "layers": 2,
+    "vision_hidden": 128,
+    "vision_layers": 4,
+}
 
 
 @dataclass(frozen=True)

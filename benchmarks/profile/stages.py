@@ -48,8 +48,9 @@ class Stopwatch:
 
         def add_request(request: EngineCoreRequest) -> None:
             with self._stage("transfer"):
-                # The socket copies what the encoder only points to.
-                decoder.decode([bytes(part) for part in encoder.encode(request)])
+                # The encoder returns views; the socket copies them.
+                parts: Any = encoder.encode(request)
+                decoder.decode([bytes(part) for part in parts])
             add(request)
 
         client.add_request = add_request

@@ -91,7 +91,7 @@ class TensorMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.largest = self._now = 0
         self._alive: set[int] = set()
         self._inputs: set[int] = set()

@@ -12,10 +12,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -34,6 +34,9 @@ from benchmarks.selection.schedule import measure_schedules
 from benchmarks.selection.selectors import exponent_marks, measure_selectors
 from benchmarks.selection.sizes import SHARES, measure_batches, measure_sizes
 from benchmarks.selection.tower import measure_tower
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HERE = Path(__file__).parent
 Measured = TypeVar("Measured")
@@ -77,7 +80,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - start),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    rows = {
+    rows: dict[str, Sequence[DataclassInstance]] = {
         "published": published,
         "sizes": cells,
         "batches": batches,

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from benchmarks.selection.clock import DEVICE, median_ms
 from benchmarks.selection.methods import select_all
@@ -47,7 +48,7 @@ def measure_tower(images: int = 1, layers: int = 24) -> Share:
         patch_size=14,
     )
     with torch.device("meta"):
-        model = CLIPVisionModel(config)
+        model: nn.Module = CLIPVisionModel(config)
     # Drawing 300 million random numbers would take longer than the forward pass.
     model = model.to_empty(device=DEVICE).to(dtype).eval()
     with torch.no_grad():

@@ -250,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     plan = QUICK if asked.quick else FULL
     if asked.rounds:
-        levels = tuple(dataclasses.replace(one, rounds=asked.rounds) for one in plan.levels)
-        plan = dataclasses.replace(plan, levels=levels)
+        loads = tuple(dataclasses.replace(one, rounds=asked.rounds) for one in plan.levels)
+        plan = dataclasses.replace(plan, levels=loads)
     plan = dataclasses.replace(
         plan, hidden=asked.hidden or plan.hidden, layers=asked.layers or plan.layers
     )

@@ -138,7 +138,7 @@ def fresh_call(number: int) -> Call:
     chance = random.Random(f"fresh {number}")
     image = Image.frombytes("RGB", (24, 18), chance.randbytes(24 * 18 * 3))
     question = words(chance.choice([1, 4, 12, 40]), seed=-number)
-    settings = {"visual_budget": chance.choice([8, 64, 200, 0.25, None])}
+    settings: dict[str, Any] = {"visual_budget": chance.choice([8, 64, 200, 0.25, None])}
     if chance.random() < 0.5:
         settings["visual_selector"] = chance.choice(list(BUILT_IN))
     body = _body(CHAT, [_url(image.resize((240, 180)), "PNG")], question, 8) | settings
@@ -147,18 +147,17 @@ def fresh_call(number: int) -> Call:
 
 def _body(path: str, urls: Sequence[str], question: str, tokens: int) -> dict[str, Any]:
     if path == RESPONSES:
-        parts = [
+        inputs = [
             *({"type": "input_image", "image_url": url, "detail": "auto"} for url in urls),
             {"type": "input_text", "text": question},
         ]
-        conversation = [{"role": "user", "content": parts}]
         return {
             "model": MODEL_NAME,
-            "input": conversation,
+            "input": [{"role": "user", "content": inputs}],
             "max_output_tokens": tokens,
             "temperature": 0,
         }
-    parts = [
+    parts: list[dict[str, Any]] = [
         *({"type": "image_url", "image_url": {"url": url}} for url in urls),
         {"type": "text", "text": question},
     ]

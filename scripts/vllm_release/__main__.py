@@ -26,8 +26,9 @@ def unpacked(release: str) -> Path:
     """Return the folder of a release's Python files, from the package index if need be."""
     folder = WHEELS / release
     if not (folder / "vllm").is_dir():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", WHEELS]
-        subprocess.run([*pip, "--only-binary=:all:", f"vllm=={release}"], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        where = ["--dest", str(WHEELS), "--only-binary=:all:"]
+        subprocess.run([*pip, *where, f"vllm=={release}"], check=True)
         (wheel,) = WHEELS.glob(f"vllm-{release}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith((".py", ".json"))]

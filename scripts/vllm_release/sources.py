@@ -147,14 +147,14 @@ class Sources:
         for node in _top_level(found.node.body):
             for bound in _bound(node):
                 members[bound] = node  # the last of several overloads is the function itself
-        for node in ast.walk(found.node):
+        for each in ast.walk(found.node):
             if (
-                isinstance(node, ast.Attribute)
-                and isinstance(node.ctx, ast.Store)
-                and isinstance(node.value, ast.Name)
-                and node.value.id == "self"
+                isinstance(each, ast.Attribute)
+                and isinstance(each.ctx, ast.Store)
+                and isinstance(each.value, ast.Name)
+                and each.value.id == "self"
             ):
-                members.setdefault(node.attr, node)
+                members.setdefault(each.attr, each)
         return members
 
     def member(self, owner: Found, name: str) -> Found | None:

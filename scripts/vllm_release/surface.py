@@ -112,11 +112,12 @@ def _attributes(
         # `serve = sys.modules.get("vllm...")`
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             for value in node.value.args:
-                told = value.value if isinstance(value, ast.Constant) else None
-                is_module = isinstance(told, str) and told.startswith(f"{THEIRS}.")
-                if is_module and sources.path(told) and isinstance(node.targets[0], ast.Name):
-                    known[node.targets[0].id] = told
-                    surface.symbols[told].add("named")
+                name = value.value if isinstance(value, ast.Constant) else None
+                if not isinstance(name, str) or not name.startswith(f"{THEIRS}."):
+                    continue
+                if sources.path(name) and isinstance(node.targets[0], ast.Name):
+                    known[node.targets[0].id] = name
+                    surface.symbols[name].add("named")
     for node in walked:
         if isinstance(node, ast.Attribute):
             owner = _symbol(node.value, known)

@@ -43,7 +43,11 @@ def pack(tokenizer: Any, batch: Sequence[Sequence[tuple[str, str, float]]]) -> B
     """Lay out branches, ``(question, answer, weight)`` each, behind one another."""
     rows = []
     for branches in batch:
-        ids, labels, weights, positions, numbers = [], [], [], [], []
+        ids: list[int] = []
+        labels: list[int] = []
+        weights: list[float] = []
+        positions: list[int] = []
+        numbers: list[int] = []
         for number, (question, answer, weight) in enumerate(branches):
             asked = encode(tokenizer, f"{question} ASSISTANT:")
             said = [*encode(tokenizer, answer), EOS]

@@ -108,10 +108,10 @@ class TowerStage:
     def step(self, phase: Phase, rng: np.random.Generator) -> dict[str, Tensor]:
         scenes = [sample_scene(rng, phase.count(rng), phase.cells) for _ in range(phase.batch)]
         reach = SIDE - phase.cells * CELL_PATCHES
-        corner = tuple(int(part) for part in rng.integers(0, reach + 1, 2))
+        row, column = (int(part) for part in rng.integers(0, reach + 1, 2))
         pixels = normalized([draw(scene) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16):
-            states = encode(self.tower, pixels, corner)[-1][:, 0]
+            states = encode(self.tower, pixels, (row, column))[-1][:, 0]
         logits = self.captions(self.tower.post_layernorm(states.float()))
         truth = presence(scenes)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")

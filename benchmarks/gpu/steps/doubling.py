@@ -9,8 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
-def _double(source, target, count, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _double(  # type: ignore[no-untyped-def]
+    source, target, count, BLOCK: tl.constexpr
+):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(target + at, tl.load(source + at, at < count) * 2, at < count)
 

@@ -86,7 +86,8 @@ class SmallVLM:
         from vllm import SamplingParams
 
         settings = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, **sampling)
-        return list(self.llm.generate(list(requests), settings, use_tqdm=False))
+        prompts: Any = list(requests)
+        return list(self.llm.generate(prompts, settings, use_tqdm=False))
 
     def kept(self) -> list[list[int]]:
         """Return the kept tokens of every image so far."""

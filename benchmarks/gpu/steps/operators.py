@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -118,6 +118,7 @@ def flash_attention(head: int, *, causal: bool) -> float:
     """Check vLLM's FlashAttention on three sequences of unlike lengths."""
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
+    version: Any = get_flash_attn_version()  # None stands for the default of this device
     lengths, heads = [577, 64, 130], 16
     query, key, value = (draw(sum(lengths), heads, head) for _ in range(3))
     starts = torch.tensor([0, 577, 641, 771], device=DEVICE, dtype=torch.int32)
@@ -125,14 +126,15 @@ def flash_attention(head: int, *, causal: bool) -> float:
         query, key, value,
         max_seqlen_q=max(lengths), max_seqlen_k=max(lengths),
         cu_seqlens_q=starts, cu_seqlens_k=starts,
-        causal=causal, softmax_scale=head**-0.5, fa_version=get_flash_attn_version(),
+        causal=causal, softmax_scale=head**-0.5, fa_version=version,
     )  # fmt: skip
-    parts = [tensor.float().split(lengths) for tensor in (query, key, value)]
+    parts = [
+        [part.transpose(0, 1)[None] for part in tensor.float().split(lengths)]
+        for tensor in (query, key, value)
+    ]
     expected = [
-        functional.scaled_dot_product_attention(
-            *(part.transpose(0, 1)[None] for part in each), is_causal=causal
-        )[0].transpose(0, 1)
-        for each in zip(*parts, strict=True)
+        functional.scaled_dot_product_attention(q, k, v, is_causal=causal)[0].transpose(0, 1)
+        for q, k, v in zip(*parts, strict=True)
     ]
     return near(found, torch.cat(expected))
 

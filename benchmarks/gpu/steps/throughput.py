@@ -73,7 +73,7 @@ def write_model(rehearse: bool) -> Path:
 
 def servers(model: Path, rehearse: bool) -> dict[bool, Server]:
     """Describe stock's server (False) and the plugin's (True)."""
-    arguments = {"max_model_len": 2048, "max_num_seqs": 256, "seed": 0}
+    arguments: dict[str, Any] = {"max_model_len": 2048, "max_num_seqs": 256, "seed": 0}
     if ON_GPU:
         arguments |= {"dtype": "bfloat16", "enforce_eager": False}
         arguments |= {"cudagraph_capture_sizes": GRAPHS}
