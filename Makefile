@@ -87,17 +87,17 @@ bench-profile: setup ## profile the time of one request
 # On a machine with a GPU, a new environment gets vLLM's GPU wheel; an existing one is not changed.
 gpu-report: VLLM = vllm==0.32.0
 gpu-report: setup ## measure on this machine's GPU (nine minutes); writes benchmarks/gpu
-	@$(BIN)/python -m benchmarks.gpu
+	@$(BIN)/python -m benchmarks.gpu.run
 
 gpu-rehearsal: setup ## run the stages of gpu-report on the CPU with tiny models, to test the report
-	@$(BIN)/python -m benchmarks.gpu --rehearse --minutes 10
+	@$(BIN)/python -m benchmarks.gpu.run --rehearse --minutes 10
 
 soak: setup ## run an hour of load with faulty clients, then fault tests (takes long)
 	@$(BIN)/python -m benchmarks.soak.run --minutes 60
 	@$(BIN)/python -m benchmarks.soak.faults
 
 accuracy: setup ## measure the accuracy of the small VLM by selector and budget (hours)
-	@$(BIN)/python -m benchmarks.accuracy
+	@$(BIN)/python -m benchmarks.accuracy.run
 
 train: setup ## train the small VLM (hours; resumes after an interruption)
 	@$(BIN)/python -m small_vlm.train

@@ -5,19 +5,14 @@ On a CPU a scaled LLaVA-NeXT is measured; where there is a GPU, the 7B's shape w
 instead. Run from the repository root: ``python -m benchmarks.efficiency.run --check``.
 """
 
-import argparse
 import dataclasses
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
 from benchmarks.efficiency.figures import (
@@ -34,14 +29,15 @@ from benchmarks.efficiency.first_token import First, OnTransformers, Served
 from benchmarks.efficiency.paper import latency_share
 from benchmarks.efficiency.shapes import Model, scaled, true_7b
 from benchmarks.measuring.bench import PAUSE_SECONDS
+from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
+from benchmarks.measuring.drawing import blank
+from benchmarks.measuring.folders import MODELS, committed, scratch
+from benchmarks.measuring.order import alternating
 from benchmarks.measuring.pictures import picture
-from benchmarks.measuring.report import machine, marks_table, missed, say, write
-from benchmarks.measuring.servers import confirm, server
+from benchmarks.measuring.report import machine, marks_table, say
+from benchmarks.measuring.servers import stock_and_plugin
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
-MODELS: Final = ROOT / ".models"
-SCRATCH: Final = ROOT / "benchmarks" / "output" / "efficiency"
+SCRATCH: Final = scratch("efficiency")
 SIDE: Final = 672
 """Two by two tiles without a padding to take off: 5 x 576 = 2880 patches, and 48 row newlines."""
 
@@ -63,24 +59,13 @@ QUICK: Final = Plan(hidden=128, layers=3, vision_hidden=64, vision_layers=2, rou
 
 
 def measure(model: Model, rounds: int) -> Latencies:
-    """Time every way once a round, each with a picture of its own, forwards and backwards."""
+    """Time each configuration once per round, with a new image, in alternating order."""
     found: dict[Way, list[float]] = {way: [] for way in WAYS}
     tokens: dict[Way, int] = {}
-    with ExitStack() as stack:
-        urls = {}
-        for plugin in (False, True):
-            say(f"{model.name}, starting: {'plugin' if plugin else 'stock'}")
-            running = stack.enter_context(
-                server(
-                    model.path,
-                    plugin=plugin,
-                    log=SCRATCH / f"{model.device}-{'plugin' if plugin else 'stock'}.log",
-                    arguments=model.arguments,
-                )
-            )
-            confirm(running.url, plugin=plugin)
-            urls[plugin] = running.url
-        served = Served(urls[False], urls[True], AutoTokenizer.from_pretrained(model.path))
+    prefix = f"{model.device}-"
+    with stock_and_plugin(model.path, SCRATCH, model.arguments, prefix) as running:
+        tokenizer = AutoTokenizer.from_pretrained(model.path)
+        served = Served(running[False].url, running[True].url, tokenizer)
         alone = OnTransformers(model.on_transformers(), model.path)
 
         def first(way: Way, number: int) -> First:
@@ -101,30 +86,29 @@ def measure(model: Model, rounds: int) -> Latencies:
 
 
 def turns(rounds: int) -> Iterator[tuple[Way, int]]:
-    """Say who follows whom, and about which picture: no cache knows it from another turn."""
+    """Yield each configuration and the number of its image, which no other turn has."""
     for round_ in range(rounds):
-        for place, way in enumerate(WAYS if round_ % 2 == 0 else WAYS[::-1]):
+        for place, way in enumerate(alternating(WAYS, round_)):
             yield way, 1 + round_ * len(WAYS) + place
 
 
 def report(found: Latencies, name: str, *, on_gpu: bool) -> str:
-    """Write everything that a reader wants to see as Markdown."""
+    """Return the tables as Markdown."""
     return "\n\n".join(
         [
             "**LLaVA-NeXT-7B: the formulas beside the paper**",
             formula_table(found if on_gpu else None),
             f"**Measured on this machine's {'GPU' if on_gpu else 'CPU'}: {name}**",
             latency_table(found),
-            marks_table(marks(found)) + "\n",
+            marks_table(marks(found)),
         ]
     )
 
 
 def plot(found: Latencies, name: str, file: Path) -> None:
-    """Draw what is left of the unpruned latency, ours and the paper's."""
+    """Draw the latency relative to unpruned, measured and as in the paper."""
     pruned = [way for way in found.rounds if way.budget is not None]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(9, 4)
     axes = figure.subplots()
     at = range(len(pruned))
     measured = [found.share(way).median for way in pruned]
@@ -148,20 +132,16 @@ def as_json(found: Latencies) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; write the JSON file, the tables and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure; write results, tables and plot."""
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run: small model, few rounds")
-    parser.add_argument("--rounds", type=int, help="how often everything is timed")
-    parser.add_argument("--output", type=Path, help="folder for results.json, tables.md, plot.png")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a mark is missed")
+    parser.add_argument("--rounds", type=int, help="how often each configuration is timed")
     asked = parser.parse_args(arguments)
     plan = QUICK if asked.quick else FULL
     plan = dataclasses.replace(plan, rounds=asked.rounds or plan.rounds)
-    folder = asked.output or (SCRATCH if asked.quick else HERE)
+    folder = asked.output or (SCRATCH if asked.quick else committed("efficiency"))
 
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    SCRATCH.mkdir(parents=True, exist_ok=True)
+    stop_servers_on_sigterm()
     settings = {**machine(), "plan": dataclasses.asdict(plan)}
     on_gpu = torch.cuda.is_available()
     model = (
@@ -171,12 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     found = measure(model, plan.rounds)
     text = report(found, model.name, on_gpu=on_gpu)
-    print(text)
     figures = {"model": model.name, **as_json(found)}
-    write(folder / "results.json", settings, figures, marks(found))
-    (folder / "tables.md").write_text(text)
+    status = publish(folder, settings, figures, marks(found), text, check=asked.check)
     plot(found, model.name, folder / "plot.png")
-    return 1 if missed(marks(found)) and asked.check else 0
+    return status
 
 
 if __name__ == "__main__":

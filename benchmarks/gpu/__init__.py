@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One report about one GPU: ``python -m benchmarks.gpu``."""
+"""Kernels, answers, throughput and latency on a GPU."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.results import Figure
 
 FLOAT32: Final = "torch.float32"
@@ -38,12 +38,12 @@ def compare_answers(folder: Path) -> dict[str, Figure]:
     for plugin, stock in AGAINST_STOCK.items():
         if plugin in found and stock in found:
             figure = against_stock(found[plugin]["alone"], found[stock]["alone"])
-            compared[figures.of(plugin, figures.EQUALS_STOCK)] = replace(figure, step=plugin)
+            compared[keys.of(plugin, keys.EQUALS_STOCK)] = replace(figure, step=plugin)
     whole = [found[name] for name in WHOLE if found.get(name, {}).get("dtype") == FLOAT32]
     for name in CHUNKS:
         if name in found and whole:
             figure = against_whole(found[name], whole[0])
-            compared[figures.of(name, figures.CHUNKED)] = replace(figure, step=name)
+            compared[keys.of(name, keys.CHUNKED)] = replace(figure, step=name)
     return compared
 
 

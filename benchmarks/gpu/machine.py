@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which GPU, which software, which commit: what a figure means nothing without."""
+"""The GPU, the software and the commit that figures are of."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.measuring.commit import commit
 
-ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("vllm", "torch", "triton", "transformers", "flashvlm-vllm")
 
 
@@ -56,7 +54,7 @@ def _driver(pynvml: Any) -> str:
 
 
 def _first_visible() -> int:
-    """NVML knows nothing of ``CUDA_VISIBLE_DEVICES``; an index in it is followed, a UUID not."""
+    """NVML ignores ``CUDA_VISIBLE_DEVICES``; an index in it is used here, a UUID is not."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     return int(first) if first.isdigit() else 0
 
@@ -66,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def describe(gpu: GPU | None, *, rehearsed: bool) -> dict[str, Any]:
-    """Return what the results file says of a run's machine."""
+    """Return the description of a run's machine for the results file."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "rehearsal": rehearsed,

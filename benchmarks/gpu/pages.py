@@ -3,7 +3,7 @@
 
 A passage stands between ``<!-- python -m benchmarks.gpu.pages: NAME -->`` and ``<!-- python -m
 benchmarks.gpu.pages: end -->``. A run of the report fills them; so does ``python -m
-benchmarks.gpu.pages``. A test fails when a page says anything else than the results.
+benchmarks.gpu.pages``. A test fails when a page differs from the results.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Final
 
 from benchmarks.efficiency.paper import BUDGETS as NEXT_BUDGETS
 from benchmarks.efficiency.paper import FULL_TOKENS, ROWS, UNPRUNED
-from benchmarks.gpu import figures
-from benchmarks.gpu.machine import ROOT
-from benchmarks.gpu.marks import marks
-from benchmarks.gpu.report import report, summary
+from benchmarks.gpu import keys
+from benchmarks.gpu.figures import NOT_RUN, marks
+from benchmarks.gpu.report import report, summary, targets_table
 from benchmarks.gpu.results import RESULTS, Results, read
-from benchmarks.measuring.report import Mark, table
+from benchmarks.measuring.folders import ROOT
+from benchmarks.measuring.report import table
+from benchmarks.serving.plan import COLUMNS, STOCK
 
 COMMAND: Final = "python -m benchmarks.gpu.pages"
-NOT_RUN: Final = "Nothing has run on a GPU yet; `make gpu-report` fills this in."
 
 
 def ran_on(results: Results) -> str:
-    """Name the GPUs that figures came from."""
+    """Return the names of the measured GPUs."""
     used = {figure.run for figure in results.figures.values()}
     names = dict.fromkeys(str(results.runs[number - 1]["gpu"]) for number in sorted(used))
     return " and ".join(names)
 
 
 def overview(results: Results, prefix: str) -> str:
-    """Say in a sentence what has run on a GPU.
+    """Return a sentence about the runs on a GPU.
 
     Args:
         results: of all runs.
@@ -43,27 +43,26 @@ def overview(results: Results, prefix: str) -> str:
     """
     link = f"[GPU report]({prefix}benchmarks/gpu/report.md)"
     if not results.figures:
-        return f"**Nothing has run on a GPU yet**: the {link} is open, `make gpu-report` fills it."
-    return f"On {ran_on(results)}: {summary(marks(results))} The {link} has every figure."
+        return (
+            "**No benchmark has run on a GPU yet.** `make gpu-report` runs them and writes the "
+            f"{link}."
+        )
+    return f"On {ran_on(results)}: {summary(marks(results))} The {link} has all figures."
 
 
 def marks_of(results: Results, *words: str) -> str:
-    """Return the table of the marks that have one of these words in their name."""
+    """Return a table of the targets with one of these words in their name."""
     chosen = [mark for mark in marks(results) if any(word in mark.asked for word in words)]
-    return table(("asked on a GPU", "found", ""), [_row(mark) for mark in chosen])
-
-
-def _row(mark: Mark) -> tuple[str, str, str]:
-    return mark.asked, mark.found, {True: "met", False: "**missed**", None: "open"}[mark.met]
+    return targets_table("target on a GPU", chosen)
 
 
 def next_table(results: Results) -> str:
-    """Return LLaVA-NeXT-7B's latency and memory beside the paper's table."""
+    """Return LLaVA-NeXT-7B's latency and memory next to the paper's."""
     rows = []
     for tokens in (FULL_TOKENS, *NEXT_BUDGETS):
         paper = ROWS[UNPRUNED if tokens == FULL_TOKENS else "flashvlm", tokens]
-        names = [figures.next_time(tokens, what) for what in (figures.SCHEDULED, figures.WHOLE)]
-        found = [_shown(results, name) for name in (*names, figures.next_memory(tokens))]
+        names = [keys.next_time(tokens, what) for what in (keys.SCHEDULED, keys.WHOLE)]
+        found = [_shown(results, name) for name in (*names, keys.next_memory(tokens))]
         rows.append((tokens, found[0], found[1], paper.latency_ms, found[2], paper.memory_gb))
     head = (
         "tokens", "scheduled to first token", "whole request", "paper, A100 (ms)", "GPU memory",
@@ -77,31 +76,31 @@ def throughput_table(results: Results) -> str:
     rows = [
         (
             column,
-            *(_shown(results, figures.throughput(column, clients)) for clients in figures.CLIENTS),
+            *(_shown(results, keys.throughput(column, clients)) for clients in keys.CLIENTS),
             *(
-                _shown(results, figures.times_stock(column, clients))
-                for clients in figures.CLIENTS
-                if column != figures.STOCK
+                _shown(results, keys.times_stock(column, clients))
+                for clients in keys.CLIENTS
+                if column != STOCK
             ),
-            *(["1"] * len(figures.CLIENTS) if column == figures.STOCK else []),
+            *(["1"] * len(keys.CLIENTS) if column == STOCK else []),
         )
-        for column in figures.COLUMNS
+        for column in COLUMNS
     ]
     head = (
         "budget",
-        *(f"requests/s, {clients} clients" for clients in figures.CLIENTS),
-        *(f"times stock, {clients}" for clients in figures.CLIENTS),
+        *(f"requests/s, {keys.clients_text(clients)}" for clients in keys.CLIENTS),
+        *(f"relative to stock, {keys.clients_text(clients)}" for clients in keys.CLIENTS),
     )
     return table(head, rows)
 
 
 def _shown(results: Results, name: str) -> str:
     found = results.figures.get(name)
-    return "open" if found is None else f"{found.value} {found.unit}".strip()
+    return NOT_RUN if found is None else f"{found.value} {found.unit}".strip()
 
 
 def second_question(results: Results) -> str:
-    """Return the marks of a second question about an image."""
+    """Return the targets of a second question about an image."""
     return marks_of(results, "second question")
 
 
@@ -113,7 +112,7 @@ PASSAGES: Final[dict[tuple[str, str], Callable[[Results], str]]] = {
     ),
     ("benchmarks/README.md", "overview"): lambda results: overview(results, "../"),
     ("benchmarks/selection/README.md", "marks"): lambda results: marks_of(
-        results, "selection", figures.GPU_TESTS
+        results, "selection", keys.GPU_TESTS
     ),
     ("benchmarks/serving/README.md", "throughput"): throughput_table,
     ("benchmarks/efficiency/README.md", "latency"): next_table,
@@ -123,7 +122,7 @@ PASSAGES: Final[dict[tuple[str, str], Callable[[Results], str]]] = {
 
 
 def filled(page: str, name: str, text: str) -> str:
-    """Return the page's content with one passage exchanged.
+    """Return the page's content with one passage replaced.
 
     Raises:
         ValueError: the page has no such passage.

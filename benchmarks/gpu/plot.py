@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput by clients, and LLaVA-NeXT's latency beside the paper's."""
+"""Throughput by clients, and LLaVA-NeXT's latency next to the paper's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from benchmarks.efficiency.paper import BUDGETS, FULL_TOKENS, ROWS, UNPRUNED
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.results import Results
+from benchmarks.measuring.drawing import blank
+from benchmarks.serving.plan import COLUMNS, STOCK
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draw what was measured; what was not leaves its place empty."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draw the measured figures; places of others stay empty."""
+    figure = blank(10, 4)
     left, right = figure.subplots(1, 2)
-    clients = [n for n in figures.CLIENTS if _at(results, figures.STOCK, n) is not None]
-    for column in figures.COLUMNS:
+    clients = [n for n in keys.CLIENTS if _at(results, STOCK, n) is not None]
+    for column in COLUMNS:
         speeds = [_at(results, column, n) or 0.0 for n in clients]
         if clients:
             left.plot([str(n) for n in clients], speeds, marker="o", label=column)
@@ -28,9 +26,7 @@ def plot(results: Results, file: Path) -> None:
     if clients:
         left.legend(frameon=False)
     lengths = (FULL_TOKENS, *BUDGETS)
-    ours = [
-        results.number(figures.next_time(tokens, figures.SCHEDULED)) or 0.0 for tokens in lengths
-    ]
+    ours = [results.number(keys.next_time(tokens, keys.SCHEDULED)) or 0.0 for tokens in lengths]
     paper = [
         ROWS[UNPRUNED if tokens == FULL_TOKENS else "flashvlm", tokens].latency_ms
         for tokens in lengths
@@ -48,4 +44,4 @@ def plot(results: Results, file: Path) -> None:
 
 
 def _at(results: Results, column: str, clients: int) -> float | None:
-    return results.number(figures.throughput(column, clients))
+    return results.number(keys.throughput(column, clients))

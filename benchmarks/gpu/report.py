@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: marks met, missed and open, every figure with its conditions, every failure."""
+"""The report: targets, every figure with its conditions, every failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.marks import marks
+from benchmarks.gpu.figures import marks
 from benchmarks.gpu.plan import stages
 from benchmarks.gpu.results import Figure, Results
 from benchmarks.measuring.report import Mark, table
 
-WRITTEN = "Written by `python -m benchmarks.gpu`."
+WRITTEN = "Written by `python -m benchmarks.gpu.run`."
 
 
 def write_report(results: Results, folder: Path, *, draw: bool = False) -> None:
-    """Write ``report.md``, and with ``draw`` the plot, if there is something to draw."""
+    """Write ``report.md``, and with ``draw`` the plot, if there are figures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(report(results))
     if draw and results.figures:
         try:
             from benchmarks.gpu.plot import plot
-        except ImportError as error:  # a borrowed environment may have no Matplotlib
+        except ImportError as error:  # Matplotlib may be missing on the machine of the GPU
             print(f"no plot: {error}; draw it elsewhere with --redraw")
             return
         plot(results, folder / "plot.png")
@@ -39,7 +39,7 @@ def report(results: Results) -> str:
         parts.append(
             "**A rehearsal: tiny models, few requests. Its figures say nothing about speed.**"
         )
-    parts += ["## Machines", machines(results), "## Marks", _marks(judged)]
+    parts += ["## Machines", machines(results), "## Targets", targets_table("target", judged)]
     for stage in stages(rehearsal=False):
         names = [step.name for step in stage.steps]
         rows = [each for each in results.figures.items() if each[1].step in names]
@@ -50,16 +50,16 @@ def report(results: Results) -> str:
 
 
 def summary(judged: list[Mark]) -> str:
-    """Count the marks."""
+    """Count the targets."""
     met = sum(mark.met is True for mark in judged)
     missed = sum(mark.met is False for mark in judged)
-    return f"{met} marks met, {missed} missed, {len(judged) - met - missed} open."
+    return f"{met} targets met, {missed} missed, {len(judged) - met - missed} not run."
 
 
 def machines(results: Results) -> str:
-    """List the runs: figures name theirs by number."""
+    """Return a table of the runs; figures refer to them by number."""
     if not results.runs:
-        return "Nothing has run on a GPU yet. With a card: `make gpu-report`."
+        return "No benchmark has run on a GPU yet. `make gpu-report` runs them."
     used = {each.run for each in results.figures.values()}
     used |= {each.run for each in results.steps.values()}
     rows = [
@@ -78,9 +78,10 @@ def machines(results: Results) -> str:
     return table(("run", "date", "GPU", "memory", "driver", "vLLM", "commit"), rows)
 
 
-def _marks(judged: list[Mark]) -> str:
-    words = {True: "met", False: "**missed**", None: "open"}
-    return table(("asked", "found", ""), [(m.asked, m.found, words[m.met]) for m in judged])
+def targets_table(head: str, judged: Sequence[Mark]) -> str:
+    """Return a table of targets; the last column is empty for those that were not run."""
+    words = {True: "met", False: "**missed**", None: ""}
+    return table((head, "measured", ""), [(m.asked, m.found, words[m.met]) for m in judged])
 
 
 def _stage(results: Results, steps: list[str], rows: list[tuple[str, Figure]]) -> Iterator[str]:

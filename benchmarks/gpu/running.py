@@ -19,12 +19,12 @@ from xml.etree import ElementTree
 
 import psutil
 
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.engines import engine_arguments
-from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.plan import RUNNER, Stage, Step
 from benchmarks.gpu.recorder import SCRATCH_VARIABLE, recorded
 from benchmarks.gpu.results import Figure, StepResult
+from benchmarks.measuring.folders import ROOT
 
 PATIENCE: Final = 15.0
 """Seconds that a step has to end its servers before everything it started is killed."""
@@ -156,7 +156,7 @@ class Running:
         seen = f"{passed} passed, {failed} failed, {skipped} skipped"
         if not passed and not failed:
             return {}
-        name = figures.of(self.step.name, figures.TESTS)
+        name = keys.of(self.step.name, keys.TESTS)
         return {name: Figure(failed == 0, conditions=seen)}
 
     def _root_cause(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.gpu.engines import working
-from benchmarks.gpu.machine import ROOT
+from benchmarks.measuring.folders import ROOT
 
 STAND_INS: Final = ROOT / ".gpu" / "kit" / "pure"
 OPERATORS: Final = "_C_stable_libtorch"

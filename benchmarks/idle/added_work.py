@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request without a budget does more when the plugin is named, in microseconds.
+"""Work that the plugin adds to a request without a budget, in microseconds.
 
 ``run.py`` compares servers, and two processes of the same server differ by several percent. Here
 both sides run in one process, in turn, on the same objects: rendering a chat request into engine
@@ -14,25 +14,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring.folders import MODELS
+from benchmarks.measuring.in_process import ENVIRONMENT
+from benchmarks.measuring.order import alternating
+from benchmarks.measuring.report import table
 from testing.photo import data_url, photo
 from testing.tiny.llava import build_llava
 
-ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 200
-IN_PROCESS = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_PLUGINS": "flashvlm",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-"""Environment of an offline engine whose parts can be timed in this process."""
 
 
 def paired(stock: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, float, float]:
-    """Time both in turn; returns stock's median and the median and standard error of the rest.
+    """Time both in turn.
 
     Returns:
         microseconds: median of stock, median of the differences, and the median absolute
@@ -41,7 +36,7 @@ def paired(stock: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, fl
     """
     times: list[tuple[float, float]] = []
     for number in range(PAIRS + 10):
-        first, second = (stock, ours) if number % 2 else (ours, stock)
+        first, second = alternating((ours, stock), number)
         begin = time.perf_counter()
         first()
         middle = time.perf_counter()
@@ -59,7 +54,7 @@ def paired(stock: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, fl
 
 def main() -> None:
     """Measure and print the table."""
-    os.environ |= IN_PROCESS
+    os.environ |= ENVIRONMENT
     from vllm import LLM
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.model_executor.models.llava import (
@@ -72,7 +67,7 @@ def main() -> None:
     from flashvlm_vllm.serving.request_models import VisualChatCompletionRequest
     from flashvlm_vllm.vllm_compat import attach
 
-    model_path = build_llava(ROOT / ".models" / "llava-clip")
+    model_path = build_llava(MODELS / "llava-clip")
     llm = LLM(str(model_path), dtype="float32", enforce_eager=True, max_model_len=2048)
     stock_chat = OnlineRenderer.preprocess_chat
     attach.to_serving()
@@ -81,7 +76,7 @@ def main() -> None:
     processor = ours.get_mm_processor()
     stock = copy.copy(ours)
     stock.mm_processor = LlavaMultiModalProcessor(processor.info, processor.dummy_inputs)
-    # The copy's own: the original is bound to the original's processor.
+    # The original method is bound to the original's processor.
     stock._process_multimodal_async = make_async(
         stock._process_multimodal, executor=stock._mm_executor
     )
@@ -134,9 +129,9 @@ def main() -> None:
         (encoded,) = llm.apply_model(encode)
     rows.append(("an image, encoded", *encoded))
 
-    print("| step | stock, µs | added by the plugin, µs |\n|---|---|---|")
-    for name, whole, added, error in rows:
-        print(f"| {name} | {whole:.0f} | {added:+.0f} ± {error:.0f} |")
+    head = ("step", "stock, µs", "added by the plugin, µs")
+    print(table(head, [(name, f"{whole:.0f}", f"{added:+.0f} ± {error:.0f}")
+                       for name, whole, added, error in rows]))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What positions cost the first model runner at 64 sequences, budget or not.
+"""Cost of the plugin's positions on the first model runner at 64 sequences.
 
-With the plugin a model with ordinary rotary embeddings has positions of its own, as one with M-RoPE
-has, and vLLM's first runner computes those request by request in Python
+With the plugin a model with ordinary rotary embeddings has M-RoPE positions, with and without a
+budget. vLLM's first runner computes those request by request in Python
 (``_calc_mrope_positions``), where it otherwise adds two arrays. The second runner has a kernel.
-Here the loop is timed inside a running engine, whole steps beside it. Run from the repository root:
+The loop and the whole step are timed inside a running engine. Run from the repository root:
 ``python -m benchmarks.idle.positions``.
 """
 
@@ -12,20 +12,19 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.idle.added_work import IN_PROCESS
+from benchmarks.measuring.folders import MODELS, committed
+from benchmarks.measuring.in_process import ENVIRONMENT
 from testing.tiny.llava import build_llava
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 SEQUENCES: Final = 64
 ANSWER_TOKENS: Final = 128
-OUTPUT: Final = Path(__file__).with_name("positions.json")
+OUTPUT: Final = committed("idle") / "positions.json"
 
 
 class Timed:
-    """A method that keeps how long each call took."""
+    """A method that records the time of each call."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self._call = getattr(owner, name)
@@ -41,12 +40,12 @@ class Timed:
 
 
 def main() -> None:
-    """Measure, print, write."""
-    os.environ |= IN_PROCESS
+    """Measure; write and print the result."""
+    os.environ |= ENVIRONMENT
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        str(build_llava(ROOT / ".models" / "llava-clip")),
+        str(build_llava(MODELS / "llava-clip")),
         dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=SEQUENCES,
     )  # fmt: skip
     client: Any = llm.llm_engine.engine_core  # the engine itself is in this process

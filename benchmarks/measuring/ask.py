@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One streamed chat call, timed from its first byte sent to its first token."""
+"""One streamed chat request, timed until its first and its last token."""
 
 import json
 import time
@@ -11,35 +11,31 @@ from urllib.request import Request, urlopen
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, and when."""
+    """An answer with its times."""
 
     text: str
     ttft: float
     """Seconds until the first token."""
     seconds: float
-    """Until the last."""
+    """Seconds until the last token."""
     prompt_tokens: int
     visual_tokens: int | None
-    """Kept ones, as the plugin counts them; None: the server has no plugin."""
+    """Kept visual tokens, as the plugin reports them; None: the server has no plugin."""
 
 
 def user(text: str, image: str | None = None) -> dict[str, Any]:
-    """Make a user's message; the image is a URL."""
+    """Return a user's message; the image is a URL."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if image is not None:
         parts.insert(0, {"type": "image_url", "image_url": {"url": image}})
     return {"role": "user", "content": parts}
 
 
-def ask(
-    url: str, model: str, messages: Sequence[dict[str, Any]], tokens: int, **fields: Any
-) -> Reply:
-    """Get an answer of exactly so many tokens; ``fields`` go into the request as they are.
-
-    Raises:
-        RuntimeError: no token came back.
-    """
-    body = {
+def streamed(
+    model: str, messages: Sequence[dict[str, Any]], tokens: int, fields: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the body of a streamed, greedy request for exactly ``tokens`` tokens."""
+    return {
         "model": model,
         "messages": list(messages),
         "max_tokens": tokens,
@@ -49,9 +45,33 @@ def ask(
         "stream_options": {"include_usage": True},
         **fields,
     }
+
+
+def event_of(line: bytes) -> dict[str, Any]:
+    """Return the event in a line of a stream; without one, an empty one."""
+    if not line.startswith(b"data: {"):
+        return {}
+    event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+    return event
+
+
+def words_of(event: dict[str, Any]) -> list[str]:
+    """Return the text of an event's choices."""
+    texts = (choice["delta"].get("content") for choice in event.get("choices", ()))
+    return [text for text in texts if text]
+
+
+def ask(
+    url: str, model: str, messages: Sequence[dict[str, Any]], tokens: int, **fields: Any
+) -> Reply:
+    """Get an answer of exactly ``tokens`` tokens; ``fields`` are added to the request.
+
+    Raises:
+        RuntimeError: no token came back.
+    """
     request = Request(
         f"{url}/v1/chat/completions",
-        json.dumps(body).encode(),
+        json.dumps(streamed(model, messages, tokens, fields)).encode(),
         {"Content-Type": "application/json"},
     )
     words: list[str] = []
@@ -60,14 +80,11 @@ def ask(
     started = time.perf_counter()
     with urlopen(request, timeout=600) as response:
         for line in response:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line.removeprefix(b"data: "))
+            event = event_of(line)
             usage = event.get("usage") or usage
-            for choice in event.get("choices", ()):
-                if choice["delta"].get("content"):
-                    ttft = ttft or time.perf_counter() - started
-                    words.append(choice["delta"]["content"])
+            if new := words_of(event):
+                ttft = ttft or time.perf_counter() - started
+                words += new
     if not words or not usage:
         raise RuntimeError("the server sent no answer")
     return Reply(

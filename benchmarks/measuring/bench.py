@@ -18,14 +18,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from benchmarks.measuring.servers import MODEL_NAME
 from benchmarks.measuring.turn import Turn
 
-# An engine waits for its worker, and the worker for its engine, in a busy loop that ends only a
-# second after the last word between them: without a pause, whose turn it was would take the cores
-# from whose turn it is.
+# Engine and worker wait for each other in busy loops that end a second after the last message.
+# Without a pause, the server of the previous turn would take cores from that of the next one.
 PAUSE_SECONDS: Final = 1.5
 
 
 def random_images(text_tokens: int, output_tokens: int, side: int = 336) -> list[str]:
-    """Say what is sent: a square of noise and random words with every request."""
+    """Return arguments for a square of noise and random words in every request."""
     return [
         "--dataset-name", "random-mm",
         "--random-mm-base-items-per-request", "1",
@@ -37,7 +36,7 @@ def random_images(text_tokens: int, output_tokens: int, side: int = 336) -> list
 
 
 def random_text(text_tokens: int, output_tokens: int) -> list[str]:
-    """Say what is sent: random words alone."""
+    """Return arguments for random words without an image."""
     return [
         "--dataset-name", "random",
         "--random-input-len", str(text_tokens), "--random-output-len", str(output_tokens),
@@ -45,7 +44,7 @@ def random_text(text_tokens: int, output_tokens: int) -> list[str]:
 
 
 def images_of(file: Path, output_tokens: int) -> list[str]:
-    """Say what is sent: the questions and images of a JSONL file, in its order."""
+    """Return arguments for the questions and images of a JSONL file, in its order."""
     return [
         "--dataset-name", "custom_image", "--dataset-path", str(file), "--disable-shuffle",
         "--custom-output-len", str(output_tokens),
@@ -64,17 +63,17 @@ def bench(
     log: Path,
     budget: int | None = None,
 ) -> dict[str, Any]:
-    """Take a turn, after a pause in which the server measured before falls quiet.
+    """Run ``vllm bench serve`` once, after a pause for the server of the previous turn.
 
     Returns:
-        what ``vllm bench serve`` reports; `as_turn` reads it request by request.
+        the figures that it reports; `as_turn` reads them request by request.
     """
     command = [
         "--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions",
         "--model", MODEL_NAME, "--tokenizer", str(model), *traffic,
         "--num-prompts", str(prompts), "--max-concurrency", str(clients),
         "--seed", str(seed), "--temperature", "0", "--ignore-eos", "--disable-tqdm",
-        "--save-detailed",  # else what single requests took is thrown away; no file is written
+        "--save-detailed",  # returns the times of single requests; no file is written
     ]  # fmt: skip
     if budget is not None:
         command += ["--extra-body", json.dumps({"visual_budget": budget})]
@@ -89,7 +88,7 @@ def bench(
 
 
 def as_turn(figures: dict[str, Any], output_tokens: int) -> Turn:
-    """Keep what tables and intervals are made of."""
+    """Return the figures that tables and intervals are made of."""
     return Turn(
         figures["duration"],
         tuple(figures["ttfts"]),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which commit was measured."""
+"""The commit that is measured."""
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from benchmarks.measuring.folders import ROOT
+
 COMMIT_VARIABLE: Final = "FLASHVLM_COMMIT"
 """Environment variable: the commit of a copy of the checkout that has no git."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server says about itself on ``/metrics``."""
+"""Reads a server's ``/metrics``."""
 
 import math
 import threading
@@ -17,24 +17,24 @@ CACHE_CONFIG: Final = "vllm:cache_config_info"
 
 
 class MetricsError(RuntimeError):
-    """The page does not say what is asked."""
+    """The server does not have a metric."""
 
 
 def page(url: str) -> dict[str, Sample]:
-    """Read the page of a server with one engine."""
+    """Return the metrics of a server with one engine."""
     with urlopen(f"{url}/metrics", timeout=30) as response:
         return samples(response.read().decode())
 
 
 def value(found: dict[str, Sample], name: str) -> float:
-    """One figure of a page."""
+    """Return the value of a metric."""
     if name not in found:
         raise MetricsError(f"the server has no {name}")
     return found[name][0]
 
 
 def kv_blocks(found: dict[str, Sample]) -> tuple[int, int]:
-    """How many KV blocks requests can have, and how many tokens a block holds."""
+    """Return the number of KV blocks for requests, and the tokens of a block."""
     value(found, CACHE_CONFIG)
     labels = found[CACHE_CONFIG][1]
     # One is vLLM's null block, which is never given out.
@@ -42,14 +42,14 @@ def kv_blocks(found: dict[str, Sample]) -> tuple[int, int]:
 
 
 def blocks_per_request(tokens: float, block_size: int) -> int:
-    """KV blocks that a request of so many tokens, prompt and answer, ends with."""
+    """Return the KV blocks of a finished request with ``tokens`` tokens, prompt and output."""
     return math.ceil(tokens / block_size)
 
 
 class Peak:
-    """The most requests that were running at once; looks while the ``with`` block runs.
+    """The most requests that ran at once during the ``with`` block.
 
-    Looking costs the server time, so nothing is timed meanwhile.
+    Reading the metrics takes time of the server, so nothing is timed in the block.
     """
 
     def __init__(self, url: str, every: float = 0.25) -> None:
@@ -57,9 +57,9 @@ class Peak:
         self._url = url
         self._every = every
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         while not self._over.wait(self._every):
             self.running = max(self.running, int(value(page(self._url), RUNNING)))
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two measured things, compared pair by pair, with an interval.
+"""Compares two series of measurements pair by pair, with an interval.
 
 **Interval.** The median of the n ratios, between the k-th smallest and the k-th largest of them:
 the interval that a two-sided sign test at 5 % does not reject. The chance that all but k - 1 of n
 rounds fall on one side of the true median is that of as many heads in n tosses, so k is the
 largest number for which both tails together stay within 5 % (12 rounds: k = 3 and 96.1 %). It
 assumes independent rounds and no distribution, and k - 1 disturbed rounds do not move it, however
-disturbed they were. It covers rounds, not restarts: a difference that a server process keeps for
-its whole life (where its memory lies, say) looks the same in every round. That is what the second
-stock server is for.
+disturbed they were. It covers rounds, not restarts: a difference between two server processes, such
+as the placement of their memory, is the same in every round. A second stock server measures it.
 """
 
 import math
@@ -43,7 +42,7 @@ class Compared:
 
     @property
     def median(self) -> float:
-        """The ratio to quote."""
+        """The median ratio."""
         return statistics.median(self.pairs)
 
     @property
@@ -52,14 +51,14 @@ class Compared:
         return interval(self.pairs) if len(self.pairs) >= FEWEST_ROUNDS else None
 
     def __format__(self, spec: str) -> str:
-        """As tables show it: ``spec``, else two digits, for the median and the interval's ends."""
+        """Return median and interval, with two digits unless ``spec`` says otherwise."""
         spec = spec or ".2f"
         ends = self.interval
         shown = f" ({ends[0]:{spec}} to {ends[1]:{spec}})" if ends else ""
         return f"{self.median:{spec}}{shown}"
 
     def __str__(self) -> str:
-        """With two digits."""
+        """Return median and interval with two digits."""
         return format(self)
 
 

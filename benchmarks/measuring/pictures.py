@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As many different pictures as a benchmark needs: square parts of a few real photographs."""
+"""Any number of different images: square parts of a few photographs."""
 
 import random
 from typing import Final
@@ -12,7 +12,7 @@ SIDE: Final = 336
 
 
 def picture(number: int, side: int = SIDE) -> Image.Image:
-    """Cut a part out of a photograph; another number is, but for luck, another part."""
+    """Cut a part out of a photograph; different numbers almost always give different parts."""
     draw = random.Random(number)
     image = photo(list(FILES)[number % len(FILES)])
     length = draw.randint(min(image.size) // 2, min(image.size))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark here ends with: tables, marks, a JSON file and an exit status."""
+"""Tables, targets and the results file of a benchmark."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that was promised, and what came out."""
+    """A target, and the measurement that it is compared with."""
 
     asked: str
     found: str
     met: bool | None
-    """None: measured too little to say, which is neither met nor missed."""
+    """None: too few measurements, neither met nor missed."""
 
     @property
     def verdict(self) -> str:
-        """As tables show it."""
+        """The result, as in tables."""
         return "not judged" if self.met is None else "met" if self.met else "missed"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Draw a Markdown table.
+    """Return a Markdown table.
 
     Raises:
         ValueError: a row has more or fewer cells than the head.
@@ -41,13 +41,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def marks_table(marks: Sequence[Mark]) -> str:
-    """What was asked, what came out, and whether that is enough."""
+    """Return the targets, the measurements, and which targets are met."""
     rows = [(mark.asked, mark.found, mark.verdict) for mark in marks]
-    return table(("asked", "found", ""), rows)
+    return table(("target", "measured", ""), rows)
 
 
 def missed(marks: Sequence[Mark]) -> bool:
-    """Say on stderr which marks were missed, and whether any was."""
+    """Print missed targets to stderr; return whether there are any."""
     failures = [mark for mark in marks if mark.met is False]
     for mark in failures:
         print(f"missed: {mark.asked}: {mark.found}", file=sys.stderr)
@@ -55,7 +55,7 @@ def missed(marks: Sequence[Mark]) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Where figures come from; without them they mean little."""
+    """Return the software and the machine that figures are of."""
     return {
         "vllm": version("vllm"),
         "torch": version("torch"),
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
 def write(
     path: Path, settings: Mapping[str, Any], figures: Mapping[str, Any], marks: Sequence[Mark]
 ) -> None:
-    """Write all that was measured as JSON."""
+    """Write a results file."""
     found = {
         "settings": dict(settings),
         "marks": [{**asdict(mark), "verdict": mark.verdict} for mark in marks],
@@ -79,5 +79,5 @@ def write(
 
 
 def say(line: str) -> None:
-    """Report progress apart from the result."""
+    """Print progress to stderr."""
     print(f"[load {os.getloadavg()[0]:.1f}] {line}", file=sys.stderr, flush=True)

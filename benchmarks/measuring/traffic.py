@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed-loop clients: each sends its next request when its last one was answered.
+"""Closed-loop clients: each sends its next request after the answer to the previous one.
 
 `bench` has the same loop from vLLM; its data sets need packages that a serving environment may
-lack, and its requests cannot differ in fields.
+lack, and all of its requests have the same fields.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from benchmarks.measuring.ask import user
+from benchmarks.measuring.ask import event_of, streamed, user, words_of
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.servers import MODEL_NAME
 from benchmarks.measuring.turn import Turn
@@ -34,7 +33,7 @@ class Answer:
     prompt_tokens: int
     output_tokens: int
     visual_tokens: dict[str, Any] | None
-    """What the plugin reports in ``usage``; None from stock vLLM."""
+    """``usage.visual_tokens``; None from stock vLLM."""
 
 
 class AnswerError(RuntimeError):
@@ -42,10 +41,10 @@ class AnswerError(RuntimeError):
 
 
 class Pictures:
-    """As many pictures as asked for, never the same one twice.
+    """Any number of images, all different.
 
-    They are a few photographs' parts with one pixel changed, so no cache knows them, and drawing
-    them costs little.
+    They are parts of a few photographs with one pixel changed, so there are no cache hits, and
+    making them is cheap.
     """
 
     def __init__(self, side: int, different: int) -> None:
@@ -61,7 +60,7 @@ class Pictures:
         self._drawn = 0
 
     def take(self, count: int) -> list[str]:
-        """Return so many new ones as data URLs."""
+        """Return ``count`` new images as data URLs."""
         urls = []
         for _ in range(count):
             self._drawn += 1
@@ -76,36 +75,26 @@ class Pictures:
 async def stream(
     client: aiohttp.ClientSession, url: str, image: str, tokens: int, fields: dict[str, Any]
 ) -> Answer:
-    """Send one chat call and read its stream.
+    """Send one chat request and read its stream.
 
     Raises:
         AnswerError: the server refused it, or sent no token.
 
     """
-    body = {
-        "model": MODEL_NAME,
-        "messages": [user(fields.get("question", QUESTION), image)],
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **{name: value for name, value in fields.items() if name != "question"},
-    }
+    others = {name: value for name, value in fields.items() if name != "question"}
+    messages = [user(fields.get("question", QUESTION), image)]
+    body = streamed(MODEL_NAME, messages, tokens, others)
     usage: dict[str, Any] = {}
     begun, first = time.perf_counter(), None
     async with client.post(f"{url}/v1/chat/completions", json=body) as response:
         if response.status != 200:
             raise AnswerError(f"{response.status}: {(await response.text())[:300]}")
         async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line.removeprefix(b"data: "))
+            event = event_of(line)
             if "error" in event:
                 raise AnswerError(str(event)[:300])
             usage = event.get("usage") or usage
-            has_text = any(each["delta"].get("content") for each in event.get("choices", ()))
-            if has_text and first is None:
+            if words_of(event) and first is None:
                 first = time.perf_counter() - begun
     if first is None:
         raise AnswerError(f"no token came: {usage}")
@@ -119,7 +108,7 @@ async def stream(
 
 
 def session() -> aiohttp.ClientSession:
-    """Open as many connections as there are clients."""
+    """Open a session with as many connections as there are clients."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=120), connector=aiohttp.TCPConnector(limit=0)
     )
@@ -128,7 +117,7 @@ def session() -> aiohttp.ClientSession:
 def closed_loop(
     url: str, images: Sequence[str], clients: int, tokens: int, fields: dict[str, Any]
 ) -> tuple[Turn, list[Answer]]:
-    """Send a request for each image from so many clients."""
+    """Send a request for each image, from ``clients`` clients."""
 
     async def run() -> tuple[float, list[Answer]]:
         numbers, answers = iter(images), []
@@ -153,7 +142,7 @@ def closed_loop(
 
 
 def asked_one_by_one(url: str, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
-    """Send images with their fields one after the other, one token of answer each."""
+    """Send images with their fields one after the other, with one output token each."""
 
     async def run() -> list[Answer]:
         async with session() as client:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one turn under load measured."""
+"""The measurements of one turn under load."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +12,12 @@ PERCENTILES: Final = (50, 99)
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn measured; times in seconds, one per request."""
+    """One turn; times in seconds, one per request."""
 
     seconds: float
     ttfts: tuple[float, ...]
     tpots: tuple[float, ...]
-    """Per token behind the first; none where answers have one token."""
+    """Per output token after the first; none where outputs have one token."""
 
     @property
     def requests_per_second(self) -> float:
@@ -25,7 +25,7 @@ class Turn:
         return len(self.ttfts) / self.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Return it rounded to a hundredth of a millisecond."""
+        """Return all times, rounded to a hundredth of a millisecond."""
         return {
             name: round(found, 5)
             if isinstance(found, float)
@@ -35,5 +35,5 @@ class Turn:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, ...]:
-    """Median and 99th percentile."""
+    """Return the median and the 99th percentile."""
     return tuple(float(numpy.percentile(values, share)) for share in PERCENTILES)

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does another question about the same image cost?
+"""Cost of further questions about one image.
 
-Three servers of one model whose vision tower is most of the work take turns: stock, and the plugin
-without and with its cache of image features. Run from the repository root:
+Three servers of one model, whose vision tower takes most of the time, take turns: stock, and the
+plugin without and with its feature cache. Run from the repository root:
 ``python -m benchmarks.multiturn.run --check``.
 """
 
-import argparse
 import dataclasses
-import signal
 import statistics
 import sys
 import time
@@ -17,15 +15,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from benchmarks.measuring.ask import ask, user
 from benchmarks.measuring.bench import PAUSE_SECONDS
+from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
+from benchmarks.measuring.drawing import blank
+from benchmarks.measuring.folders import MODELS, committed, scratch
 from benchmarks.measuring.metrics import MetricsError, page, value
+from benchmarks.measuring.order import rotated
 from benchmarks.measuring.pictures import picture
-from benchmarks.measuring.report import machine, marks_table, missed, say, write
-from benchmarks.measuring.servers import MODEL_NAME, confirm, server
+from benchmarks.measuring.report import machine, marks_table, say
+from benchmarks.measuring.servers import MODEL_NAME, server, start
 from benchmarks.multiturn.figures import (
     CACHED,
     COLUMNS,
@@ -41,9 +40,7 @@ from benchmarks.multiturn.figures import (
 from testing.photo import data_url
 from testing.tiny.llava import build_llava
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
-SCRATCH: Final = ROOT / "benchmarks" / "output" / "multiturn"
+SCRATCH: Final = scratch("multiturn")
 BUDGET: Final = 64
 ANSWER_TOKENS: Final = 16
 MISSES: Final = "flashvlm_feature_cache_misses"
@@ -54,7 +51,7 @@ QUESTIONS: Final = (
     "How many things stand in front, and what are they made of?",
     "Describe the image in one short sentence.",
 )
-ARGUMENTS: Final = ("--max-model-len", "4096")  # five whole images, if it comes to that
+ARGUMENTS: Final = ("--max-model-len", "4096")  # room for five whole images
 CACHE_FLAG: Final = "--visual-feature-cache-gb"
 CACHE: Final = {STOCK: (), OFF: (CACHE_FLAG, "0"), CACHED: (CACHE_FLAG, "1")}
 
@@ -76,7 +73,7 @@ QUICK: Final = Plan(vision_hidden=512, vision_layers=8, hidden=128, layers=2, im
 
 
 def question_series(url: str, column: str, mode: Mode, number: int) -> Series:
-    """Ask everything about one image and count what was encoded for later questions."""
+    """Send all questions about one image and count the images encoded for the later ones."""
     image = data_url(picture(number))
     fields: dict[str, Any] = {} if column == STOCK else {"visual_budget": BUDGET}
     messages: list[dict[str, Any]] = []
@@ -101,7 +98,7 @@ def question_series(url: str, column: str, mode: Mode, number: int) -> Series:
 
 
 def encoded(url: str) -> int | None:
-    """Images with a budget that went through the tower; None: the server does not count them."""
+    """Return how many images with a budget were encoded; None: the server does not count them."""
     try:
         return int(value(page(url), MISSES))
     except MetricsError:
@@ -109,25 +106,18 @@ def encoded(url: str) -> int | None:
 
 
 def encoded_since(url: str, before: int) -> int | None:
-    """Those that came since."""
+    """Return how many were encoded since then."""
     now = encoded(url)
     return None if now is None else now - before
-
-
-def turn_order(columns: Sequence[str], round_: int) -> list[str]:
-    """Say who follows whom: each is in each place equally often over as many rounds as columns."""
-    place = round_ % len(columns)
-    return [*columns[place:], *columns[:place]]
 
 
 Found = dict[Mode, dict[str, list[Series]]]
 
 
 def measure(plan: Plan, columns: Sequence[str]) -> Found:
-    """Start the servers and ask; every mode has images of its own."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
+    """Start the servers and send the questions; each mode has its own images."""
     model = build_llava(
-        ROOT / ".models" / f"multiturn-llava-{plan.vision_hidden}x{plan.vision_layers}",
+        MODELS / f"multiturn-llava-{plan.vision_hidden}x{plan.vision_layers}",
         hidden=plan.hidden,
         layers=plan.layers,
         vision_hidden=plan.vision_hidden,
@@ -137,25 +127,19 @@ def measure(plan: Plan, columns: Sequence[str]) -> Found:
     with ExitStack() as stack:
         urls = {}
         for column in columns:
-            say(f"starting: {column}")
-            running = stack.enter_context(
-                server(
-                    model,
-                    plugin=column != STOCK,
-                    log=SCRATCH / f"{COLUMNS.index(column)}.log",
-                    arguments=(*ARGUMENTS, *CACHE[column]),
-                )
-            )
-            confirm(running.url, plugin=column != STOCK)
-            urls[column] = running.url
-        for column, url in urls.items():  # warms up, at an image that is not measured
+            plugin = column != STOCK
+            log = SCRATCH / f"{COLUMNS.index(column)}.log"
+            arguments = (*ARGUMENTS, *CACHE[column])
+            described = server(model, plugin=plugin, log=log, arguments=arguments)
+            urls[column] = start(stack, column, described, plugin=plugin).url
+        for column, url in urls.items():  # warm-up, with an image that is not measured
             for mode in MODES:
                 question_series(url, column, mode, number=0)
         number = 0
         for round_ in range(plan.images):
             for mode in MODES:
                 number += 1
-                for column in turn_order(columns, round_):
+                for column in rotated(columns, round_):
                     time.sleep(PAUSE_SECONDS)
                     one = question_series(urls[column], column, mode, number)
                     found[mode][column].append(one)
@@ -165,15 +149,14 @@ def measure(plan: Plan, columns: Sequence[str]) -> Found:
 
 
 def report(found: Mapping[Mode, Mapping[str, Sequence[Series]]]) -> str:
-    """Write everything that a reader wants to see as Markdown."""
+    """Return the tables as Markdown."""
     parts = [f"**{TITLES[mode]}**\n\n{mode_table(columns)}" for mode, columns in found.items()]
-    return "\n\n".join([*parts, marks_table(marks(found))]) + "\n"
+    return "\n\n".join([*parts, marks_table(marks(found))])
 
 
 def plot(found: Mapping[Mode, Mapping[str, Sequence[Series]]], file: Path) -> None:
     """Draw the median TTFT of every question."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(10, 4)
     for axes, (mode, columns) in zip(
         figure.subplots(1, 2, sharey=True), found.items(), strict=True
     ):
@@ -191,34 +174,29 @@ def plot(found: Mapping[Mode, Mapping[str, Sequence[Series]]], file: Path) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; write the JSON file, the tables and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure; write results, tables and plot."""
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run: small tower, few images")
-    parser.add_argument("--images", type=int, help="images per way of asking")
+    parser.add_argument("--images", type=int, help="images per mode")
     parser.add_argument("--servers", nargs="+", choices=COLUMNS, default=COLUMNS)
-    parser.add_argument("--output", type=Path, help="folder for results.json, tables.md, plot.png")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a mark is missed")
     asked = parser.parse_args(arguments)
     plan = QUICK if asked.quick else FULL
     plan = dataclasses.replace(plan, images=asked.images or plan.images)
-    folder = asked.output or (SCRATCH if asked.quick else HERE)
+    folder = asked.output or (SCRATCH if asked.quick else committed("multiturn"))
 
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_servers_on_sigterm()
     settings = {**machine(), "plan": dataclasses.asdict(plan), "budget": BUDGET}
     found = measure(plan, asked.servers)
-    text = report(found)
-    print(text)
     series = {
         mode: {
             column: [dataclasses.asdict(one) for one in all_] for column, all_ in columns.items()
         }
         for mode, columns in found.items()
     }
-    write(folder / "results.json", settings, {"series": series}, marks(found))
-    (folder / "tables.md").write_text(text)
+    figures = {"series": series}
+    status = publish(folder, settings, figures, marks(found), report(found), check=asked.check)
     plot(found, folder / "plot.png")
-    return 1 if missed(marks(found)) and asked.check else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where does a request's time go, and what is left to gain?
+"""Parts of the time of one request.
 
 One client, one request at a time, an engine in this process. Run from the repository root:
 ``python -m benchmarks.profile.run``.
@@ -8,19 +8,19 @@ One client, one request at a time, an engine in this process. Run from the repos
 import argparse
 import os
 import statistics
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring.command import publish
+from benchmarks.measuring.folders import MODELS, committed
+from benchmarks.measuring.in_process import ENVIRONMENT
 from benchmarks.measuring.pictures import picture
-from benchmarks.measuring.report import machine, say, table, write
-from testing.tiny.llava import VISUAL_TOKENS, build_llava
+from benchmarks.measuring.report import machine, say
+from benchmarks.profile.figures import ROWS, limit, report
+from testing.tiny.llava import build_llava
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
 OUTPUT_TOKENS: Final = 16
-BUDGET: Final = 64
 CACHE_GB: Final = {"without": 0.0, "with": 0.25}
 # The tower costs about a twentieth of the prefill, as in LLaVA-1.5-7B.
 MODEL: Final[dict[str, Any]] = {
@@ -35,25 +35,6 @@ QUICK_MODEL: Final[dict[str, Any]] = {
     "vision_hidden": 128,
     "vision_layers": 4,
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of request."""
-
-    name: str
-    cache: str
-    budget: int | None
-    is_second: bool = False
-    """Whether another question was asked about the image before."""
-
-
-ROWS: Final = (
-    Row("no budget", "without", None),
-    Row(f"{BUDGET} tokens", "without", BUDGET),
-    Row(f"{BUDGET} tokens, second question, before", "without", BUDGET, is_second=True),
-    Row(f"{BUDGET} tokens, second question, now", "with", BUDGET, is_second=True),
-)
 
 
 def measure(model: Path, images: int) -> dict[str, dict[str, float]]:
@@ -86,14 +67,14 @@ def measure(model: Path, images: int) -> dict[str, dict[str, float]]:
 
         number = 0
         for image in range(images + 1):
-            for row in mine:  # in turn, so that a drifting machine is the same for all
+            for row in mine:  # in turn, so that a machine that slows down affects all rows alike
                 number += 1
                 if row.is_second:
                     ask("What is on the table?", number, row.budget)
                 stages, outputs = watch.request(
                     partial(ask, "What is left of the table?", number, row.budget)
                 )
-                if image:  # The first warms up.
+                if image:  # The first is a warm-up.
                     tokens = float(len(outputs[0].prompt_token_ids))
                     rows[row.name].append({**stages, "prompt_tokens": tokens})
         llm.llm_engine.engine_core.shutdown()
@@ -103,47 +84,21 @@ def measure(model: Path, images: int) -> dict[str, dict[str, float]]:
     }
 
 
-def limit(rows: dict[str, dict[str, float]]) -> tuple[float, float]:
-    """Return the prefill at the budget, and what it would be in proportion to its tokens, in ms."""
-    whole, pruned = rows[ROWS[0].name], rows[ROWS[1].name]
-    share = pruned["prompt_tokens"] / whole["prompt_tokens"]
-    return pruned["prefill"], whole["prefill"] * share
-
-
 def main() -> None:
-    """Measure, print, write."""
+    """Measure; write results and table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=12, help="requests per row")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, for a try")
-    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="JSON file")
+    parser.add_argument("--quick", action="store_true", help="a smoke run with a tiny model")
+    parser.add_argument("--output", type=Path, default=committed("profile"), help="folder")
     arguments = parser.parse_args()
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_PLUGINS": "flashvlm",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
+    os.environ |= ENVIRONMENT
     shape = QUICK_MODEL if arguments.quick else MODEL
     at = machine()
     name = "x".join(str(size) for size in shape.values())
-    model = build_llava(ROOT / ".models" / f"profile-llava-{name}", **shape)
+    model = build_llava(MODELS / f"profile-llava-{name}", **shape)
     rows = measure(model, arguments.images)
 
-    stages = [name for name in rows[ROWS[0].name] if name != "prompt_tokens"]
-    print(
-        table(
-            ("ms", "prompt tokens", *stages),
-            [
-                (name, f"{found['prompt_tokens']:.0f}", *(f"{found[each]:.1f}" for each in stages))
-                for name, found in rows.items()
-            ],
-        )
-    )
     found, proportional = limit(rows)
-    print(
-        f"\nPrefill at {BUDGET} of {VISUAL_TOKENS} tokens: {found:.1f} ms; in proportion to the "
-        f"tokens it would be {proportional:.1f} ms."
-    )
     settings = {
         "machine": at,
         "model": shape,
@@ -154,7 +109,7 @@ def main() -> None:
         "milliseconds": rows,
         "prefill_ms": {"measured": found, "proportional_to_tokens": proportional},
     }
-    write(arguments.output, settings, figures, marks=[])
+    publish(arguments.output, settings, figures, [], report(rows), check=False)
 
 
 if __name__ == "__main__":

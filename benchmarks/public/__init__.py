@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public benchmarks through lmms-eval, a run per budget."""
+"""The paper's public benchmarks through lmms-eval."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cell of a table: the lmms-eval command behind it, and what came out."""
+"""One cell of a table: its lmms-eval command, and the results."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring.folders import ROOT
 from benchmarks.public.tables import Table, Task
 from flashvlm_vllm.request.budget import Budget
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 TASKS: Final = "benchmarks/public/tasks"
 BATCH: Final = 64
 """Conversations per call of ``LLM.chat``; the engine schedules among them."""
@@ -28,7 +28,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """How the row and its folder are called."""
+        """The name of the row and of its folder."""
         return "none" if self.budget is None else f"{self.selector}-{self.budget}"
 
 
@@ -44,7 +44,7 @@ def settings(budgets: Sequence[Budget | None], selectors: Sequence[str]) -> list
 
 @dataclass(frozen=True)
 class Target:
-    """What answers: the server at ``server``, or else an ``LLM(...)`` of ``model``."""
+    """What is measured: the server at ``server``, or an ``LLM(...)`` of ``model``."""
 
     server: str | None = None
     model: str | None = None
@@ -75,7 +75,7 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What lmms-eval's process needs besides what this one has."""
+        """Additional environment variables of lmms-eval's process."""
         return {"VLLM_PLUGINS": "flashvlm"} if self.server is None else {}
 
 
@@ -100,7 +100,7 @@ class Cell:
         return None if value is None else value * self.task.scale
 
     def run(self, environment: dict[str, str]) -> None:
-        """Run lmms-eval and read its results; what went wrong becomes ``error``."""
+        """Run lmms-eval and read its results; a failure becomes ``error``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics, self.samples, self.costs, self.error = {}, None, {}, None
         # Of an earlier run; lmms-eval adds files and never removes any.
@@ -122,7 +122,7 @@ class Cell:
                 check=False,
             )
         self.seconds = round(time.monotonic() - start, 1)
-        # lmms-eval also ends with 0 when it fails: its results are what tells.
+        # lmms-eval also exits with 0 when it fails; only its results show whether it did.
         if not self.read():
             self.error = f"exit status {ended.returncode}, {_last_error(log)}"
 
@@ -175,6 +175,6 @@ def plan(
 
 def _last_error(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()
-    told = [line for line in lines if "Error" in line and not line.startswith("\x1b")]
-    line = (told or lines or ["no output"])[-1].strip()
-    return f"{line[:300]} (all of it: {log})"
+    errors = [line for line in lines if "Error" in line and not line.startswith("\x1b")]
+    line = (errors or lines or ["no output"])[-1].strip()
+    return f"{line[:300]} (complete log: {log})"

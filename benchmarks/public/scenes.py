@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from benchmarks.measuring.folders import scratch
 from small_vlm.language import questions
 from small_vlm.scenes import draw, sample_scene
 
-FOLDER: Final = Path(__file__).resolve().parents[1] / "output" / "public" / "scenes"
+FOLDER: Final = scratch("public") / "scenes"
 FEWEST_THINGS: Final = 3
 MOST_THINGS: Final = 7
 

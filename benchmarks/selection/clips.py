@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -67,8 +68,8 @@ def clips_table(clips: list[Clip]) -> str:
     )
 
 
-def clips_mark(clips: list[Clip]) -> Mark:
-    """Hold the memory of the largest two to linear growth."""
+def clips_mark(clips: Sequence[Clip]) -> Mark:
+    """Compare the memory of the two largest videos with linear growth."""
     half, whole = clips[-2:]
     growth = whole.peak_mib / half.peak_mib
     return Mark(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does selecting cost, next to the published loop, other methods and the vision tower?
+"""Cost of the selection, compared with the published loop, other methods and the vision tower.
 
 Run from the repository root: ``python -m benchmarks.selection.run --check``. On CUDA where there
 is one, else on one CPU core.
@@ -7,49 +7,43 @@ is one, else on one CPU core.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from benchmarks.measuring.report import marks_table, missed
+from benchmarks.measuring.command import command_line, publish
+from benchmarks.measuring.folders import committed
+from benchmarks.measuring.report import marks_table
 from benchmarks.selection import large_tables, tables
 from benchmarks.selection.answers import measure_answers
-from benchmarks.selection.clips import clips_mark, clips_table, measure_clips
+from benchmarks.selection.clips import clips_table, measure_clips
 from benchmarks.selection.clock import DEVICE
+from benchmarks.selection.figures import marks
 from benchmarks.selection.in_blocks import measure_in_blocks
 from benchmarks.selection.large_tower import measure_rates
-from benchmarks.selection.marks import marks
 from benchmarks.selection.plot import draw
 from benchmarks.selection.published import measure_published
 from benchmarks.selection.sampled import measure_agreement, measure_saliency_times
 from benchmarks.selection.schedule import measure_schedules
-from benchmarks.selection.selectors import exponent_marks, measure_selectors
+from benchmarks.selection.selectors import measure_selectors
 from benchmarks.selection.sizes import SHARES, measure_batches, measure_sizes
 from benchmarks.selection.tower import measure_tower
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-HERE = Path(__file__).parent
 Measured = TypeVar("Measured")
 
 
 def main() -> int:
-    """Measure, print, write; return 1 when asked to check and a mark is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure; write results, tables and plot."""
+    parser = command_line(__doc__)
     parser.add_argument("--pairs", type=int, default=21, help="images per row, at least 15")
-    parser.add_argument(
-        "--output", type=Path, default=HERE, help="folder of results.json, results.md and sizes.svg"
-    )
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a mark is missed")
     arguments = parser.parse_args()
     if arguments.pairs < 15:
         parser.error("--pairs must be at least 15: fewer make no stable median")
@@ -68,9 +62,7 @@ def main() -> int:
     in_blocks = _step("choices in blocks", measure_in_blocks)
     answers = _step("answers after choices in blocks", measure_answers)
     costs = _step("built-in selectors", measure_selectors)  # last: see `clock.memory_kept`
-    found = _step(
-        "marks", lambda: [*marks(published, cells), clips_mark(clips), *exponent_marks(costs)]
-    )
+    found = _step("targets", lambda: marks(published, cells, clips, costs))
 
     machine = {
         "torch": torch.__version__,
@@ -79,7 +71,6 @@ def main() -> int:
         "load_after": round(os.getloadavg()[0], 1),
         "seconds": round(time.monotonic() - start),
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Sequence[DataclassInstance]] = {
         "published": published,
         "sizes": cells,
@@ -93,15 +84,8 @@ def main() -> int:
         "agreements": agreements,
         "in_blocks": in_blocks,
         "answers": answers,
-        "marks": found,
     }
-    data = {"machine": machine} | {
-        name: [asdict(row) for row in measured] for name, measured in rows.items()
-    }
-    (arguments.output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
-
-    same = sum(r.same_as_float64 for r in published)
-    images = sum(r.pairs for r in published)
+    figures = {name: [asdict(row) for row in measured] for name, measured in rows.items()}
     report = "\n\n".join(
         [
             "<!-- SPDX-License-Identifier: Apache-2.0 -->",
@@ -110,7 +94,7 @@ def main() -> int:
             + ".",
             marks_table(found),
             tables.published_table(published),
-            f"The published loop in float64 keeps the same tokens for {same} of {images} images.",
+            tables.float64_line(published),
             *(tables.sizes_table(cells, share) for share in SHARES),
             tables.exponents_table(cells, SHARES[1]),
             tables.batches_table(batches),
@@ -125,10 +109,10 @@ def main() -> int:
             large_tables.answers_table(answers),
         ]
     )
-    (arguments.output / "results.md").write_text(report + "\n")
-    draw(cells, SHARES[1], arguments.output / "sizes.svg")
-    print(report)
-    return 1 if missed(found) and arguments.check else 0
+    folder = arguments.output or committed("selection")
+    status = publish(folder, {"machine": machine}, figures, found, report, check=arguments.check)
+    draw(cells, SHARES[1], folder / "sizes.svg")
+    return status
 
 
 def _step(name: str, measure: Callable[[], Measured]) -> Measured:

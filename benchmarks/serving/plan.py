@@ -2,14 +2,17 @@
 """What is measured, how often and in which order."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Literal
+
+from benchmarks.measuring.order import alternating, rotated
 
 Traffic = Literal["random", "photos"]
 
 STOCK: Final = "stock"
 NONE: Final = "no budget"
 TEXT: Final = "text only"
-"""Stock vLLM, a prompt as long as the image's, one token of answer: what prefill alone takes."""
+"""Stock vLLM, a prompt as long as the image's, one output token: the time of prefill alone."""
 BUDGETS: Final = (128, 64, 32)
 COLUMNS: Final = (STOCK, NONE, *(str(budget) for budget in BUDGETS))
 TEXT_TOKENS: Final = 32  # of the question, besides the 576 of the image
@@ -20,7 +23,7 @@ ROUNDS_PER_LEVEL: Final = 1000
 
 @dataclass(frozen=True)
 class Level:
-    """A load, and how often every column takes a turn under it."""
+    """A load, and how often each column takes a turn under it."""
 
     traffic: Traffic
     clients: int
@@ -31,12 +34,12 @@ class Level:
 
     @property
     def name(self) -> str:
-        """What tables and JSON call it."""
+        """Its name in tables and JSON."""
         return f"{self.traffic}, {self.clients} client{'s' if self.clients > 1 else ''}"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Who takes a turn."""
+        """The columns that take a turn."""
         return (*COLUMNS, TEXT) if self.with_text else COLUMNS
 
 
@@ -48,7 +51,7 @@ class Plan:
     layers: int
     levels: tuple[Level, ...]
     most_clients: int
-    """With how many clients residency is looked at, at most."""
+    """The most clients with which resident requests are counted."""
 
 
 # Six rounds are the fewest that make a 95 % interval.
@@ -77,31 +80,30 @@ QUICK: Final = Plan(
 
 
 def budget_of(column: str) -> int | None:
-    """The budget that a column's requests carry."""
+    """Return the budget of a column's requests."""
     return int(column) if column.isdecimal() else None
 
 
 def uses_plugin(column: str) -> bool:
-    """Whether a column is measured on the server that has the plugin."""
+    """Return whether a column is measured on the server with the plugin."""
     return column not in (STOCK, TEXT)
 
 
 def order(columns: tuple[str, ...], round_: int) -> tuple[str, ...]:
-    """Say who follows whom in a round: over the rounds each is early and late, in both directions.
+    """Return the order of a round; over the rounds each column is in each place, both ways.
 
-    Stock and the plugin without a budget, which are to be equal, follow each other and take turns
-    at being first.
+    Stock and the plugin without a budget, which should be equal, follow each other directly and
+    alternate in being first.
     """
     blocks = [columns[:2], *((column,) for column in columns[2:])]
-    place = round_ // 2 % len(blocks)
-    turned = sum((*blocks[place:], *blocks[:place]), ())
-    return turned[::-1] if round_ % 2 else turned
+    turned = chain.from_iterable(rotated(blocks, round_ // 2))
+    return tuple(alternating(list(turned), round_))
 
 
 def seed(level: int, round_: int, column: str) -> int:
-    """Which random requests a turn sends; no cache knows them from another turn.
+    """Return the seed of a turn's random requests, which no other turn sends.
 
-    Stock and the plugin without a budget are other servers and send the same.
+    Stock and the plugin without a budget are different servers and get the same requests.
     """
     columns = (NONE, *COLUMNS[2:], TEXT)
     place = columns.index(NONE if column == STOCK else column)

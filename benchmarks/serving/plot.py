@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measured levels as a picture."""
+"""The measured loads as a plot."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from benchmarks.measuring.drawing import blank
 from benchmarks.serving.figures import Measured, Residency
 from benchmarks.serving.plan import COLUMNS
 
 
 def plot(levels: Sequence[Measured], residency: Mapping[str, Residency], file: Path) -> None:
     """Draw throughput and median TTFT per load, and how many requests fit into the KV cache."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(13, 4)
     speed, ttft, fit = figure.subplots(1, 3)
     width = 0.8 / len(COLUMNS)
     for place, column in enumerate(COLUMNS):

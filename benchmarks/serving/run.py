@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much traffic does a server carry with budgets, against stock vLLM?
+"""Throughput of a server with budgets, compared with stock vLLM.
 
-Two servers of one model are up at once, stock and with the plugin; every round gives each column
-(stock; the plugin without a budget, and with 128, 64 and 32 tokens) one turn of ``vllm bench
+Two servers of one model run at the same time, stock and with the plugin; every round gives each
+column (stock; the plugin without a budget, and with 128, 64 and 32 tokens) one turn of ``vllm bench
 serve``. Run from the repository root: ``python -m benchmarks.serving.run --check``.
 """
 
-import argparse
 import dataclasses
-import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +17,8 @@ import torch
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
 from benchmarks.efficiency.shapes import ON_GPU, write_shape
 from benchmarks.measuring.bench import as_turn, bench, images_of, random_images, random_text
+from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
+from benchmarks.measuring.folders import MODELS, committed, scratch
 from benchmarks.measuring.metrics import (
     PREEMPTIONS,
     PROMPT_TOKENS,
@@ -29,8 +28,8 @@ from benchmarks.measuring.metrics import (
     page,
     value,
 )
-from benchmarks.measuring.report import Mark, machine, marks_table, missed, say, write
-from benchmarks.measuring.servers import confirm, server
+from benchmarks.measuring.report import Mark, machine, marks_table, say
+from benchmarks.measuring.servers import stock_and_plugin
 from benchmarks.measuring.turn import Turn
 from benchmarks.serving.figures import (
     Measured,
@@ -59,11 +58,9 @@ from benchmarks.serving.plot import plot
 from testing.server import Server
 from testing.tiny.llava import VISUAL_TOKENS, build_llava
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
-SCRATCH: Final = ROOT / "benchmarks" / "output" / "serving"
+SCRATCH: Final = scratch("serving")
 ARGUMENTS: Final = (
-    "--block-size", "32",  # The finest for vLLM's attention on CPUs; its default there is 128.
+    "--block-size", "32",  # The smallest of vLLM's attention on CPUs; its default there is 128.
     "--max-num-seqs", "128",  # So that memory, not this, limits how many run at once.
     "--max-model-len", "2048",
 )  # fmt: skip
@@ -71,19 +68,20 @@ ARGUMENTS: Final = (
 GPU_ARGUMENTS: Final = (
     *ON_GPU, "--gpu-memory-utilization", "0.4", "--max-num-seqs", "128", "--max-model-len", "2048",
 )  # fmt: skip
-RESIDENT_TOKENS: Final = 48  # Long answers: the first is still there when the last one comes.
-NOT_TIMED: Final = 900_000  # seeds of turns that nothing is timed in
+RESIDENT_TOKENS: Final = 48
+"""Long outputs, so that the first request still runs when the last one arrives."""
+NOT_TIMED: Final = 900_000  # seeds of turns that are not timed
 
 
 class Side:
-    """One of the two servers, with what its counters said last."""
+    """One of the two servers, with the last values of its counters."""
 
     def __init__(self, running: Server) -> None:
         self.url = running.url
         self._before = page(running.url)
 
     def counted(self) -> tuple[float, int]:
-        """Prompt tokens per request and preemptions since asked before."""
+        """Return prompt tokens per request, and preemptions, since the last call."""
         now, before = page(self.url), self._before
         self._before = now
 
@@ -101,7 +99,7 @@ class Bench:
         self._sides = sides
 
     def side(self, column: str) -> Side:
-        """Whose turn it is."""
+        """Return the server of a column."""
         return self._sides[uses_plugin(column)]
 
     def turn(
@@ -128,7 +126,7 @@ class Bench:
         return as_turn(figures, tokens)
 
     def warm_up(self) -> None:
-        """Let both servers see what is coming, at each budget."""
+        """Send some requests at each budget."""
         for place, column in enumerate(COLUMNS):
             self.turn(
                 "random", column, tokens=OUTPUT_TOKENS, prompts=4, clients=4,
@@ -164,7 +162,7 @@ class Bench:
         return found
 
     def residency(self, tokens: Mapping[str, float], most: int) -> dict[str, Residency]:
-        """Look how many requests run at once when there are more clients than fit."""
+        """Count the requests that run at once when there are more clients than fit."""
         found = {}
         for place, column in enumerate(COLUMNS):
             url = self.side(column).url
@@ -182,14 +180,14 @@ class Bench:
 
 
 def checkpoint(plan: Plan, *, on_gpu: bool) -> tuple[Path, tuple[str, ...]]:
-    """Make the model, and say how it is served.
+    """Write the model and return the arguments of its servers.
 
-    Speed does not depend on what weights say, so a GPU gets the true shape and random weights.
+    Speed does not depend on the values of weights, so a GPU gets the shape of LLaVA-1.5-7B with
+    random weights.
     """
-    models = ROOT / ".models"
     if on_gpu:
         path = write_shape(
-            models / "serving-llava-7b-shape",
+            MODELS / "serving-llava-7b-shape",
             LLAMA_7B,
             CLIP_L,
             head=128,
@@ -198,7 +196,7 @@ def checkpoint(plan: Plan, *, on_gpu: bool) -> tuple[Path, tuple[str, ...]]:
         )
         return path, GPU_ARGUMENTS
     path = build_llava(
-        models / f"serving-llava-{plan.hidden}x{plan.layers}",
+        MODELS / f"serving-llava-{plan.hidden}x{plan.layers}",
         hidden=plan.hidden,
         layers=plan.layers,
     )
@@ -207,19 +205,9 @@ def checkpoint(plan: Plan, *, on_gpu: bool) -> tuple[Path, tuple[str, ...]]:
 
 def measure(plan: Plan) -> tuple[list[Measured], dict[str, Residency]]:
     """Start both servers and measure everything."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
     model, options = checkpoint(plan, on_gpu=torch.cuda.is_available())
-    with ExitStack() as stack:
-        sides = {}
-        for plugin in (False, True):
-            name = "plugin" if plugin else "stock"
-            say(f"starting: {name}")
-            running = stack.enter_context(
-                server(model, plugin=plugin, log=SCRATCH / f"{name}.log", arguments=options)
-            )
-            confirm(running.url, plugin=plugin)
-            sides[plugin] = Side(running)
-        turns = Bench(model, sides)
+    with stock_and_plugin(model, SCRATCH, options) as running:
+        turns = Bench(model, {plugin: Side(each) for plugin, each in running.items()})
         say("warming up")
         turns.warm_up()
         levels = [turns.level(index, level) for index, level in enumerate(plan.levels)]
@@ -229,23 +217,21 @@ def measure(plan: Plan) -> tuple[list[Measured], dict[str, Residency]]:
 def report(
     levels: Sequence[Measured], residency: Mapping[str, Residency], judged: Sequence[Mark]
 ) -> str:
-    """Write everything that a reader wants to see as Markdown."""
+    """Return the tables as Markdown."""
     parts = [f"**{one.level.name}**\n\n{level_table(one)}" for one in levels]
     parts.append(f"**KV cache**\n\n{residency_table(residency)}")
     parts.append(f"Prefill's part of stock's time:\n\n{prefill_lines(levels)}")
     parts.append(marks_table(judged))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; write the JSON file, the tables and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure; write results, tables and plot."""
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run: small model, few turns")
     parser.add_argument("--hidden", type=int, help="width of the language model")
     parser.add_argument("--layers", type=int, help="its layers")
     parser.add_argument("--rounds", type=int, help="turns per column and load")
-    parser.add_argument("--output", type=Path, help="folder for results.json, tables.md, plot.png")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a mark is missed")
     asked = parser.parse_args(arguments)
 
     plan = QUICK if asked.quick else FULL
@@ -255,23 +241,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = dataclasses.replace(
         plan, hidden=asked.hidden or plan.hidden, layers=asked.layers or plan.layers
     )
-    folder = asked.output or (SCRATCH if asked.quick else HERE)
+    folder = asked.output or (SCRATCH if asked.quick else committed("serving"))
 
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_servers_on_sigterm()
     settings: dict[str, Any] = {**machine(), "plan": dataclasses.asdict(plan)}
     levels, residency = measure(plan)
     found = marks(levels, on_gpu=torch.cuda.is_available())
-    text = report(levels, residency, found)
-    print(text)
     figures = {
         "levels": {one.level.name: one.as_json() for one in levels},
         "residency": {column: dataclasses.asdict(one) for column, one in residency.items()},
     }
-    write(folder / "results.json", settings, figures, found)
-    (folder / "tables.md").write_text(text)
+    text = report(levels, residency, found)
+    status = publish(folder, settings, figures, found, text, check=asked.check)
     plot(levels, residency, folder / "plot.png")
-    return 1 if missed(found) and asked.check else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who hands out memory to a server of the soak: what the images under ``deploy/`` set."""
+"""The memory allocators of the images under ``deploy/``."""
 
 import ctypes.util
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ ALLOCATORS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Environment variables by allocator."""
 PACKAGE: Final = "libjemalloc2"
-"""Where Debian has the library."""
+"""Debian's package with the library."""
 
 
 class MissingAllocatorError(RuntimeError):
-    """The library that should be preloaded is not there; the loader would go on without a word."""
+    """The library to preload is not installed; the loader would only print a warning."""
 
 
 def variables(allocator: str) -> Mapping[str, str]:

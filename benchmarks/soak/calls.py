@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of a soak: a finite, seeded set, so that a quiet server can be asked them first."""
+"""The requests of a soak: a finite, seeded set, which a server without load gets first."""
 
 import base64
 import io
@@ -34,13 +34,13 @@ HUGE: Final = "8192x8192"
 
 @dataclass(frozen=True)
 class Call:
-    """One request that has a right answer."""
+    """One request with a known answer."""
 
     name: str
     path: str
     body: dict[str, Any] = field(compare=False)
     is_huge: bool = False
-    """An image of 64 megapixels: one at a time, or peaks of memory would be a matter of luck."""
+    """An image of 64 megapixels: only one at a time, so that peaks of memory can be compared."""
 
     is_pruned: bool = False
     """It has an image and a budget."""
@@ -52,14 +52,14 @@ class Call:
 
     @cached_property
     def streamed(self) -> bytes:
-        """The body that has a chat answer streamed."""
+        """The body of a streamed chat request."""
         more = {"stream": True, "stream_options": {"include_usage": True}}
         return json.dumps({**self.body, **more}).encode()
 
 
 @cache
 def picture(name: str) -> str:
-    """Draw an image; returns its ``data:`` URL."""
+    """Return an image as a ``data:`` URL."""
     if name[0].isdigit():
         width, height = map(int, name.split("x"))
         # Large squares of a photograph: 64 megapixels in a file of less than a megabyte.
@@ -80,13 +80,13 @@ def _url(image: Image.Image, kind: str) -> str:
 
 
 def words(count: int, seed: int) -> str:
-    """Write a question of so many words that the tokenizer knows."""
+    """Return a question of ``count`` words, each one token."""
     known = [word for sentence in SENTENCES for word in sentence.split()]
     return " ".join(random.Random(seed).choices(known, k=count))
 
 
 def finite_calls(count: int, *, seed: int = 0, huge: bool = True) -> list[Call]:
-    """Make the set: every picture, budget, selector and length of question in turn, mixed.
+    """Return the set: every image, budget, selector and length of question in turn, mixed.
 
     Args:
         count: how many; 60 or more for everything to occur.
@@ -125,7 +125,7 @@ def finite_calls(count: int, *, seed: int = 0, huge: bool = True) -> list[Call]:
 
 
 def explained(calls: Sequence[Call]) -> list[Call]:
-    """Make calls that ask what would be kept, from those that have it kept."""
+    """Return requests to the explain route for the pruned chat requests."""
     return [
         Call(f"{call.name} explained", EXPLAIN, {**call.body, "logprobs": False, "top_logprobs": 0})
         for call in calls
@@ -134,7 +134,7 @@ def explained(calls: Sequence[Call]) -> list[Call]:
 
 
 def fresh_call(number: int) -> Call:
-    """Make a call about an image that nobody has sent yet; the same for the same number."""
+    """Return a request with a new image; equal numbers give equal requests."""
     chance = random.Random(f"fresh {number}")
     image = Image.frombytes("RGB", (24, 18), chance.randbytes(24 * 18 * 3))
     question = words(chance.choice([1, 4, 12, 40]), seed=-number)
@@ -168,5 +168,5 @@ def _body(path: str, urls: Sequence[str], question: str, tokens: int) -> dict[st
     if path == BATCH:
         other = [{"role": "user", "content": "hello"}]
         return {**answer, "messages": [conversation, other]}
-    # The margin by which each word was chosen tells a near tie from a wrong answer.
+    # The margin of each word distinguishes a near tie from a wrong answer.
     return {**answer, "messages": conversation, "logprobs": True, "top_logprobs": 2}

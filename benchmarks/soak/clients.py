@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients do: wait for an answer, read a stream, leave in the middle, or break off."""
+"""Actions of clients: wait for an answer, read a stream, disconnect, or cancel."""
 
 import asyncio
 import json
@@ -16,15 +16,15 @@ PATIENCE: Final = 300.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """An answer."""
 
     status: int
     text: str = ""
-    """All the words; of an answer that is no success, its body."""
+    """All words; of an unsuccessful answer, its body."""
     counts: Any = None
-    """Prompt tokens, words, and visual tokens, as the answer states them."""
+    """Prompt tokens, words and visual tokens, as in the answer."""
     margins: tuple[tuple[str, float], ...] = ()
-    """Each word with the log probability by which it leads the next best."""
+    """Each word with its log probability minus that of the second best."""
 
 
 class LostError(Exception):
@@ -36,8 +36,8 @@ def session(url: str, *, once: bool = False) -> aiohttp.ClientSession:
 
     Args:
         url: of the server.
-        once: a connection is closed after one request. vLLM closes it itself, without saying so,
-            after a request that is answered with 500, and the next one on it would be lost.
+        once: a connection is closed after one request. vLLM closes it without announcing it after
+            an answer with 500, and the next request on it would be lost.
 
     """
     return aiohttp.ClientSession(
@@ -64,7 +64,7 @@ async def ask(http: aiohttp.ClientSession, call: Call) -> Answer:
 
 
 def read(call: Call, status: int, text: str) -> Answer:
-    """Take out of an answer what must be the same every time."""
+    """Return the parts of an answer that must be the same every time."""
     if status != 200:
         return Answer(status, text)
     data = json.loads(text)
@@ -92,15 +92,15 @@ def _margins(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 async def stream(http: aiohttp.ClientSession, call: Call, leave_after: int | None = None) -> Answer:
-    """Read a chat answer as it is made.
+    """Read a streamed chat answer.
 
     Args:
         http: connections to the server.
         call: a chat call.
-        leave_after: events after which the client hangs up; None: it stays to the end.
+        leave_after: events after which the client disconnects; None: it reads to the end.
 
     Raises:
-        LostError: the stream broke off, or has no end.
+        LostError: the stream was interrupted, or has no end.
     """
     assert call.path == CHAT
     said: list[str] = []
@@ -132,7 +132,7 @@ async def stream(http: aiohttp.ClientSession, call: Call, leave_after: int | Non
 
 
 async def cancel(http: aiohttp.ClientSession, call: Call, after: float) -> None:
-    """Send a request and hang up after so many seconds, answered or not."""
+    """Send a request and disconnect after some seconds, with or without an answer."""
     task = asyncio.create_task(ask(http, call))
     await asyncio.wait([task], timeout=after)
     task.cancel()
@@ -140,7 +140,7 @@ async def cancel(http: aiohttp.ClientSession, call: Call, after: float) -> None:
 
 
 async def send_half(host: str, port: int, call: Call) -> None:
-    """Announce a request, send half of it and hang up."""
+    """Send the headers and half of the body of a request, and disconnect."""
     content = call.content
     _, writer = await asyncio.open_connection(host, port)
     head = (

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to everybody's requests when a part of the server dies, runs full or is doubled?
+"""Requests when a process of the server is killed, the KV cache is full, or processes are doubled.
 
-Each run is a server of its own, busy with the soak's clients, and takes a few minutes. Its figures
-go into the soak's report. Run from the repository root: ``python -m benchmarks.soak.faults``.
+Each run has its own server, busy with the soak's clients, and takes a few minutes. Its figures are
+part of the soak's report. Run from the repository root: ``python -m benchmarks.soak.faults``.
 """
 
 import argparse
@@ -23,23 +23,28 @@ import psutil
 from benchmarks.measuring.commit import commit
 from benchmarks.measuring.metrics import PREEMPTIONS
 from benchmarks.measuring.report import say
-from benchmarks.soak import report
 from benchmarks.soak.calls import Call, finite_calls
 from benchmarks.soak.clients import Answer
+from benchmarks.soak.figures import write_fault
 from benchmarks.soak.load import Counts, Load, ask_in_turn
-from benchmarks.soak.run import HERE, SCRATCH, start
+from benchmarks.soak.run import FOLDER, start
 from benchmarks.soak.verdict import judge
 from testing.server import Server
 
 CALLS: Final = 60
 CLIENTS: Final = 8
 SECONDS: Final = 45
-"""How long clients keep a server busy."""
+"""Time for which clients keep a server busy."""
 DYING: Final = 60
-"""Seconds that a server may take to end, or to say that it is not well, once a part of it died."""
-# Those that stay to the end: each of their requests has to come to something.
-PATIENT: Final = {"whole": 60, "streamed": 30, "mistaken": 10}
-ALL: Final = {**PATIENT, "left mid-stream": 20, "cancelled": 15, "broken off": 5}
+"""Seconds that a server may take to end after one of its processes was killed."""
+# Clients that wait for the end of each request.
+PATIENT: Final = {"not streamed": 60, "streamed": 30, "invalid": 10}
+ALL: Final = {
+    **PATIENT,
+    "disconnected while reading": 20,
+    "cancelled": 15,
+    "disconnected while sending": 5,
+}
 
 Quiet = dict[Call, Answer]
 
@@ -49,12 +54,12 @@ class Fault:
     """One run."""
 
     what: str
-    """What is done, for the report."""
+    """The fault, as the report describes it."""
     run: Callable[[Quiet], dict[str, Any]]
 
 
 def figures(counts: Counts, faults: int, seen: str, **more: Any) -> dict[str, Any]:
-    """What a run adds to the report."""
+    """Return what a run adds to the report."""
     return {
         "requests": counts.total,
         "compared": counts.compared,
@@ -69,11 +74,11 @@ def figures(counts: Counts, faults: int, seen: str, **more: Any) -> dict[str, An
     }
 
 
-def busy(url: str, quiet: Quiet, tempers: dict[str, int], seconds: float = SECONDS) -> Counts:
-    """Keep a server busy for so long; returns what became of the requests."""
+def busy(url: str, quiet: Quiet, shares: dict[str, int], seconds: float = SECONDS) -> Counts:
+    """Keep a server busy for some seconds; return the counts of its requests."""
 
     async def keep() -> Counts:
-        load = Load(url, quiet, clients=CLIENTS, tempers=tempers)
+        load = Load(url, quiet, clients=CLIENTS, shares=shares)
         running = asyncio.create_task(load.run())
         await asyncio.wait([running], timeout=seconds)
         load.stop()
@@ -84,7 +89,7 @@ def busy(url: str, quiet: Quiet, tempers: dict[str, int], seconds: float = SECON
 
 
 def kill(title: str, quiet: Quiet) -> dict[str, Any]:
-    """Kill a process of a busy server, start another server, and ask it the same."""
+    """Kill a process of a busy server, start another server, and send it the same requests."""
     seen: dict[str, Any] = {}
     with start(f"kill {title}") as server:
         assert server._process is not None
@@ -94,8 +99,8 @@ def kill(title: str, quiet: Quiet) -> dict[str, Any]:
             raise RuntimeError(f"{len(victims)} processes are called {title}")
 
         async def strike() -> Counts:
-            # Nobody cancels: each request that was in flight must come to an answer or an error.
-            load = Load(server.url, quiet, clients=CLIENTS, tempers=PATIENT)
+            # No client cancels: each request in flight must get an answer or an error.
+            load = Load(server.url, quiet, clients=CLIENTS, shares=PATIENT)
             running = asyncio.create_task(load.run())
             await asyncio.sleep(SECONDS / 3)
             if load.counts.lost or load.counts.wrong:
@@ -124,7 +129,7 @@ def kill(title: str, quiet: Quiet) -> dict[str, Any]:
         seen["seconds_to_restart"] = round(time.monotonic() - begun, 1)
         again = asyncio.run(ask_in_turn(server.url, list(quiet)[::-1]))
     changed = [call.name for call in quiet if judge(quiet[call], again[call]) == "wrong"]
-    told = (
+    seen_text = (
         f"of {seen['in_flight']} requests in flight {counts.ended} got an error or a closed "
         f"connection, the last after {seen['clients_done_after_s']} s, and "
         f"{seen['still_waiting']} hung; the server "
@@ -132,7 +137,7 @@ def kill(title: str, quiet: Quiet) -> dict[str, Any]:
         + f"; another was up after {seen['seconds_to_restart']} s and answered "
         f"{len(again) - len(changed)} of {len(again)} calls as before"
     )
-    made = figures(counts, 1, told, **seen)
+    made = figures(counts, 1, seen_text, **seen)
     made["requests"] += len(again)
     made["wrong"] += len(changed)
     made["lost"] += seen["still_waiting"]
@@ -140,14 +145,14 @@ def kill(title: str, quiet: Quiet) -> dict[str, Any]:
 
 
 def processes(root: int, title: str) -> list[int]:
-    """Ids of a server's processes by the title that vLLM gives them."""
+    """Return the ids of a server's processes with a title that vLLM gives them."""
     listed = psutil.Process(root).children(recursive=True)
     return [each.pid for each in listed if title in " ".join(each.cmdline())]
 
 
 def full_cache(quiet: Quiet) -> dict[str, Any]:
-    """Serve from a KV cache that one long request fills."""
-    # One request of full length fits, beside vLLM's null block.
+    """Run with a KV cache that one long request fills."""
+    # One request of full length fits, and vLLM's null block.
     arguments = ("--block-size", "32", "--num-gpu-blocks-override", "257")
     with start("full", *arguments) as server:
         counts = busy(server.url, quiet, ALL)
@@ -157,32 +162,31 @@ def full_cache(quiet: Quiet) -> dict[str, Any]:
 
 
 def two_api_servers(quiet: Quiet) -> dict[str, Any]:
-    """Serve from two API processes."""
+    """Run with two API processes."""
     return doubled(quiet, "two api", "APIServer", ("--api-server-count", "2"))
 
 
 def data_parallel(quiet: Quiet) -> dict[str, Any]:
-    """Serve from two engines, each on a core."""
+    """Run with two engines, each on one core."""
     bound = "VLLM_CPU_OMP_THREADS_BIND"
     with mock.patch.dict(os.environ, {bound: "0|1"}):
         return doubled(quiet, "data parallel", "EngineCore", ("--data-parallel-size", "2"))
 
 
 def doubled(quiet: Quiet, name: str, title: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Serve from two of something, and see that both were at work."""
+    """Run with two processes of a kind, and check that both computed."""
     with start(name, *arguments) as server:
-        assert server._process is not None
-        found = processes(server._process.pid, title)
+        found = processes(server.process_id, title)
         if len(found) != 2:
             raise RuntimeError(f"{len(found)} processes are called {title}")
         before = {pid: sum(psutil.Process(pid).cpu_times()[:2]) for pid in found}
         counts = busy(server.url, quiet, ALL)
-        worked = [
+        used = [
             round(sum(psutil.Process(pid).cpu_times()[:2]) - spent, 1)
             for pid, spent in before.items()
         ]
-    seen = f"{len(found)} processes at work for {' and '.join(map(str, worked))} s"
-    return figures(counts, sum(counts.faults.values()), seen, seconds_of_work=worked)
+    seen = f"{len(found)} processes used {' and '.join(map(str, used))} s of CPU time"
+    return figures(counts, sum(counts.faults.values()), seen, seconds_of_work=used)
 
 
 def total(server: Server, name: str) -> float:
@@ -201,20 +205,17 @@ FAULTS: Final = {
         "SIGKILL to the engine core of a busy server; another is started",
         lambda quiet: kill("EngineCore", quiet),
     ),
-    "full KV cache": Fault(
-        "a KV cache as long as one request of full length, for 8 at once", full_cache
-    ),
+    "full KV cache": Fault("a KV cache for one request of full length, with 8 clients", full_cache),
     "two API servers": Fault("`--api-server-count 2`", two_api_servers),
     "data parallel 2": Fault("`--data-parallel-size 2`", data_parallel),
 }
 
 
 def main() -> int:
-    """Run, report, and say by the exit status whether all is well."""
+    """Run and report; return 1 if an answer was wrong, lost, or a run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=FAULTS, nargs="+", default=list(FAULTS))
     options = parser.parse_args()
-    SCRATCH.mkdir(parents=True, exist_ok=True)
     calls = finite_calls(CALLS, seed=1, huge=False)
     with start("faults quiet") as server:
         quiet = asyncio.run(ask_in_turn(server.url, calls))
@@ -229,8 +230,8 @@ def main() -> int:
             continue
         say(f"{name}: {found}")
         bad |= bool(found["wrong"] or found["lost"])
-        report.write_fault(HERE, name, {"what": FAULTS[name].what, "commit": commit(), **found})
-    print((HERE / "report.md").read_text())
+        write_fault(FOLDER, name, {"what": FAULTS[name].what, "commit": commit(), **found})
+    print((FOLDER / "report.md").read_text())
     return int(bad)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of every temper at one server, and a count of what became of their requests."""
+"""Clients with correct and faulty requests, and counts of the results."""
 
 import asyncio
 import json
@@ -18,38 +18,38 @@ from benchmarks.soak.clients import Answer, LostError, ask, cancel, send_half, s
 from benchmarks.soak.mistakes import MISTAKES, Mistake
 from benchmarks.soak.verdict import judge, judge_beginning
 
-TEMPERS: Final = {
-    "whole": 36,
+SHARES: Final = {
+    "not streamed": 36,
     "streamed": 22,
-    "new": 12,
+    "new image": 12,
     "explained": 4,
-    "left mid-stream": 8,
+    "disconnected while reading": 8,
     "cancelled": 6,
-    "broken off": 3,
-    "mistaken": 9,
+    "disconnected while sending": 3,
+    "invalid": 9,
 }
-"""How often each kind of request is made, in percent."""
-FAULTS: Final = ("left mid-stream", "cancelled", "broken off", "mistaken")
+"""Percentages of the kinds of requests."""
+FAULTS: Final = ("disconnected while reading", "cancelled", "disconnected while sending", "invalid")
 _SHOWN: Final = 400
 
 
 @dataclass
 class Counts:
-    """What became of the requests so far."""
+    """Results of the requests so far."""
 
     requests: Counter[str] = field(default_factory=Counter)
     """By kind."""
     compared: int = 0
-    """Answers, and beginnings of answers, that were held against the quiet server's."""
+    """Answers, and beginnings of answers, that were compared with those without load."""
     near_ties: int = 0
     wrong: list[dict[str, Any]] = field(default_factory=list)
     lost: list[dict[str, Any]] = field(default_factory=list)
     ended: int = 0
-    """Requests that a dying server ended with an error or a closed connection."""
+    """Requests that a killed server ended with an error or a closed connection."""
     new: dict[int, Answer] = field(default_factory=dict)
-    """Answers to calls that no quiet server has seen yet, by number."""
+    """Answers to requests with new images, by number."""
     seconds: list[float] = field(default_factory=list)
-    """How long whole answers took."""
+    """Times of answers that were not streamed."""
 
     @property
     def total(self) -> int:
@@ -62,7 +62,7 @@ class Counts:
         return {name: self.requests[name] for name in FAULTS if self.requests[name]}
 
     def note(self, verdict: str, call: Call, quiet: Answer, loud: Answer, kind: str) -> None:
-        """Count a verdict and keep what was wrong."""
+        """Count a verdict and record wrong answers."""
         self.compared += 1
         if verdict == "near tie":
             self.near_ties += 1
@@ -80,7 +80,7 @@ class Counts:
 
 
 class Load:
-    """Clients that keep a server busy until they are told to stop."""
+    """Clients that keep a server busy until `stop`."""
 
     def __init__(
         self,
@@ -89,13 +89,13 @@ class Load:
         *,
         clients: int,
         seed: int = 0,
-        tempers: Mapping[str, int] = TEMPERS,
+        shares: Mapping[str, int] = SHARES,
         explained: Sequence[Call] = (),
     ) -> None:
         self.counts = Counts()
         self.in_flight = 0
         self.is_dying = False
-        """Set once the server was hurt: errors are what its clients may expect."""
+        """Set once a process of the server was killed: errors are expected from then on."""
         self._url = url
         self._quiet = quiet
         self._calls = [call for call in quiet if call not in explained]
@@ -103,8 +103,8 @@ class Load:
         self._explained = list(explained)
         self._clients = clients
         self._seed = seed
-        self._tempers = {
-            name: share for name, share in tempers.items() if name != "explained" or explained
+        self._shares = {
+            name: share for name, share in shares.items() if name != "explained" or explained
         }
         self._huge = asyncio.Semaphore(1)
         self._few = asyncio.Semaphore(2)
@@ -112,11 +112,11 @@ class Load:
         self._number = 0
 
     def stop(self) -> None:
-        """Let every client finish what it has begun, and begin nothing more."""
+        """Let every client finish its request and send no more."""
         self._over.set()
 
     async def run(self) -> None:
-        """Keep the clients going until `stop`."""
+        """Run the clients until `stop`."""
         async with session(self._url) as http, session(self._url, once=True) as other:
             await asyncio.gather(
                 *(self._client(http, other, each) for each in range(self._clients))
@@ -126,29 +126,29 @@ class Load:
         self, http: aiohttp.ClientSession, other: aiohttp.ClientSession, number: int
     ) -> None:
         chance = random.Random(self._seed * 1000 + number)
-        kinds, shares = list(self._tempers), list(self._tempers.values())
+        kinds, weights = list(self._shares), list(self._shares.values())
         while not self._over.is_set():
-            (kind,) = chance.choices(kinds, shares)
+            (kind,) = chance.choices(kinds, weights)
             self.counts.requests[kind] += 1
             name = kind
             self.in_flight += 1
             try:
-                if kind == "mistaken":
+                if kind == "invalid":
                     await self._mistake(other, chance.choice(MISTAKES))
-                elif kind == "new":
+                elif kind == "new image":
                     self._number += 1
                     name = f"new {self._number}"
                     await self._new(http, self._number)
                 else:
                     calls = self._calls
-                    if kind in ("streamed", "left mid-stream"):
+                    if kind in ("streamed", "disconnected while reading"):
                         calls = self._streamed
                     elif kind == "explained":
                         calls = self._explained
                     call = chance.choice(calls)
                     name = f"{kind}: {call.name}"
                     if call.is_huge or kind == "explained":
-                        # Of the route that explains few are let in at once.
+                        # The explain route runs few requests at once.
                         async with self._huge if call.is_huge else self._few:
                             await self._act(http, kind, call, chance)
                     else:
@@ -159,7 +159,7 @@ class Load:
                     continue
                 at = round(time.time(), 1)
                 self.counts.lost.append({"call": name, "at": at, "error": str(error)[:_SHOWN]})
-                # Of a server that is gone every request is lost: no need to count them all.
+                # Every request to a server that has ended is lost; a few are enough.
                 await asyncio.sleep(0.5)
             finally:
                 self.in_flight -= 1
@@ -168,21 +168,21 @@ class Load:
         self, http: aiohttp.ClientSession, kind: str, call: Call, chance: random.Random
     ) -> None:
         quiet = self._quiet[call]
-        if kind in ("whole", "explained"):
+        if kind in ("not streamed", "explained"):
             started = time.monotonic()
             answer = await ask(http, call)
             self.counts.seconds.append(time.monotonic() - started)
             self._judge(call, answer, kind)
         elif kind == "streamed":
             self._judge(call, await stream(http, call), kind)
-        elif kind == "left mid-stream":
+        elif kind == "disconnected while reading":
             answer = await stream(http, call, leave_after=chance.randint(1, 8))
             is_whole = answer.counts is not None
             verdict = (judge if is_whole else judge_beginning)(quiet, answer)
             self.counts.note(verdict, call, quiet, answer, kind)
         elif kind == "cancelled":
             await cancel(http, call, chance.choice([0.001, 0.01, 0.05, 0.2, 0.8, 2.0]))
-        elif kind == "broken off":
+        elif kind == "disconnected while sending":
             parts = urlsplit(self._url)
             await send_half(parts.hostname or "", parts.port or 0, call)
 
@@ -211,7 +211,7 @@ class Load:
             self.counts.wrong.append(
                 {
                     "call": mistake.name,
-                    "kind": "mistaken",
+                    "kind": "invalid",
                     "at": round(time.time(), 1),
                     "expected": [mistake.status, mistake.word],
                     "got": [response.status, text[:_SHOWN]],
@@ -220,7 +220,7 @@ class Load:
 
 
 async def ask_in_turn(url: str, calls: Sequence[Call]) -> dict[Call, Answer]:
-    """Ask one after the other, as a quiet server is asked.
+    """Send requests one after the other.
 
     Raises:
         LostError: one was not answered.
@@ -230,6 +230,6 @@ async def ask_in_turn(url: str, calls: Sequence[Call]) -> dict[Call, Answer]:
 
 
 async def routes(url: str) -> dict[str, Any]:
-    """Return what the server says it serves."""
+    """Return the paths of the server's OpenAPI description."""
     async with session(url) as http, http.get("/openapi.json") as response:
         return dict(json.loads(await response.text())["paths"])

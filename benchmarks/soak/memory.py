@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a server's processes, minute by minute, as the kernel counts it.
 
-Two figures: the peak of all that is resident, and the peak of what is the process's own (anonymous
-and shared memory). Pages of files come and go with the other programs of a machine.
+Two figures: the peak of resident memory, and the peak of private memory (anonymous and shared
+memory). Pages of files depend on the other programs of a machine.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from typing import Final
 import psutil
 
 FROM_START: Final = 10
-"""Minutes at either end whose peaks are compared."""
+"""Minutes at both ends of a run whose peaks are compared."""
 FLAT: Final = 1.05
-"""The last minutes' peak over the first's, up to which memory counts as flat."""
+"""Largest ratio of the last minutes' peak to the first's."""
 _PROC: Final = Path("/proc")
 
 
@@ -26,28 +26,28 @@ class Peaks:
     root: int
     """Process id of the server."""
     by_process: dict[str, list[float]] = field(default_factory=dict)
-    """The highest of what was resident."""
+    """Peak of resident memory."""
     own_by_process: dict[str, list[float]] = field(default_factory=dict)
-    """The highest seen of what was its own."""
+    """Highest sample of private memory."""
     _own: dict[str, float] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Forget peaks so far; the next minute begins."""
+        """Reset the peaks; a minute begins."""
         for pid in self._processes():
             with contextlib.suppress(OSError):
                 # 5: the high-water mark is set back to what is resident now.
                 (_PROC / str(pid) / "clear_refs").write_text("5")
 
     def look(self) -> None:
-        """Note what is each process's own now; the kernel keeps no peak of that."""
+        """Sample private memory, of which the kernel keeps no peak."""
         for pid, name in self._processes().items():
             with contextlib.suppress(OSError):
                 own = _mib(pid, "RssAnon") + _mib(pid, "RssShmem")
                 self._own[name] = max(self._own.get(name, 0.0), own)
 
     def take(self) -> dict[str, float]:
-        """End a minute: note each process's peak, and begin the next."""
+        """End a minute: record each process's peak, and begin the next."""
         found: dict[str, float] = {}
         for pid, name in self._processes().items():
             with contextlib.suppress(OSError):
@@ -98,12 +98,12 @@ class Ends:
 
     @property
     def ratio(self) -> float:
-        """1: flat."""
+        """1: no change."""
         return self.last / self.first
 
 
 def ends(minutes: list[float], warm_up: int) -> Ends | None:
-    """Compare the ends of a run; None where it was too short for two that do not overlap."""
+    """Compare the ends of a run; None if it was too short for two that do not overlap."""
     warm = minutes[warm_up:]
     length = min(FROM_START, len(warm) // 2)
     return Ends(max(warm[:length]), max(warm[-length:])) if length else None

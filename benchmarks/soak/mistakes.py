@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are refused, and with what; a server under load gets them in between."""
+"""Invalid requests, with the status and message that each must get."""
 
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def _chat(url: str = "", **fields: Any) -> bytes:
 
 
 def mistakes() -> list[Mistake]:
-    """Make one of each."""
+    """Return one request of each kind."""
     good = picture("cat").split(",", 1)[1]
     cut = f"data:image/jpeg;base64,{good[: len(good) // 2 // 4 * 4]}"
     too_long = "dog " * 20_000

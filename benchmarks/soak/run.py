@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a server stay right and as large as it is, for an hour, whatever its clients do?
+"""Correct answers and stable memory, for an hour under load with faulty clients.
 
-A quiet server is asked a finite set of requests one by one; another one then gets them from many
-clients at once, mixed with requests that are new, wrong, left, cancelled and broken off. Every
-answer is held against the quiet one. Run from the repository root:
+A server without load gets a finite set of requests one by one. Another server gets them from many
+clients at once, mixed with new images, invalid requests and clients that cancel or disconnect.
+Every answer is compared with the one without load. Run from the repository root:
 ``python -m benchmarks.soak.run --minutes 60``.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.measuring.commit import commit
+from benchmarks.measuring.folders import MODELS, committed, scratch
 from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import server
-from benchmarks.soak import report
 from benchmarks.soak.allocators import (
     ALLOCATORS,
     GLIBC,
@@ -38,23 +38,23 @@ from benchmarks.soak.calls import (
     fresh_call,
 )
 from benchmarks.soak.clients import Answer, LostError
+from benchmarks.soak.figures import soak_is_well, write
 from benchmarks.soak.load import Load, ask_in_turn, routes
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.verdict import judge
 from testing.server import Server
 from testing.tiny.llava import build_llava
 
-HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
-SCRATCH: Final = ROOT / "benchmarks" / "output" / "soak"
+FOLDER: Final = committed("soak")
+SCRATCH: Final = scratch("soak")
 POSITIONS: Final = 8192
-"""So long that three whole images and a question of 4,000 words fit. Positions are rotary, so the
-checkpoint has no table that is too short."""
+"""Enough for three unpruned images and a question of 4,000 words. Positions are rotary, so the
+checkpoint has no table of positions."""
 ARGUMENTS: Final = (
     *("--max-model-len", str(POSITIONS)),
     *("--hf-overrides", json.dumps({"text_config": {"max_position_embeddings": POSITIONS}})),
-    # 64 blocks a request of full length: caches that are full within a minute, so that memory
-    # which grows after it is not a cache filling up.
+    # 64 blocks a request of full length: the caches are full within a minute, so that they do not
+    # explain memory that grows later.
     *("--num-gpu-blocks-override", "512", "--block-size", "128"),
     *("--mm-processor-cache-gb", "0.1", "--visual-feature-cache-gb", "0.05"),
     # Batches of conversations are among vLLM's own optional routes.
@@ -63,18 +63,18 @@ ARGUMENTS: Final = (
     *("--uvicorn-log-level", "warning"),
 )
 LOOK: Final = 5.0
-"""Seconds between two looks at what memory is whose."""
+"""Seconds between two samples of private memory."""
 WARM_UP: Final = 5
-"""Minutes before memory is looked at."""
+"""Minutes before memory is measured."""
 SHORTEST: Final = 10
-"""Minutes from which on a run is reported beside this file."""
+"""Minutes from which a run is written to the committed report."""
 CHECKED_NEW: Final = 2000
-"""New requests that are repeated on a quiet server afterwards, at most."""
+"""The most new requests that are repeated afterwards on a server without load."""
 
 
 def start(name: str, *more: str, allocator: str = GLIBC) -> Server:
-    """Describe a server of the soak's model."""
-    model = build_llava(ROOT / ".models" / "llava-clip")
+    """Return a server of the soak's model, not started."""
+    model = build_llava(MODELS / "llava-clip")
     return server(
         model,
         plugin=True,
@@ -87,11 +87,11 @@ def start(name: str, *more: str, allocator: str = GLIBC) -> Server:
 def quiet_answers(
     calls: list[Call], allocator: str
 ) -> tuple[dict[Call, Answer], list[Call], list[str]]:
-    """Ask a quiet server everything, twice and the second time backwards.
+    """Send everything to a server without load twice, the second time in reverse order.
 
     Returns:
-        The answers, the calls that ask what would be kept, and the names of calls whose second
-        answer was another; there are none, or nothing later means anything.
+        The answers, the requests to the explain route, and the names of requests with two different
+        answers. Unless that list is empty, later comparisons have no meaning.
     """
     with start("quiet", allocator=allocator) as quiet:
         explain = explained(calls) if EXPLAIN in asyncio.run(routes(quiet.url)) else []
@@ -104,7 +104,7 @@ def quiet_answers(
 async def soak(
     url: str, load: Load, peaks: Peaks, minutes: int, progress: Path
 ) -> list[dict[str, Any]]:
-    """Let the clients at a server for so many minutes; returns a line for each."""
+    """Run the clients for some minutes; return the figures of each minute."""
     lines: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -143,7 +143,7 @@ async def soak(
 
 
 def is_idle(url: str) -> bool:
-    """Tell whether the engine has forgotten every request, those left and cancelled too."""
+    """Return whether the engine has released every request, cancelled ones included."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = page(url)
@@ -155,16 +155,20 @@ def is_idle(url: str) -> bool:
     return False
 
 
-def check_new(url: str, told: dict[int, Answer]) -> tuple[int, list[dict[str, Any]], int]:
-    """Repeat new requests on a quiet server: how many, which were wrong, how many near ties."""
-    chosen = sorted(random.Random(0).sample(sorted(told), min(CHECKED_NEW, len(told))))
+def check_new(url: str, loaded: dict[int, Answer]) -> tuple[int, list[dict[str, Any]], int]:
+    """Repeat new requests on a server without load.
+
+    Returns:
+        how many, the wrong answers, and the number of near ties.
+    """
+    chosen = sorted(random.Random(0).sample(sorted(loaded), min(CHECKED_NEW, len(loaded))))
     again = asyncio.run(ask_in_turn(url, [fresh_call(number) for number in chosen]))
     wrong, ties = [], 0
     for number, (call, quiet) in zip(chosen, again.items(), strict=True):
-        verdict = judge(quiet, told[number])
+        verdict = judge(quiet, loaded[number])
         ties += verdict == "near tie"
         if verdict == "wrong":
-            loud = told[number]
+            loud = loaded[number]
             wrong.append(
                 {
                     "call": call.name,
@@ -197,17 +201,17 @@ def memory_figures(
 
 
 def quantile(values: list[float], share: float) -> float | None:
-    """Return the value that so many are below; None without any."""
+    """Return a quantile; None without values."""
     ordered = sorted(values)
     return round(ordered[int(len(ordered) * share)], 2) if ordered else None
 
 
 def main() -> int:
-    """Run, report, and say by the exit status whether all is well."""
+    """Run and report; return 1 if a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=240, help="in the finite set")
+    parser.add_argument("--calls", type=int, default=240, help="requests in the finite set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--section", default="soak", help="of the report")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default=JEMALLOC)
@@ -218,10 +222,9 @@ def main() -> int:
         variables(options.allocator)
     except MissingAllocatorError as error:
         parser.error(str(error))
-    SCRATCH.mkdir(parents=True, exist_ok=True)
 
     calls = finite_calls(options.calls)
-    say(f"{len(calls)} calls to a quiet server, twice")
+    say(f"{len(calls)} requests to a server without load, twice")
     quiet, explain, unstable = quiet_answers(calls, options.allocator)
     refused = [(call.name, a.status, a.text[:300]) for call, a in quiet.items() if a.status != 200]
     (SCRATCH / "quiet.json").write_text(
@@ -230,12 +233,11 @@ def main() -> int:
         )
     )
     if refused:
-        sys.exit(f"the quiet server refused what it should answer: {refused}")
-    say(f"quiet answers that differ from themselves: {unstable}")
+        sys.exit(f"the server without load refused valid requests: {refused}")
+    say(f"requests with two different answers: {unstable}")
 
     with start("loud", allocator=options.allocator) as loud:
-        assert loud._process is not None
-        peaks = Peaks(loud._process.pid)
+        peaks = Peaks(loud.process_id)
 
         async def under_load() -> tuple[Load, list[dict[str, Any]]]:
             load = Load(
@@ -249,11 +251,11 @@ def main() -> int:
         idle = after = None
         try:
             idle = is_idle(loud.url)
-            say("the load is over; the same calls once more, one by one")
+            say("the load is over; the same requests once more, one by one")
             after = asyncio.run(ask_in_turn(loud.url, list(quiet)[::-1]))
         except (LostError, OSError, MetricsError) as error:
-            # The report says that nothing was the same; what came before is still worth reading.
-            say(f"it could not be asked to the end: {error!r}")
+            # The report counts all of these answers as changed; the figures before remain valid.
+            say(f"the requests after the load failed: {error!r}")
             counts.lost.append({"call": "afterwards", "error": repr(error)})
         changed = [
             call.name
@@ -296,10 +298,10 @@ def main() -> int:
         "lost_requests": counts.lost[:40],
     }
     is_long = options.minutes >= SHORTEST
-    folder = HERE if is_long else SCRATCH
-    report.write(folder, options.section, figures)
+    folder = FOLDER if is_long else SCRATCH
+    write(folder, options.section, figures)
     print((folder / "report.md").read_text())
-    return 0 if report.soak_is_well(figures) else 1
+    return 0 if soak_is_well(figures) else 1
 
 
 if __name__ == "__main__":

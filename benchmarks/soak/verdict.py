@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an answer under load is the one that the quiet server gave."""
+"""Compares answers under load with those without load."""
 
 import math
 from typing import Any, Final, Literal
@@ -9,18 +9,18 @@ from benchmarks.soak.clients import Answer
 Verdict = Literal["right", "near tie", "wrong"]
 
 NEAR_TIE: Final = 1e-3
-"""A lead in log probability that rounding may turn: kernels add up in another order when other
-requests share a batch. In float32 that moves a logit by 1e-5 or so."""
+"""A difference in log probability that rounding may reverse: kernels add in another order when
+other requests share a batch. In float32 that changes a logit by about 1e-5."""
 
 SCORE: Final = 1e-3
-"""The same for scores, which lie between 0 and 1. Which patches are kept has to be equal."""
+"""The same for scores, which are between 0 and 1. The kept patches must be equal."""
 
 
 def judge(quiet: Answer, loud: Answer) -> Verdict:
-    """Compare an answer with the quiet server's.
+    """Compare an answer with the one without load.
 
-    A near tie is another word at a place where the quiet server's two best were as good as equal,
-    with all words before it and every count of prompt and visual tokens the same.
+    A near tie is a different word where the two best words without load were nearly equal, with the
+    same words before it and the same counts of prompt and visual tokens.
     """
     if (quiet.status, quiet.text) == (loud.status, loud.text):
         if alike(quiet.counts, loud.counts):
@@ -39,7 +39,7 @@ def judge(quiet: Answer, loud: Answer) -> Verdict:
 
 
 def judge_beginning(quiet: Answer, begun: Answer) -> Verdict:
-    """Compare what a client read before it left."""
+    """Compare what a client read before it disconnected."""
     if begun.status == quiet.status and quiet.text.startswith(begun.text):
         return "right"
     same = 0
@@ -51,7 +51,7 @@ def judge_beginning(quiet: Answer, begun: Answer) -> Verdict:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Tell whether two JSON values are the same but for rounding of the scores in them."""
+    """Return whether two JSON values are equal except for the rounding of scores."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, abs_tol=SCORE)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -62,5 +62,5 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def _without_words(counts: object) -> object:
-    # An answer that took another turn may also end elsewhere.
+    # After a different word the number of words may differ, too.
     return (counts[0], counts[2]) if isinstance(counts, tuple) else counts

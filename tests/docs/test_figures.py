@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures in the pages equal those of the committed results."""
 
-import json
 import re
 
 import pytest
 
-from benchmarks.accuracy.report import Set
-from benchmarks.budgets import (
-    HERE,
+from benchmarks.accuracy.figures import Set
+from benchmarks.overview.figures import (
     KINDS,
     LEVELS,
-    PICTURE,
     answers,
-    draw,
     kept_of,
     kinds_table,
     speed_of,
     speed_table,
+    speeds,
 )
+from benchmarks.overview.plot import PICTURE, draw
 from flashvlm_vllm.vllm_compat.ledger import as_table
 from tests.docs.markdown import DOCS, README
 
@@ -30,13 +28,14 @@ def plain() -> Set:
 
 @pytest.fixture(scope="module")
 def served() -> dict:
-    return json.loads((HERE / "serving" / "results.json").read_text())
+    return speeds()
 
 
 def between(name: str) -> str:
     """Return the part of the page that holds the command's output."""
     page = (DOCS / "users" / "choosing-a-budget.md").read_text()
-    begin, end = (f"<!-- python -m benchmarks.budgets: {mark} -->" for mark in (name, "end"))
+    command = "python -m benchmarks.overview.run"
+    begin, end = (f"<!-- {command}: {mark} -->" for mark in (name, "end"))
     found = re.search(rf"{begin}\n\n(.*?)\n\n{end}", page, re.DOTALL)
     assert found is not None
     return found[1]

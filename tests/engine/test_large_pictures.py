@@ -3,7 +3,8 @@
 
 import pytest
 
-from benchmarks.large_pictures.run import BUDGET, MOST_MEMORY, marks, measure
+from benchmarks.large_pictures.figures import MOST_MEMORY, marks
+from benchmarks.large_pictures.run import BUDGET, measure
 from benchmarks.measuring.report import missed
 
 

@@ -18,7 +18,7 @@ def test_one_minute_of_the_soak_has_no_wrong_answers_and_no_lost_requests() -> N
     command = [sys.executable, "-m", "benchmarks.soak.run", *options]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-3000:]
-    report = json.loads((REPOSITORY / "benchmarks/output/soak/report.json").read_text())
+    report = json.loads((REPOSITORY / "benchmarks/output/soak/results.json").read_text())
     soak = report["soak"]
     assert soak["requests"] > 50
     assert soak["faults"] > 5

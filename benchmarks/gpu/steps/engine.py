@@ -19,11 +19,12 @@ from PIL import Image
 
 from benchmarks.accuracy.sets import Item, plain
 from benchmarks.accuracy.statistics import share
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.comparing import answers_file
 from benchmarks.gpu.engines import engine_arguments
 from benchmarks.gpu.offline import leave
 from benchmarks.gpu.recorder import Recorder, scratch
+from benchmarks.serving import plan
 from small_vlm import WEIGHTS
 from small_vlm.architecture import VISUAL_TOKENS
 
@@ -38,7 +39,7 @@ KEPT: Final = 40
 CHUNK: Final = 96
 """Tokens of a step with ``--chunks``; an image without a budget has 576."""
 ANSWER_TOKENS: Final = 4
-BUDGETS: Final = (None, *figures.BUDGETS)
+BUDGETS: Final = (None, *plan.BUDGETS)
 
 
 def questions(count: int) -> list[Item]:
@@ -134,7 +135,7 @@ def describe(recorder: Recorder, engine: SmallVLM, name: str, runner: int, stock
     (found,) = engine.llm.collective_rpc(who_runs)
     is_second = ".gpu.model_runner" in found["runner"] or ".cpu.model_runner" in found["runner"]
     seen = f"{found['runner']}; attention {', '.join(found['attention']) or 'unknown'}"
-    recorder.check(figures.of(name, figures.RUNNER), is_second == (runner == 2), seen)
+    recorder.check(keys.of(name, keys.RUNNER), is_second == (runner == 2), seen)
     if not stock:
         ours = found["model"].startswith("flashvlm_vllm")
         recorder.check(f"{name}: the plugin's model class runs", ours, found["model"])
@@ -223,14 +224,12 @@ def measure_accuracy(recorder: Recorder, engine: SmallVLM, name: str) -> dict[st
                 pairs = zip(kept, expected["kept"][str(budget)], strict=False)
                 alike = [len(set(a) & set(b)) / len(b) for a, b in pairs]
                 shown += f"; {sum(alike) / len(alike):.3f} of the kept tokens are the CPU's"
-        recorder.figure(
-            figures.of(name, figures.accuracy(budget)), round(right.value, 4), "", shown
-        )
+        recorder.figure(keys.of(name, keys.accuracy(budget)), round(right.value, 4), "", shown)
     recorder.check(
-        figures.of(name, figures.COUNTS_EXACT), exact, f"{len(items)} questions at each budget"
+        keys.of(name, keys.COUNTS_EXACT), exact, f"{len(items)} questions at each budget"
     )
     if expected is not None:
-        recorder.check(figures.of(name, figures.ACCURACY_AS_CPU), inside)
+        recorder.check(keys.of(name, keys.ACCURACY_AS_CPU), inside)
     return answers
 
 
@@ -272,9 +271,9 @@ def main() -> NoReturn:
         with recorder.part("mixed budgets"):
             exact, total = ask_mixed(engine, min(16, len(items)))
             seen = f"{exact} of {total}: none, 128, 64, 32, 16 and a quarter"
-            recorder.check(figures.of(asked.name, figures.MIXED_EXACT), exact == total, seen)
+            recorder.check(keys.of(asked.name, keys.MIXED_EXACT), exact == total, seen)
         with recorder.part("prefix cache"):
-            recorder.check(figures.of(asked.name, figures.PREFIX_CACHE), *two_questions(engine))
+            recorder.check(keys.of(asked.name, keys.PREFIX_CACHE), *two_questions(engine))
     answers_file(scratch(), asked.name).write_text(json.dumps(left) + "\n")
     leave(engine.llm, recorder.finish())
 

@@ -15,9 +15,10 @@ from benchmarks.efficiency.first_token import PROMPT
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
 from benchmarks.efficiency.paper import BUDGETS, FULL_TOKENS, ROWS, UNPRUNED
 from benchmarks.efficiency.shapes import write_shape
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.offline import First, OneAtATime, leave
 from benchmarks.gpu.recorder import Recorder, scratch
+from benchmarks.measuring.order import alternating
 from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.pictures import picture
 from testing.tiny.llava import build_llava
@@ -61,15 +62,15 @@ def write(recorder: Recorder, rounds: dict[int, list[First]], engine: OneAtATime
         scheduled = statistics.median(row.scheduled for row in rows)
         shown = f"{how}; the paper {paper.latency_ms:.0f} ms on an A100"
         recorder.figure(
-            figures.next_time(tokens, figures.SCHEDULED), round(1000 * scheduled, 2), "ms", shown
+            keys.next_time(tokens, keys.SCHEDULED), round(1000 * scheduled, 2), "ms", shown
         )
         whole = statistics.median(row.whole for row in rows)
-        recorder.figure(figures.next_time(tokens, figures.WHOLE), round(1000 * whole, 2), "ms", how)
+        recorder.figure(keys.next_time(tokens, keys.WHOLE), round(1000 * whole, 2), "ms", how)
         if rows[-1].peak_bytes:
             cached = rows[-1].prompt_tokens * KV_BYTES_OF_A_TOKEN
             used = max(row.peak_bytes for row in rows) - engine.kv_cache_bytes() + cached
             recorder.figure(
-                figures.next_memory(tokens), round(used / 1e9, 2), "GB",
+                keys.next_memory(tokens), round(used / 1e9, 2), "GB",
                 f"peak of tensors, with the KV blocks of this request only; the paper "
                 f"{paper.memory_gb} GB",
             )  # fmt: skip
@@ -77,10 +78,10 @@ def write(recorder: Recorder, rounds: dict[int, list[First]], engine: OneAtATime
             ratio = compare([row.scheduled for row in whole_rows], [row.scheduled for row in rows])
             asked = ROWS[UNPRUNED, FULL_TOKENS].latency_ms / paper.latency_ms
             shown = f"{ratio}; {how}; the paper {asked:.2f}"
-            name = figures.next_speedup(tokens, figures.SCHEDULED)
+            name = keys.next_speedup(tokens, keys.SCHEDULED)
             recorder.figure(name, round(ratio.median, 2), "", shown)
             ratio = compare([row.whole for row in whole_rows], [row.whole for row in rows])
-            name = figures.next_speedup(tokens, figures.WHOLE)
+            name = keys.next_speedup(tokens, keys.WHOLE)
             recorder.figure(name, round(ratio.median, 2), "", f"{ratio}; {how}")
 
 
@@ -103,7 +104,7 @@ def main() -> NoReturn:
                 first(tokens, 9000 + 3 * warm + place)
         until = time.monotonic() + SECONDS
         for number in range(2 if asked.rehearse else ROUNDS):
-            order = LENGTHS if number % 2 == 0 else LENGTHS[::-1]
+            order = alternating(LENGTHS, number)
             taken = {tokens: first(tokens, 3 * number + at) for at, tokens in enumerate(order)}
             for tokens in LENGTHS:
                 rounds[tokens].append(taken[tokens])

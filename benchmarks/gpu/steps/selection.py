@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.recorder import Recorder
 from benchmarks.selection.clock import DEVICE, median_ms
 from benchmarks.selection.methods import METHODS, select_all
@@ -25,9 +25,9 @@ HOW: Final = (
     "bfloat16, projected features 4096 wide, compared features 1024 wide; launches included"
 )
 MARKS: Final = {
-    figures.SELECTION_ONE: (1, 64),
-    figures.SELECTION_32: (32, 64),
-    figures.SELECTION_CROPS: (5, 128),
+    keys.SELECTION_ONE: (1, 64),
+    keys.SELECTION_32: (32, 64),
+    keys.SELECTION_CROPS: (5, 128),
 }
 """Images of 576 tokens, and tokens kept of each."""
 
@@ -76,21 +76,21 @@ def main() -> int:
         with recorder.part(name):
             count = min(images, 2) if asked.rehearse else images
             recorder.figure(name, milliseconds(batch_of(count), budget), "ms")
-    with recorder.part(figures.SELECTION_LIST):
+    with recorder.part(keys.SELECTION_LIST):
         video = synthetic_video(3072, WIDTH, seed=0).to(DEVICE)
         parts = [tensor.to(torch.bfloat16) for tensor in video]
         one = Image(parts[0][:2880], parts[1][:2880], parts[2], parts[3][:2880])
-        recorder.figure(figures.SELECTION_LIST, milliseconds([one], 640), "ms")
+        recorder.figure(keys.SELECTION_LIST, milliseconds([one], 640), "ms")
     if ON_GPU:
-        with recorder.part(figures.NO_SYNC):
-            recorder.figure(figures.NO_SYNC, False, conditions="it waited, or the check failed")
+        with recorder.part(keys.NO_SYNC):
+            recorder.figure(keys.NO_SYNC, False, conditions="it waited, or the check failed")
             waits()
-            recorder.check(figures.NO_SYNC, True, "set_sync_debug_mode('error')")
+            recorder.check(keys.NO_SYNC, True, "set_sync_debug_mode('error')")
     with recorder.part("published loop and VisPruner"):
         (image,) = batch_of(1, torch.float32)
         for name, method in (
-            (figures.PUBLISHED, "published loop"),
-            (figures.VISPRUNER, "vispruner"),
+            (keys.PUBLISHED, "published loop"),
+            (keys.VISPRUNER, "vispruner"),
         ):
             choose = METHODS[method].choose
             time = median_ms(partial(choose, image, 64), repeats=min(REPEATS, 9))
@@ -107,7 +107,7 @@ def main() -> int:
             tower = measure_tower(images, layers=2 if asked.rehearse else 24)
             share = tower.percent
             seen = f"tower {tower.tower_ms:.2f} ms, selection {tower.selection_ms:.3f} ms"
-            recorder.figure(figures.tower_share(images), round(share, 2), "%", seen)
+            recorder.figure(keys.tower_share(images), round(share, 2), "%", seen)
     return recorder.finish()
 
 

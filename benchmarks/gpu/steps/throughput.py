@@ -7,7 +7,6 @@ Random weights: times do not depend on them. At the end a second question about 
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 import time
@@ -22,15 +21,18 @@ from transformers import AutoTokenizer
 from benchmarks.efficiency.first_token import WORD
 from benchmarks.efficiency.formulas import CLIP_L, LLAMA_7B
 from benchmarks.efficiency.shapes import write_shape
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.engines import as_flags, engine_arguments
 from benchmarks.gpu.recorder import Recorder, scratch
 from benchmarks.gpu.running import turn_file
+from benchmarks.measuring.command import stop_servers_on_sigterm
 from benchmarks.measuring.metrics import Peak, blocks_per_request, kv_blocks, page, value
+from benchmarks.measuring.order import alternating
 from benchmarks.measuring.pairs import compare
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.measuring.traffic import Pictures, asked_one_by_one, closed_loop
 from benchmarks.measuring.turn import Turn, percentiles
+from benchmarks.serving.plan import COLUMNS, NONE, STOCK
 from testing.server import Server
 from testing.tiny.llava import build_llava
 
@@ -54,10 +56,10 @@ class Column:
 
     def __init__(self, name: str, urls: dict[bool, str], word: int) -> None:
         self.name = name
-        self.url = urls[name != figures.STOCK]
+        self.url = urls[name != STOCK]
         # What random weights say may not be text at all: one word is allowed.
         self.fields: dict[str, Any] = {"allowed_token_ids": [word]}
-        if name not in (figures.STOCK, figures.NONE):
+        if name not in (STOCK, NONE):
             self.fields["visual_budget"] = int(name)
 
 
@@ -110,8 +112,8 @@ class Rounds:
         return turn
 
     def run(self, number: int, requests: dict[int, int], until: float) -> bool:
-        """Take a turn of every column at every load; False: the time was up."""
-        order = self._columns if number % 2 == 0 else self._columns[::-1]
+        """Take a turn of every column at every load; False: the time is over."""
+        order = alternating(self._columns, number)
         for clients, count in requests.items():
             taken = {}
             for column in order:
@@ -125,25 +127,25 @@ class Rounds:
     def write(self) -> None:
         """Write all figures of the rounds so far."""
         for (clients, name), turns in self.turns.items():
-            stock = self.turns[clients, figures.STOCK]
-            how = f"rounds: {len(turns)}, {OUTPUT_TOKENS} tokens of answer"
+            stock = self.turns[clients, STOCK]
+            how = f"rounds: {len(turns)}, {OUTPUT_TOKENS} output tokens"
             how += f", prompt of {self.prompt_tokens[name]} tokens"
             speed = statistics.median(turn.requests_per_second for turn in turns)
-            self._recorder.figure(figures.throughput(name, clients), round(speed, 2), "1/s", how)
+            self._recorder.figure(keys.throughput(name, clients), round(speed, 2), "1/s", how)
             ratio = compare(
                 [turn.requests_per_second for turn in turns],
                 [turn.requests_per_second for turn in stock],
             )
-            if name != figures.STOCK:
+            if name != STOCK:
                 self._recorder.figure(
-                    figures.times_stock(name, clients),
+                    keys.times_stock(name, clients),
                     round(ratio.median, 3),
                     "",
                     f"{ratio}; {how}",
                 )
             ttft = percentiles([each for turn in turns for each in turn.ttfts])
             tpot = percentiles([each for turn in turns for each in turn.tpots])
-            at = f"at {clients} client{'s' if clients > 1 else ''}"
+            at = f"at {keys.clients_text(clients)}"
             for what, (median, worst) in (("TTFT", ttft), ("TPOT", tpot)):
                 self._recorder.figure(
                     f"{name}: {what} {at}", round(1000 * median, 2), "ms",
@@ -152,7 +154,7 @@ class Rounds:
 
 
 def residency(recorder: Recorder, rounds: Rounds, columns: list[Column], most: int) -> None:
-    """Look how many requests run at once when there are more clients than fit."""
+    """Count the requests that run at once when there are more clients than fit."""
     for column in columns:
         blocks, size = kv_blocks(page(column.url))
         tokens = rounds.prompt_tokens[column.name] + OUTPUT_TOKENS
@@ -171,11 +173,11 @@ def residency(recorder: Recorder, rounds: Rounds, columns: list[Column], most: i
 
 
 def second_question(recorder: Recorder, pictures: Pictures, columns: list[Column]) -> None:
-    """Ask twice about new images: TTFT of the second question as share of the first's."""
+    """Send two questions about new images; record the second's TTFT relative to the first's."""
     for column in columns:
         time.sleep(PAUSE)
         shares, firsts, seconds = [], [], []
-        before = value(page(column.url), MISSES) if column.name != figures.STOCK else 0.0
+        before = value(page(column.url), MISSES) if column.name != STOCK else 0.0
         for image in pictures.take(12):
             other = {**column.fields, "question": SECOND_QUESTION}
             first, second = asked_one_by_one(column.url, [(image, column.fields), (image, other)])
@@ -187,21 +189,21 @@ def second_question(recorder: Recorder, pictures: Pictures, columns: list[Column
             f"{1000 * statistics.median(firsts):.1f} and {1000 * statistics.median(seconds):.1f} ms"
         )
         share = round(statistics.median(shares), 3)
-        if column.name == figures.STOCK:
-            recorder.figure(f"stock: {figures.SECOND_TTFT}", share, "", shown)
+        if column.name == STOCK:
+            recorder.figure(f"stock: {keys.SECOND_TTFT}", share, "", shown)
             continue
-        recorder.figure(figures.SECOND_TTFT, share, "", f"{column.name} tokens; {shown}")
+        recorder.figure(keys.SECOND_TTFT, share, "", f"{column.name} tokens; {shown}")
         encoded = int(value(page(column.url), MISSES) - before) - len(shares)
-        recorder.figure(figures.SECOND_ENCODED, encoded, "", f"of {len(shares)}")
+        recorder.figure(keys.SECOND_ENCODED, encoded, "", f"of {len(shares)}")
 
 
 def main() -> int:
-    """Start both servers, wait for the turn, measure until the time is up."""
+    """Start both servers, wait for the turn, measure until the time is over."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240, help="from the turn's begin")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one short round")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_servers_on_sigterm()
     recorder = Recorder("throughput", "random weights")
     model = write_model(asked.rehearse)
     (word,) = AutoTokenizer.from_pretrained(model).encode(WORD, add_special_tokens=False)
@@ -216,7 +218,7 @@ def main() -> int:
         urls = {plugin: each.url for plugin, each in described.items()}
         for plugin, url in urls.items():
             confirm(url, plugin=plugin)
-        columns = [Column(name, urls, word) for name in figures.COLUMNS]
+        columns = [Column(name, urls, word) for name in COLUMNS]
         pictures = Pictures(336, different=24)
         rounds = Rounds(recorder, columns, pictures)
         with recorder.part("warm-up"):

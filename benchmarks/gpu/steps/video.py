@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu import figures
+from benchmarks.gpu import keys
 from benchmarks.gpu.offline import First, OneAtATime, leave
 from benchmarks.gpu.onevision import SIDE, VIDEO, write_onevision
 from benchmarks.gpu.recorder import Recorder, scratch
@@ -40,11 +40,11 @@ def write(recorder: Recorder, rounds: dict[str, list[First]], frames: int) -> No
         how = f"rounds: {len(rows)}, {frames} frames, prompt of {rows[0].prompt_tokens} tokens"
         scheduled = statistics.median(row.scheduled for row in rows)
         recorder.figure(
-            figures.video_time(name, figures.SCHEDULED),
+            keys.video_time(name, keys.SCHEDULED),
             round(1000 * scheduled, 2), "ms", how,
         )  # fmt: skip
         whole = statistics.median(row.whole for row in rows)
-        recorder.figure(figures.video_time(name, figures.WHOLE), round(1000 * whole, 2), "ms", how)
+        recorder.figure(keys.video_time(name, keys.WHOLE), round(1000 * whole, 2), "ms", how)
     ratio = compare(
         [row.scheduled for row in rounds["whole"]], [row.scheduled for row in rounds["a fifth"]]
     )

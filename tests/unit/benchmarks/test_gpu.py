@@ -10,17 +10,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import comparing, figures, pages
+from benchmarks.gpu import comparing, keys, pages
+from benchmarks.gpu import run as program
 from benchmarks.gpu.engines import as_flags, without_broken_parts
+from benchmarks.gpu.figures import marks
 from benchmarks.gpu.machine import GPU
-from benchmarks.gpu.marks import marks
 from benchmarks.gpu.plan import RUNNER, Stage, Step, stages
 from benchmarks.gpu.recorder import SCRATCH_VARIABLE, Recorder, recorded, shortened
 from benchmarks.gpu.report import report
 from benchmarks.gpu.results import RESULTS, Figure, Results, StepResult, read
 from benchmarks.gpu.running import Machine, Runner, passed_failed_skipped, unfit
 from benchmarks.gpu.stand_ins import put_in_place
+from benchmarks.serving.plan import BUDGETS, NONE, STOCK
 
 ROOT = Path(__file__).parents[3]
 MACHINE = {
@@ -81,19 +82,19 @@ class TestMarks:
     @pytest.mark.parametrize(
         ("name", "met", "missed"),
         [
-            (figures.SELECTION_ONE, 0.5, 0.51),
-            (figures.SELECTION_32, 2.0, 2.01),
-            (figures.SELECTION_CROPS, 1.5, 1.6),
-            (figures.tower_share(32), 5.0, 5.1),
-            (figures.times_stock("64", 32), 3.0, 2.9),
-            (figures.times_stock(figures.NONE, 8), 0.99, 0.97),
-            (figures.times_stock("32", 1), 1.0, 0.99),
-            (figures.next_speedup(160, figures.SCHEDULED), 4.5, 4.4),
-            (figures.SECOND_TTFT, 0.35, 0.36),
-            (figures.SECOND_ENCODED, 0, 1),
-            (figures.NO_SYNC, True, False),
-            (figures.of("v2-bf16-graphs", figures.EQUALS_STOCK), True, False),
-            (figures.of("v1-bf16-graphs", figures.ACCURACY_AS_CPU), True, False),
+            (keys.SELECTION_ONE, 0.5, 0.51),
+            (keys.SELECTION_32, 2.0, 2.01),
+            (keys.SELECTION_CROPS, 1.5, 1.6),
+            (keys.tower_share(32), 5.0, 5.1),
+            (keys.times_stock("64", 32), 3.0, 2.9),
+            (keys.times_stock(NONE, 8), 0.99, 0.97),
+            (keys.times_stock("32", 1), 1.0, 0.99),
+            (keys.next_speedup(160, keys.SCHEDULED), 4.5, 4.4),
+            (keys.SECOND_TTFT, 0.35, 0.36),
+            (keys.SECOND_ENCODED, 0, 1),
+            (keys.NO_SYNC, True, False),
+            (keys.of("v2-bf16-graphs", keys.EQUALS_STOCK), True, False),
+            (keys.of("v1-bf16-graphs", keys.ACCURACY_AS_CPU), True, False),
         ],
     )
     def test_a_figure_decides_its_target(self, name: str, met: object, missed: object) -> None:
@@ -111,10 +112,10 @@ class TestMarks:
         names = {step.name for stage in stages(rehearsal=False) for step in stage.steps}
         for mark in marks(Results()):
             engine, _, rest = mark.asked.partition(": ")
-            if rest == "tests" or engine.startswith(("v1-", "v2-")):
+            if rest == keys.TESTS or engine.startswith(("v1-", "v2-")):
                 assert engine in names, mark.asked
         for constant in ("GPU_TESTS", "SELECTION_LIST", "NO_SYNC", "SECOND_ENCODED"):
-            assert written.count(f"figures.{constant}") >= 2, constant
+            assert written.count(f"keys.{constant}") >= 2, constant
 
 
 class TestReport:
@@ -135,8 +136,8 @@ class TestReport:
         from benchmarks.gpu.plot import plot
 
         names = {
-            figures.throughput(figures.STOCK, 1): 2.0,
-            figures.next_time(160, figures.SCHEDULED): 50.0,
+            keys.throughput(STOCK, 1): 2.0,
+            keys.next_time(160, keys.SCHEDULED): 50.0,
         }
         plot(results(**names), tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 5000
@@ -154,11 +155,11 @@ class TestPages:
         assert (RESULTS.parent / "report.md").read_text() == report(read())
 
     def test_figures_replace_open_entries(self) -> None:
-        name = figures.next_time(160, figures.SCHEDULED)
-        assert "| 160 | open |" in pages.next_table(Results())
+        name = keys.next_time(160, keys.SCHEDULED)
+        assert "| 160 | not run |" in pages.next_table(Results())
         assert "| 160 | 42.0 |" in pages.next_table(results(**{name: 42.0}))
         assert "On Card: " in pages.overview(results(**{name: 42.0}), "")
-        targets = pages.marks_of(results(**{figures.SELECTION_ONE: 0.4}), "selection 576")
+        targets = pages.marks_of(results(**{keys.SELECTION_ONE: 0.4}), "selection 576")
         assert "| 0.4 | met |" in targets
 
 
@@ -167,7 +168,7 @@ class TestComparing:
         comparing.answers_file(folder, engine).write_text(json.dumps(found))
 
     def test_both_ids_and_log_probabilities_must_equal_stock(self, tmp_path: Path) -> None:
-        name = figures.of("v1-bf16-graphs", figures.EQUALS_STOCK)
+        name = keys.of("v1-bf16-graphs", keys.EQUALS_STOCK)
         alone = [{"ids": [1, 2], "logprobs": [-0.5, -0.25]}]
         self.leave(tmp_path, "v1-bf16-graphs", alone=alone)
         assert name not in comparing.compare_answers(tmp_path)
@@ -180,7 +181,7 @@ class TestComparing:
             assert comparing.compare_answers(tmp_path)[name].value is equal
 
     def test_chunked_prefill_is_compared_with_a_float32_engine(self, tmp_path: Path) -> None:
-        name = figures.of("v2-chunks", figures.CHUNKED)
+        name = keys.of("v2-chunks", keys.CHUNKED)
         answers = {"None": ["a", "b"], "64": ["c"]}
         self.leave(tmp_path, "v2-chunks", answers=answers, chunk=96, dtype="torch.float32")
         whole = {"None": ["a", "b", "z"], "64": ["c"]}
@@ -372,7 +373,7 @@ def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_skipped(
     tmp_path: Path,
 ) -> None:
     begun = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--minutes", "10"]
+    command = [sys.executable, "-m", "benchmarks.gpu.run", "--rehearse", "--minutes", "10"]
     subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, check=True)
     assert time.monotonic() - begun < 600
     found = read(tmp_path / "results.json")
@@ -382,20 +383,18 @@ def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_skipped(
         assert result.status == "done" or (result.status == "skipped" and result.reason), name
     engine = "v1-bf16-graphs"
     for name in (
-        figures.of(engine, figures.RUNNER),
-        figures.of(engine, figures.COUNTS_EXACT),
-        figures.of(engine, figures.MIXED_EXACT),
-        figures.of(engine, figures.PREFIX_CACHE),
-        figures.of(engine, figures.EQUALS_STOCK),
-        figures.of("v1-chunks", figures.CHUNKED),
+        keys.of(engine, keys.RUNNER),
+        keys.of(engine, keys.COUNTS_EXACT),
+        keys.of(engine, keys.MIXED_EXACT),
+        keys.of(engine, keys.PREFIX_CACHE),
+        keys.of(engine, keys.EQUALS_STOCK),
+        keys.of("v1-chunks", keys.CHUNKED),
         "qwen2.5-vl-v1-eager: tests",
     ):
         assert found.figures[name].value is True, (name, found.figures[name].conditions)
     # On a CPU these are the same questions to the same model, so all answers are as expected.
-    for budget in (None, *figures.BUDGETS):
-        assert (
-            "6 the same" in found.figures[figures.of(engine, figures.accuracy(budget))].conditions
-        )
-    assert (tmp_path / "report.md").read_text().count("| open |") > 0
+    for budget in (None, *BUDGETS):
+        assert "6 the same" in found.figures[keys.of(engine, keys.accuracy(budget))].conditions
+    assert (tmp_path / "report.md").read_text().count("| not run |") > 0
     assert (tmp_path / "plot.png").exists()
     assert list((tmp_path / "logs").glob("*.log"))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measuring.ask import Reply
+from benchmarks.measuring.order import rotated
 from benchmarks.multiturn import run
 from benchmarks.multiturn.figures import (
     CACHED,
@@ -59,7 +60,7 @@ def test_the_table_has_a_column_per_question() -> None:
 
 
 def test_every_server_is_in_every_place() -> None:
-    rounds = [run.turn_order(COLUMNS, index) for index in range(3)]
+    rounds = [rotated(COLUMNS, index) for index in range(3)]
     assert all(sorted(place) == sorted(COLUMNS) for place in zip(*rounds, strict=True))
 
 

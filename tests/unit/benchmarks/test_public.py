@@ -16,10 +16,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.public import __main__ as command_line
+from benchmarks.public import run as command_line
 from benchmarks.public.cells import ROOT, TASKS, Cell, Setting, Target, plan, settings
+from benchmarks.public.figures import as_json, markdown
 from benchmarks.public.flashvlm_lmms_eval.request import Costs, visual_fields
-from benchmarks.public.report import as_json, markdown
 from benchmarks.public.scenes import FOLDER, write_scenes
 from benchmarks.public.tables import TABLES, Table, Task
 from benchmarks.public.tasks.drawn_scenes import utils
@@ -162,7 +162,7 @@ def test_a_table_shows_scores_their_share_of_unpruned_and_token_counts(tmp_path:
     lines = markdown(table, cells).splitlines()
     assert lines[2] == "| none | - | 50.0 | 1000.0 | 100.0 % | 576.0 | 100.0 |"
     assert lines[3].startswith("| 64 | flashvlm | 40.0 | 900.0 (3 requests failed) | 85.0 % | 64.0")
-    assert lines[-1] == "Not in lmms-eval, so not here: Three."
+    assert lines[-1] == "Not in lmms-eval: Three."
     assert {row.count("|") for row in lines[:4]} == {8}
     assert [cell.error is None for cell in cells] == [True, True, True, False]
     assert as_json(cells)[0]["metrics"] == {"exact_match": 0.5}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak import report
+from benchmarks.soak import figures
 from benchmarks.soak.calls import BUDGETS, CHAT, EXPLAIN, explained, finite_calls, fresh_call
 from benchmarks.soak.clients import Answer, read
 from benchmarks.soak.memory import Peaks, ends
@@ -167,10 +167,10 @@ def soak() -> Iterator[dict[str, Any]]:
 
 
 def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any]) -> None:
-    report.write(tmp_path, "soak", soak)
+    figures.write(tmp_path, "soak", soak)
     fault = {"what": "it is hit", "seen": "it falls", "commit": "abc", "requests": 7, "faults": 1}
-    report.write_fault(tmp_path, "hit", {**fault, "wrong": 0, "near_ties": 0, "lost": 0})
-    report.write(tmp_path, "soak", {**soak, "requests": 321})
+    figures.write_fault(tmp_path, "hit", {**fault, "wrong": 0, "near_ties": 0, "lost": 0})
+    figures.write(tmp_path, "soak", {**soak, "requests": 321})
     text = (tmp_path / "report.md").read_text()
     assert "| soak, 60 minutes | 321 | 20 | 0 | 1 | 0 | 100 MiB | 104 MiB |" in text
     assert "| hit | 7 | 1 | 0 | 0 | 0 |" in text
@@ -192,16 +192,16 @@ def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any
 def test_a_soak_with_errors_is_not_reported_as_passed(
     soak: dict[str, Any], worse: dict[str, Any], is_well: bool
 ) -> None:
-    assert report.soak_is_well({**soak, **worse}) is is_well
+    assert figures.soak_is_well({**soak, **worse}) is is_well
 
 
 def test_the_report_is_generated_from_its_figures() -> None:
-    folder = Path(report.__file__).parent
-    found = json.loads((folder / "report.json").read_text())
-    assert (folder / "report.md").read_text() == report.draw(found)
+    folder = Path(figures.__file__).parent
+    found = json.loads((folder / "results.json").read_text())
+    assert (folder / "report.md").read_text() == figures.draw(found)
     # The summary in the documentation is copied from it.
     shown = (folder.parents[1] / "docs" / "operators" / "hardening.md").read_text()
-    assert report.summary(found) in shown
+    assert figures.summary(found) in shown
     for section in found.values():
         for run in [section] if "requests" in section else section.values():
             assert (run["wrong"], run["lost"]) == (0, 0)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from benchmarks.accuracy import rows
-from benchmarks.accuracy.__main__ import Results, run
+from benchmarks.accuracy.figures import write_report
 from benchmarks.accuracy.grounding import distance, entropy, overlap
 from benchmarks.accuracy.reference import Reference
-from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.run import Results, run
 from benchmarks.accuracy.sets import (
     Item,
     box_patches,
@@ -228,7 +228,7 @@ def test_the_report_is_generated_from_the_results_alone(tmp_path: Path) -> None:
         "right": {"plain": marked},
     }
     write_report(found, tmp_path)
-    text = (tmp_path / "tables.md").read_text()
+    text = (tmp_path / "report.md").read_text()
     for name in ("unpruned", "oracle", "vispruner", "**flashvlm**", "linear fusion"):
         assert name in text
     right = marked["flashvlm@64"]

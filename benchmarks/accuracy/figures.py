@@ -102,9 +102,9 @@ class Set:
 
 
 def write_report(found: dict[str, Any], folder: Path) -> None:
-    """Write ``tables.md`` and the plots."""
+    """Write ``report.md`` and the plots."""
     sets = {name: Set(found, name) for name in TITLES if name in found.get("right", {})}
-    parts = ["<!-- Written by python -m benchmarks.accuracy; edit report.py instead. -->\n"]
+    parts = ["<!-- Written by python -m benchmarks.accuracy.run. -->\n"]
     # A run of some parts may have left nothing to compare with.
     whole = [one for one in sets.values() if one.has_unpruned]
     for one in whole:
@@ -123,7 +123,7 @@ def write_report(found: dict[str, Any], folder: Path) -> None:
             )
     if "agreement" in found:
         parts.append(agreement_table(found["agreement"]))
-    (folder / "tables.md").write_text("\n".join(parts))
+    (folder / "report.md").write_text("\n".join(parts))
     for one in whole:
         plot(one, folder / f"{one.name}.png")
 

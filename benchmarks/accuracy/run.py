@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills the accuracy tables: ``python -m benchmarks.accuracy`` (hours), or some of ``--parts``.
+"""Accuracy of every selector: ``python -m benchmarks.accuracy.run`` (hours), or some ``--parts``.
 
-Each part writes what it finds into ``results.json`` at once, so a run that ends early loses
-nothing and a later one can fill the rest; the tables are drawn from that file.
+Each part writes its results into ``results.json`` at once. A run that ends early loses nothing, and
+a later one can measure the rest. The tables are made from that file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 
 from benchmarks.accuracy import rows
 from benchmarks.accuracy.agreement import agreement
+from benchmarks.accuracy.figures import write_report
 from benchmarks.accuracy.grounding import above_the_floor, alignment, measure
 from benchmarks.accuracy.reference import Reference
-from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.served import Asker
 from benchmarks.accuracy.sets import FRAMES, Item, clips, plain, stress, urls_of
+from benchmarks.measuring.folders import committed, scratch
 from flashvlm_vllm.selection.registry import BUILT_IN
 from small_vlm import WEIGHTS
 from small_vlm.architecture import VISUAL_TOKENS
 from testing.server import Server
 
-HERE: Final = Path(__file__).parent
-SCRATCH: Final = HERE.parent / "output" / "accuracy"
+SCRATCH: Final = scratch("accuracy")
 BUDGETS: Final = (128, 64, 32)
 """22.2, 11.1 and 5.6 % of 576."""
 SETS: Final[dict[str, Callable[[int, int], list[Item]]]] = {
@@ -48,7 +48,7 @@ PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "groun
 
 
 class Results:
-    """What has been found so far, in a file."""
+    """The results so far, in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class Results:
         self.path.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def record(self, name: str, row: str, items: list[Item], answers: list[str]) -> None:
-        """Note which answers of a row are right, one character each."""
+        """Add which answers of a row are right, one character each."""
         marks = "".join(
             "1" if said == item.question.answer else "0"
             for said, item in zip(answers, items, strict=True)
@@ -71,16 +71,16 @@ class Results:
 
 
 def main() -> int:
-    """Run the parts asked for and write the report."""
-    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
+    """Run the chosen parts and write the report."""
+    parser = argparse.ArgumentParser(prog="benchmarks.accuracy.run", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--selectors", nargs="+", choices=BUILT_IN, default=list(BUILT_IN))
     parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--output", type=Path, default=committed("accuracy"))
     parser.add_argument("--questions", type=float, default=1.0, help="share of each set's size")
-    parser.add_argument("--report-only", action="store_true", help="draw the tables again")
+    parser.add_argument("--report-only", action="store_true", help="only write the tables again")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     results = Results(asked.output / "results.json")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from benchmarks.measuring.report import table as draw
 from benchmarks.public.cells import Cell, Setting
 from benchmarks.public.tables import Table
 
@@ -18,7 +19,7 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
     rows = list(dict.fromkeys(cell.setting for cell in cells))
     head = ["budget", "selector", *(task.dataset for task in tasks)]
     head += ["of unpruned", "visual tokens kept per image", "prompt tokens per request"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = []
     unpruned = [by_place.get((Setting(None, None), task)) for task in tasks]
     for row in rows:
         here = [by_place[row, task] for task in tasks if (row, task) in by_place]
@@ -26,25 +27,15 @@ def markdown(table: Table, cells: Sequence[Cell]) -> str:
         budget = "none" if row.budget is None else str(row.budget)
         start = [budget, row.selector or NOTHING]
         kept = _ratio(here, "visual_tokens_kept", "images")
-        lines.append(
-            _row(
-                [
-                    *start,
-                    *shown,
-                    _relative(here, unpruned),
-                    kept,
-                    _ratio(here, "prompt_tokens", "requests"),
-                ]
-            )
-        )
+        tokens = _ratio(here, "prompt_tokens", "requests")
+        lines.append([*start, *shown, _relative(here, unpruned), kept, tokens])
+    text = draw(head, lines)
     absent = [task.dataset for task in table.tasks if task.name is None]
-    if absent:
-        lines += ["", f"Not in lmms-eval, so not here: {', '.join(absent)}."]
-    return "\n".join(lines)
+    return f"{text}\n\nNot in lmms-eval: {', '.join(absent)}." if absent else text
 
 
 def as_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return everything that is known about each cell."""
+    """Return everything about each cell."""
     return [
         {
             "dataset": cell.task.dataset,
@@ -87,7 +78,3 @@ def _ratio(here: Sequence[Cell], part: str, whole: str) -> str:
     if not counted:
         return NOTHING
     return f"{sum(costs[part] for costs in counted) / sum(costs[whole] for costs in counted):.1f}"
-
-
-def _row(fields: Sequence[str]) -> str:
-    return f"| {' | '.join(fields)} |"

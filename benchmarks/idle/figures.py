@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the rounds of a benchmark to ratios with intervals, a verdict and tables.
+"""Ratios of the rounds with intervals, targets and tables.
 
 **Ratio.** In each round every server is measured once on the same requests. A round's ratio is
 another server's figure over the first stock server's, oriented so that above 1 means slower
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from benchmarks.measuring.pairs import TOLERANCE, interval
+from benchmarks.measuring.report import Mark, marks_table, table
 
 Run = Mapping[str, float]
 """What ``vllm bench serve`` reports of one run; the fields of ``FIGURES`` are used."""
@@ -70,40 +71,54 @@ def ratios(runs: Mapping[str, Sequence[Run]]) -> list[Ratio]:
     ]
 
 
-def missed(compared: Sequence[Ratio]) -> list[str]:
-    """Say what ``--check`` refuses; nothing when all is well."""
+def marks(compared: Sequence[Ratio]) -> list[Mark]:
+    """Judge time per request and mean TTFT of every server but the first stock one."""
+    met: dict[Verdict, bool | None] = {"slower": False, "not slower": True, "undecided": None}
     return [
-        f"{r.server} / {STOCK}, {FIGURES[r.figure]}: slower by over {TOLERANCE - 1:.0%}: "
-        f"{r.median:.3f}, 95 % interval {r.low:.3f} to {r.high:.3f}"
-        + (" (two stock servers: this machine cannot tell)" if r.server == STOCK_AGAIN else "")
+        Mark(
+            f"{r.server} / {STOCK}, {name_of(r.figure)}: not slower by over {TOLERANCE - 1:.0%}"
+            + (" (if missed, this machine is too noisy)" if r.server == STOCK_AGAIN else ""),
+            f"{r.median:.3f} ({r.low:.3f} to {r.high:.3f})",
+            met[r.verdict],
+        )
         for r in compared
-        if r.figure in CHECKED and r.verdict == "slower"
+        if r.figure in CHECKED
     ]
+
+
+def name_of(figure: str) -> str:
+    """Return the name of a figure's ratio."""
+    if figure == "request_throughput":
+        return "time per request"
+    return FIGURES[figure].removesuffix(", ms")
+
+
+def report(runs: Mapping[str, Sequence[Run]]) -> str:
+    """Return targets and tables as Markdown."""
+    compared = ratios(runs)
+    parts = [marks_table(marks(compared)), servers_table(runs), ratios_table(compared)]
+    return "\n\n".join(parts)
 
 
 def servers_table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """Medians over the rounds, as a Markdown table."""
-    lines = [
-        f"| server | {' | '.join(FIGURES.values())} |",
-        f"|---|{'---|' * len(FIGURES)}",
+    """Return medians over the rounds."""
+    rows = [
+        [server, *(f"{statistics.median(run[each] for run in measured):.2f}" for each in FIGURES)]
+        for server, measured in runs.items()
     ]
-    for server, measured in runs.items():
-        medians = (statistics.median(run[figure] for run in measured) for figure in FIGURES)
-        lines.append(f"| {server} | {' | '.join(f'{value:.2f}' for value in medians)} |")
-    return "\n".join(lines)
+    return table(["server", *FIGURES.values()], rows)
 
 
 def ratios_table(compared: Sequence[Ratio]) -> str:
-    """Ratios to stock with their intervals, as a Markdown table."""
-    lines = [
-        "| figure | ratio | median | 95 % interval | verdict |",
-        "|---|---|---|---|---|",
+    """Return ratios to stock with their intervals."""
+    rows = [
+        [
+            name_of(r.figure),
+            f"{r.server} / {STOCK}",
+            f"{r.median:.3f}",
+            f"{r.low:.3f} to {r.high:.3f}",
+            r.verdict,
+        ]
+        for r in compared
     ]
-    for r in compared:
-        name = FIGURES[r.figure].removesuffix(", ms")
-        name = "time per request" if r.figure == "request_throughput" else name
-        lines.append(
-            f"| {name} | {r.server} / {STOCK} | {r.median:.3f} "
-            f"| {r.low:.3f} to {r.high:.3f} | {r.verdict} |"
-        )
-    return "\n".join(lines)
+    return table(["figure", "ratio", "median", "95 % interval", "verdict"], rows)

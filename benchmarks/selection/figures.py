@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the selection has to reach, and whether it did."""
+"""The targets of the selection."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.measuring.report import Mark
+from benchmarks.selection.clips import Clip, clips_mark
 from benchmarks.selection.clock import DEVICE, median_ms
 from benchmarks.selection.methods import select_all
 from benchmarks.selection.published import LOOP_SPEEDUP, MARKED_BUDGET, Result
+from benchmarks.selection.selectors import Cost, exponent_marks
 from benchmarks.selection.sizes import FITTED, Cell, exponent
 from benchmarks.selection.synthetic import synthetic_image
 
@@ -22,8 +24,10 @@ GPU_MARKS: Final = {
 """Images, tokens kept of each, milliseconds allowed."""
 
 
-def marks(published: Sequence[Result], cells: Sequence[Cell]) -> list[Mark]:
-    """Hold the measurements to what is required. On a GPU this measures, too."""
+def marks(
+    published: Sequence[Result], cells: Sequence[Cell], clips: Sequence[Clip], costs: Sequence[Cost]
+) -> list[Mark]:
+    """Compare measurements with the targets. On a GPU this measures, too."""
     found = []
     for row in published:
         if row.budget == MARKED_BUDGET:
@@ -41,9 +45,9 @@ def marks(published: Sequence[Result], cells: Sequence[Cell]) -> list[Mark]:
         what = f"video: exponent of time, {FITTED[0]} to {FITTED[1]} tokens, {share:.1%} kept"
         reached = slope <= LARGEST_EXPONENT
         found.append(Mark(f"{what}: <= {LARGEST_EXPONENT}", f"{slope:.2f}", reached))
-    if DEVICE == "cuda":  # elsewhere `benchmarks.gpu` has what was measured on one
+    if DEVICE == "cuda":  # `benchmarks.gpu` has the committed figures of a GPU
         found += [_on_gpu(what, *numbers) for what, numbers in GPU_MARKS.items()]
-    return found
+    return [*found, clips_mark(clips), *exponent_marks(costs)]
 
 
 def _on_gpu(what: str, images: int, budget: int, allowed: float) -> Mark:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure this machine's GPU and write the report: ``python -m benchmarks.gpu``.
+"""Measure this machine's GPU and write the report: ``python -m benchmarks.gpu.run``.
 
 Run from the repository root, or as ``make gpu-report``. Stages run in order of value, those that
 the results file lacks first; after every step ``results.json`` and ``report.md`` are up to date.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.gpu.comparing import compare_answers
-from benchmarks.gpu.machine import GPU, ROOT, describe, find_gpu
+from benchmarks.gpu.machine import GPU, describe, find_gpu
 from benchmarks.gpu.pages import fill
 from benchmarks.gpu.plan import Stage, Step, stages
 from benchmarks.gpu.recorder import SCRATCH_VARIABLE
@@ -27,13 +26,15 @@ from benchmarks.gpu.report import write_report
 from benchmarks.gpu.results import RESULTS, Figure, Results, StepResult, read
 from benchmarks.gpu.running import Machine, Runner
 from benchmarks.gpu.stand_ins import put_in_place
+from benchmarks.measuring.command import stop_servers_on_sigterm
+from benchmarks.measuring.folders import scratch
 from flashvlm_vllm.vllm_releases import UnsupportedVLLMError, check_vllm
 
 MINUTES: Final = 9.0
-SCRATCH: Final = ROOT / "benchmarks" / "output" / "gpu"
+SCRATCH: Final = scratch("gpu")
 NO_GPU: Final = (
-    "no NVIDIA GPU found; `make gpu-rehearsal` (python -m benchmarks.gpu --rehearse) runs the same "
-    "stages on the CPU"
+    "no NVIDIA GPU found; `make gpu-rehearsal` (python -m benchmarks.gpu.run --rehearse) runs the "
+    "same stages on the CPU"
 )
 
 
@@ -102,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NO_GPU, file=sys.stderr)
         return 2
 
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_servers_on_sigterm()
     chosen = [
         stage
         for stage in stages(rehearsal=asked.rehearse)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of soak and fault runs: figures as JSON, and the tables drawn from them."""
+"""Targets and tables of soak and fault runs, from the figures in ``results.json``."""
 
 import json
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from benchmarks.soak.memory import FLAT, FROM_START
 from benchmarks.soak.verdict import NEAR_TIE
 
 FAULTS: Final = "faults"
-"""The section of fault runs; every other is a soak."""
+"""The section of fault runs; all others are soaks."""
 
 
 def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
-    """Put a section into ``report.json`` and draw ``report.md`` anew; others stay as they are."""
+    """Replace a section of ``results.json`` and write ``report.md``; other sections stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.json"
+    path = folder / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     found[section] = figures
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -25,16 +25,17 @@ def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
 
 
 def write_fault(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
-    """Put one fault run into the report; the others stay as they are."""
-    path = folder / "report.json"
+    """Replace one fault run in the report; the others stay."""
+    path = folder / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     write(folder, FAULTS, {**found.get(FAULTS, {}), name: figures})
 
 
 def draw(found: Mapping[str, Any]) -> str:
-    """Draw the whole report as Markdown."""
+    """Return the report as Markdown."""
     parts = [
-        "<!-- SPDX-License-Identifier: Apache-2.0 -->\n<!-- Drawn by the runs, not by hand. -->",
+        "<!-- SPDX-License-Identifier: Apache-2.0 -->\n"
+        "<!-- Written by benchmarks.soak.run and benchmarks.soak.faults. -->",
         "# Soak and fault runs",
         summary(found),
     ]
@@ -45,7 +46,7 @@ def draw(found: Mapping[str, Any]) -> str:
 
 
 def soak_marks(soak: Mapping[str, Any]) -> list[Mark]:
-    """What a soak has to show."""
+    """Return the targets of a soak."""
     memory = soak["memory"]
     ratios = [
         each[name] for each in memory.values() for name in ("ratio", "own_ratio") if name in each
@@ -55,35 +56,35 @@ def soak_marks(soak: Mapping[str, Any]) -> list[Mark]:
         Mark("wrong answers: 0", str(soak["wrong"]), soak["wrong"] == 0),
         Mark("lost requests: 0", str(soak["lost"]), soak["lost"] == 0),
         Mark(
-            "the quiet server answers the same twice",
+            "the same answers twice without load",
             f"{len(soak['unstable_when_quiet'])} differ",
             not soak["unstable_when_quiet"],
         ),
         Mark(
-            "after the load, one by one, the same answers",
+            "the same answers one by one after the load",
             f"{len(soak['changed_afterwards'])} differ",
             not soak["changed_afterwards"],
         ),
         Mark(
-            "after the load no request runs, waits or holds KV blocks",
+            "no request runs, waits or has KV blocks after the load",
             str(soak["idle_afterwards"]),
             bool(soak["idle_afterwards"]),
         ),
         Mark(
-            f"memory flat: peak of the last {FROM_START} minutes at most {FLAT} of the first",
-            "too short" if worst is None else f"at most {worst:.3f}",
+            f"peak memory of the last {FROM_START} minutes at most {FLAT} times that of the first",
+            "run too short" if worst is None else f"at most {worst:.3f}",
             None if worst is None or soak["minutes"] < 30 else worst <= FLAT,
         ),
     ]
 
 
 def soak_is_well(soak: Mapping[str, Any]) -> bool:
-    """Tell whether no mark was missed."""
+    """Return whether no target was missed."""
     return all(mark.met is not False for mark in soak_marks(soak))
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """Draw one line a run."""
+    """Return a table with one line per run."""
     rows = []
     for name in found:
         if name == FAULTS:
@@ -125,11 +126,11 @@ def summary(found: Mapping[str, Any]) -> str:
 
 def _soak(name: str, soak: Mapping[str, Any]) -> str:
     machine = soak["machine"]
-    kinds = table(("kind of request", "made"), list(soak["by_kind"].items()))
+    kinds = table(("kind of request", "number"), list(soak["by_kind"].items()))
     memory = table(
         (
             *("process", "resident, first minutes, MiB", "last minutes", "ratio"),
-            *("its own, first minutes, MiB", "last minutes", "ratio"),
+            *("private, first minutes, MiB", "last minutes", "ratio"),
         ),
         [
             (
@@ -144,13 +145,13 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
         [
             f"## {name.capitalize()}",
             f"Commit {soak['commit']}, vLLM {machine['vllm']}, torch {machine['torch']}, "
-            f"{machine['cores']} cores of which server and clients share one; memory from "
+            f"{machine['cores']} cores, of which server and clients share one; allocator "
             f"{soak['allocator']}; {soak['clients']} clients. {soak['compared']} answers were "
-            f"compared with a quiet server's, {soak['new_compared']} of them with one that was "
-            f"asked afterwards. Seconds for a "
-            f"whole answer: median {soak['seconds']['median']}, 99th percentile "
-            f"{soak['seconds']['99th']}. A near tie is another word where the quiet server's two "
-            f"best were closer than {NEAR_TIE} in log probability.",
+            f"compared with those of a server without load, {soak['new_compared']} of them with "
+            f"answers given after the load. Seconds per answer that is not streamed: median "
+            f"{soak['seconds']['median']}, 99th percentile "
+            f"{soak['seconds']['99th']}. A near tie is a different word where, without load, "
+            f"the two best words differed by less than {NEAR_TIE} in log probability.",
             marks_table(soak_marks(soak)),
             kinds,
             memory,
@@ -161,6 +162,4 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
 
 def _faults(faults: Mapping[str, Any]) -> str:
     rows = [(name, run["what"], run["seen"], run["commit"]) for name, run in faults.items()]
-    return "\n\n".join(
-        ["## Fault runs", table(("run", "what is done", "what was seen", "commit"), rows)]
-    )
+    return "\n\n".join(["## Fault runs", table(("run", "fault", "observed", "commit"), rows)])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills a table of the paper through lmms-eval: one run per task, budget and selector.
 
-From the repository root: ``python -m benchmarks.public --table 1 --server http://localhost:8000``.
+From the repository root: ``python -m benchmarks.public.run --table 1 --server http://localhost:8000``.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.public.cells import ROOT, Target, plan, settings
-from benchmarks.public.report import as_json, markdown
+from benchmarks.measuring.folders import scratch
+from benchmarks.public.cells import Target, plan, settings
+from benchmarks.public.figures import as_json, markdown
 from benchmarks.public.tables import TABLES
 from flashvlm_vllm.request.budget import Budget, parse_budget_text
 from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR, parse_selector
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = TABLES[asked.table]
     rows = settings(asked.budgets or table.budgets, asked.selectors)
     target = Target(asked.server, asked.llm or asked.model, asked.model_args)
-    folder = (asked.output or ROOT / "benchmarks/output/public" / f"table-{asked.table}").resolve()
+    folder = (asked.output or scratch("public") / f"table-{asked.table}").resolve()
     if "," in str(folder):
         parser.error(f"--output: lmms-eval's arguments end at a comma; got {folder}")
     cells = plan(table, target, rows, folder, asked.python, asked.limit)
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         parser.error(
             f"{asked.python} has no {', '.join(missing)}: `pip install . ./benchmarks/public` "
-            "where they may be, and name that Python with --python"
+            "in an environment of your choice, and pass its Python as --python"
         )
     if asked.table == "scenes":
         _write_scenes_once()
@@ -61,19 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cell.run(target.environment)
         if cell.error:
             print(f"{label}: {cell.error}", file=sys.stderr, flush=True)
-        # After each cell: what is done stays done, whatever ends this process.
+        # Written after each cell, so that an interrupted run loses nothing.
         text = f"Table {asked.table}: {table.title}\n\n{markdown(table, cells)}\n"
         about = {"table": asked.table, "limit": asked.limit, "versions": versions}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(text)
+        (folder / "report.md").write_text(text)
         document = {**about, "cells": as_json(cells)}
-        (folder / "table.json").write_text(json.dumps(document, indent=2) + "\n")
+        (folder / "results.json").write_text(json.dumps(document, indent=2) + "\n")
     print(text)
     return 1 if any(cell.error for cell in cells) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks.public", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.public.run", description=__doc__)
     titles = "; ".join(f"{name}: {table.title}" for name, table in TABLES.items())
     parser.add_argument("--table", required=True, choices=TABLES, help=titles)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cost of the plugin for requests without a budget."""

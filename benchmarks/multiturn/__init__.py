@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cost of further questions about one image."""
