@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares what this plugin touches of vLLM in two releases, without importing either."""
+"""Compares the parts of vLLM that this plugin uses in two releases, without importing either."""

@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "contributors" / "compatibility.md"
 
 
 def unpacked(release: str) -> Path:
-    """Return the folder of a release's Python files, from the package index if need be."""
+    """Return the folder of a release's Python files; download them if necessary."""
     folder = WHEELS / release
     if not (folder / "vllm").is_dir():
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -38,17 +38,17 @@ def unpacked(release: str) -> Path:
 
 
 def installed() -> Path:
-    """Return the folder of the vLLM that is installed here."""
+    """Return the folder of the installed vLLM."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
-        sys.exit("vllm_release: there is no vLLM here to compare with; run `make setup`")
+        sys.exit("vllm_release: no vLLM is installed to compare with; run `make setup`")
     return Path(spec.origin).parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.vllm_release", description=__doc__)
     parser.add_argument("release", help="such as 0.33.0, or a folder with a package vllm in it")
-    parser.add_argument("--write", action="store_true", help="put it into the documentation")
+    parser.add_argument("--write", action="store_true", help="write it into the documentation")
     parser.add_argument(
         "--run",
         nargs="+",
@@ -88,28 +88,29 @@ def compared(other_folder: Path) -> tuple[compare.Comparison, surface.Surface]:
 
 
 def report(result: compare.Comparison, touched: surface.Surface) -> str:
-    """Write down what a person has to look at."""
+    """Return the comparison as text."""
     ways = [way for ways in touched.symbols.values() for way in ways]
     counts = ", ".join(f"{ways.count(way)} {way}" for way in sorted(set(ways)))
-    lines = [f"symbols of vLLM that are touched: {result.symbols} ({counts})"]
-    lines.append(f"names that are used of objects of unknown class: {result.names}")
+    lines = [f"symbols of vLLM that the plugin uses: {result.symbols} ({counts})"]
+    lines.append(f"attributes used of objects of unknown class: {result.names}")
     for title, found in {
-        "not found in the installed release (our reading is at fault)": result.unknown,
-        "gone": [f"{symbol} ({how})" for symbol, how in result.missing.items()],
-        "take other parameters": _signatures(result, result.breaking),
-        "take one more parameter, with a default": _signatures(
+        "not found in the installed release (an error of this script)": result.unknown,
+        "removed": [f"{symbol} ({how})" for symbol, how in result.missing.items()],
+        "changed parameters": _signatures(result, result.breaking),
+        "additional parameters with a default": _signatures(
             result, [each for each in result.signatures if each not in result.breaking]
         ),
-        "names of ours that vLLM now has too": result.collisions,
-        "names that nothing in vLLM defines any more": [
+        "names of the plugin that vLLM defines now, too": result.collisions,
+        "attributes that vLLM no longer defines": [
             f"{name} ({', '.join(user.removeprefix('flashvlm_vllm.') for user in users)})"
             for name, users in result.vanished.items()
         ],
-        "replaced or wrapped, and written otherwise: to be read": result.bodies,
+        "replaced or wrapped, with changed code: needs review": result.bodies,
     }.items():
         lines.append(f"{title}: {len(found)}")
         lines += [f"  {line}" for line in found]
-    lines.append("breaks" if result.breaks else "nothing is gone or called otherwise")
+    unchanged = "compatible: no symbol was removed, no call changed"
+    lines.append("incompatible" if result.breaks else unchanged)
     return "\n".join(lines)
 
 

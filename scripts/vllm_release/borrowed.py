@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs tests on the Python of a release without a CPU wheel, with another release's CPU kernels.
 
-Good for configuration, registration, processors, wraps, and engines as far as the kernels fit: a
-failure inside of a kernel says nothing.
+Useful for configuration, registration, processors, wraps, and engines as far as the kernels fit. A
+failure inside a kernel has no meaning.
 """
 
 import os
@@ -13,20 +13,20 @@ from pathlib import Path
 
 
 def assemble(python_files: Path, kernels: Path, release: str, target: Path) -> Path:
-    """Make a folder that can be put before the installed packages.
+    """Write a folder that can be put before the installed packages on the path.
 
     Args:
         python_files: ``vllm`` of the release.
         kernels: ``vllm`` of an installed CPU wheel.
         release: the release's version.
-        target: the folder to make; made anew.
+        target: the folder to write; replaced if it exists.
 
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(python_files, target / "vllm")
     for library in kernels.glob("*.so"):
         (target / "vllm" / library.name).symlink_to(library)
-    # vLLM takes a build for a CPU one when "cpu" is part of its version.
+    # vLLM treats a build as a CPU one when its version contains "cpu".
     metadata = target / f"vllm-{release}+cpu.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}+cpu\n")
@@ -34,7 +34,7 @@ def assemble(python_files: Path, kernels: Path, release: str, target: Path) -> P
 
 
 def run_tests(folder: Path, root: Path, tests: list[str]) -> int:
-    """Run tests with what ``assemble`` made; returns pytest's exit status."""
+    """Run tests with the result of ``assemble``; return pytest's exit status."""
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{folder}"}
     command = [sys.executable, "-m", "pytest", "-m", "not slow and not gpu", *tests]
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the touched part of two releases."""
+"""Compares the used parts of two releases."""
 
 import ast
 import re
@@ -9,36 +9,36 @@ from scripts.vllm_release.sources import Found, Function, Sources
 from scripts.vllm_release.surface import THEIRS, Surface
 
 _DEFINED = re.compile(r"(?:def|class) (\w+)|\.(\w+)\s*(?::[^=\n]+)?=(?!=)|^\s+(\w+)\s*:", re.M)
-"""Text is enough to tell that a name is used nowhere, and a hundred times as fast as parsing."""
+"""Searching text shows that a name is not defined, a hundred times as fast as parsing."""
 
 
 @dataclass
 class Comparison:
-    """What a reader has to look at, worst first."""
+    """The differences, the most important first."""
 
     symbols: int = 0
     names: int = 0
     unknown: list[str] = field(default_factory=list)
-    """Not found in the release the plugin is written for: the reader of sources missed them."""
+    """Not found in the release the plugin is written for: this script missed them."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Gone; the value says how they are touched."""
+    """Removed symbols, and how the plugin uses them."""
     signatures: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Parameters changed; before and after."""
+    """Changed parameters, before and after."""
     collisions: list[str] = field(default_factory=list)
-    """Our own names that the other release's classes define, which the first one's do not."""
+    """Names of the plugin that classes of the other release define, but not of the first."""
     vanished: dict[str, list[str]] = field(default_factory=dict)
-    """Attributes that the first release defines somewhere and the other one nowhere."""
+    """Attributes that the first release defines, and the other does not."""
     bodies: list[str] = field(default_factory=list)
-    """Replaced or wrapped, and written otherwise: to be read by a person."""
+    """Replaced or wrapped, with changed code: needs review."""
 
     @property
     def breaks(self) -> bool:
-        """Whether the plugin cannot be expected to work."""
+        """Whether the plugin is incompatible."""
         return bool(self.unknown or self.missing or self.collisions or self.breaking)
 
     @property
     def breaking(self) -> list[str]:
-        """Symbols whose parameters changed in another way than one more with a default."""
+        """Symbols whose parameters changed other than by additional ones with a default."""
         return [
             symbol
             for symbol, (before, after) in self.signatures.items()
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare(surface: Surface, first: Sources, other: Sources) -> Comparison:
-    """Look up in another release what is touched of the first."""
+    """Compare the used symbols of the first release with the other release."""
     result = Comparison(symbols=len(surface.symbols))
     for symbol, how in sorted(surface.symbols.items()):
         before, after = find(first, symbol), find(other, symbol)
@@ -58,7 +58,7 @@ def compare(surface: Surface, first: Sources, other: Sources) -> Comparison:
         else:
             is_class = isinstance(before.node, ast.ClassDef)
             if is_class and not isinstance(after.node, ast.ClassDef):
-                result.missing[symbol] = "a class no more"
+                result.missing[symbol] = "no longer a class"
             elif is_class:
                 _compare_calls(result, symbol, surface.keywords.get(symbol, set()), other, after)
             else:
@@ -82,7 +82,7 @@ def compare(surface: Surface, first: Sources, other: Sources) -> Comparison:
 
 
 def find(sources: Sources, symbol: str) -> Found | None:
-    """Look up ``module``, ``module:name`` or ``module:Class.attribute``."""
+    """Find ``module``, ``module:name`` or ``module:Class.attribute``."""
     module, _, path = symbol.partition(":")
     if not path:
         tree = sources.tree(module)
@@ -100,7 +100,7 @@ def find(sources: Sources, symbol: str) -> Found | None:
 
 
 def attributes(sources: Sources) -> set[str]:
-    """List every name that vLLM gives to a function, a class, an attribute or a field."""
+    """Return all names of functions, classes, attributes and fields in vLLM."""
     folder = sources.folders[THEIRS]
     return {
         name
@@ -112,7 +112,7 @@ def attributes(sources: Sources) -> set[str]:
 
 
 def signature(sources: Sources, found: Found) -> str | None:
-    """Write a function's parameters, or those that make an instance of a class."""
+    """Return a function's parameters, or those of a class's constructor."""
     node = found.node
     if isinstance(node, ast.ClassDef):
         made = sources.member(found, "__init__")
@@ -165,7 +165,7 @@ def _compare_definitions(
 def _compare_calls(
     result: Comparison, symbol: str, keywords: set[str], sources: Sources, found: Found
 ) -> None:
-    """Check that a class still takes what is passed by name; the rest of it is no concern.
+    """Check that a class still accepts the arguments that are passed by name.
 
     A constructor that is replaced or called through ``super()`` is a symbol of its own.
     """
@@ -180,7 +180,7 @@ def _text(found: Found) -> str:
 
 
 def difference(before: str, after: str) -> str:
-    """Write which parameters went and came."""
+    """Return removed and added parameters."""
     old, new = _parameters(before), _parameters(after)
     gone = [f"-{each}" for each in old if each not in new]
     return " ".join(gone + [f"+{each}" for each in new if each not in old]) or f"order: {after}"

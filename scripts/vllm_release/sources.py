@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks symbols up in Python sources: follows imports and base classes, imports nothing."""
+"""Finds symbols in Python sources by following imports and base classes; imports nothing."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Found:
-    """A definition: the module it stands in and the node; of a module, its ``ast.Module``."""
+    """A definition: its module and its node; of a module, its ``ast.Module``."""
 
     module: str
     name: str
@@ -32,7 +32,7 @@ class Sources:
 
     def __init__(self, **folders: Path) -> None:
         self.folders = folders
-        # Methods that are asked often; one instance lives as long as the program.
+        # Methods that are called often; one instance exists as long as the program runs.
         self.tree = cache(self._tree)
         self.names = cache(self._names)
         self.resolve = cache(self._resolve)
@@ -69,7 +69,7 @@ class Sources:
         found: dict[str, ast.AST] = {}
         for node in _top_level(tree.body if tree else []):
             for name in _bound(node):
-                # `if TYPE_CHECKING` and the first branch of a `try` tell more than what follows.
+                # `if TYPE_CHECKING` and the first branch of a `try` have the real definition.
                 found.setdefault(name, node)
         return found
 
@@ -100,7 +100,7 @@ class Sources:
         return self._lazy(module, name)
 
     def _lazy(self, module: str, name: str) -> Found | None:
-        """Find what ``__getattr__`` hands out, by a table of ``name: ".module:name"``."""
+        """Find a result of ``__getattr__`` in a table of ``name: ".module:name"``."""
         if "__getattr__" not in self.names(module):
             return None
         for node in ast.walk(self.tree(module) or ast.Module([], [])):
@@ -115,7 +115,7 @@ class Sources:
         return None
 
     def expression(self, module: str, node: ast.AST) -> Found | None:
-        """Find what a dotted name in a module's source stands for."""
+        """Find the definition of a dotted name in a module's source."""
         if isinstance(node, ast.Subscript):
             return self.expression(module, node.value)
         if isinstance(node, ast.Name):

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this plugin touches of vLLM, read from its source.
+"""The parts of vLLM that this plugin uses, read from its source.
 
-Five ways to touch something: to import it; to name an attribute of something imported; to name
-a target in a string, ``"vllm.module:Class.method"``; to derive from a class and replace a method;
-to use what a derived class inherits. Attributes of
-objects whose class a reader of the source alone cannot tell (``request.metadata``) are kept as
-mere names.
+Five kinds of use: importing; an attribute of something imported; a target in a string,
+``"vllm.module:Class.method"``; replacing a method of a base class; using what a derived class
+inherits. Attributes of objects whose class is not known from the source (``request.metadata``) are
+recorded by name only.
 """
 
 import ast
@@ -23,20 +22,20 @@ _TARGET = re.compile(rf"(?P<module>{THEIRS}(\.\w+)+):(?P<owner>\w+)(\.(?P<name>\
 
 @dataclass
 class Surface:
-    """What is touched, and how: ``imported``, ``called``, ``replaced`` and so on."""
+    """The used symbols, and how: ``imported``, ``called``, ``replaced`` and so on."""
 
     symbols: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By ``module:name`` or ``module:Class.attribute``."""
     keywords: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By symbol that is called, the arguments that are passed to it by name."""
+    """By called symbol, the arguments that are passed by name."""
     loose: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Attributes of objects of unknown class, with the modules that use them."""
     own: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By ``module:Class`` of vLLM, what our classes below it define anew."""
+    """By ``module:Class`` of vLLM, the names that derived classes of the plugin define."""
 
 
 def read(sources: Sources, modules: list[str]) -> Surface:
-    """Read our modules; ``sources`` has them and the vLLM that they are written for."""
+    """Read the plugin's modules; ``sources`` has them and the vLLM that they are written for."""
     surface = Surface()
     for module in modules:
         tree = sources.tree(module)
