@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m demo``: serve the small VLM, ask with and without a budget, show what it changes."""
+"""``python -m demo``: serve the small VLM and compare requests with and without a budget."""
 
 import json
 import shutil
@@ -32,36 +32,36 @@ TRACE = OUTPUT / "trace" / "rank-0.jsonl"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 BUDGETS: tuple[int | None, ...] = (None, 64, 32)
-# Long to answer, so that the KV cache can be looked at meanwhile; and with this question a prompt
-# ends eight tokens into a block at each of these budgets, so the answer starts no further block.
+# A long answer, so that the KV cache can be read during it. With this question a prompt ends eight
+# tokens into a block at each of these budgets, so the answer needs no other block.
 DESCRIBE = "Describe the picture."
-SEEDS = (3, 2, 1, 0)  # The first warms up; each call on one of the others is a cold one.
+SEEDS = (3, 2, 1, 0)  # The first is a warm-up; the others hit no cache.
 SHOWN = SEEDS[-1]
 PICTURE_BUDGET = 64
 NOTE = (
     "The model, two million parameters, was trained in this repository on drawn scenes; "
-    "benchmarks/accuracy has how often it is right."
+    "benchmarks/accuracy measures its accuracy."
 )
 
 ARGUMENTS = (
     "--plugins", "flashvlm",
     "--max-model-len", "2048",
-    "--block-size", "32",  # The finest for vLLM's attention on CPUs; its default there is 128.
+    "--block-size", "32",  # The smallest of vLLM's attention on CPUs; its default there is 128.
 )  # fmt: skip
 
 
 def main() -> int:
     """Run the demo and return the exit code."""
-    # Whatever ends the demo must end the server too, which runs in a session of its own.
+    # Signals must stop the server, too, which runs in its own session.
     for ending in ENDINGS:
         signal.signal(ending, _end)
     progress = Progress()
     try:
         run(progress)
-    # The last: a full disk, a missing program.
+    # OSError: a full disk, a missing program.
     except (DemoError, ServerError, OpenAIError, OSError) as error:
         return _failed(error)
-    # A surprise from a library or a mistake in here: say where.
+    # An error of a library or of the demo: show where.
     except Exception as error:
         traceback.print_exc()
         return _failed(error)
@@ -73,7 +73,7 @@ def run(progress: Progress) -> None:
     """Take all steps. Raises when one fails; the server is stopped then."""
     if not entry_points(group="vllm.general_plugins", name="flashvlm"):
         raise DemoError("vLLM cannot find the plugin; install this project: pip install -e .")
-    # What an earlier run left must not pass for the work of this one.
+    # Files of an earlier run must not be mistaken for results of this one.
     shutil.rmtree(TRACE.parent, ignore_errors=True)
     TRACE.parent.mkdir(parents=True)
     for left in (PICTURE, LOG):
@@ -81,7 +81,7 @@ def run(progress: Progress) -> None:
 
     environment = {
         "FLASHVLM_TRACE_DIR": str(TRACE.parent),
-        "HF_HUB_OFFLINE": "1",  # The model is here; nothing is to be looked up.
+        "HF_HUB_OFFLINE": "1",  # The model is local.
         "VLLM_NO_USAGE_STATS": "1",
     }
     server = Server(WEIGHTS, ARGUMENTS, log=LOG, environment=environment)
@@ -104,8 +104,8 @@ def run(progress: Progress) -> None:
 
 
 def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture.Selection]:
-    """Ask all there is to ask, print the table, return what the picture shows."""
-    # Without retries: the time of a second try would be taken for that of the first.
+    """Send all requests, print the table, return the two selections of the picture."""
+    # Without retries, whose time would be counted.
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
     meter = Meter(server.url)
 
@@ -134,7 +134,7 @@ def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture
 def look(
     progress: Progress, answer: Callable[[str, str, int | None], Answer], asked: Asked
 ) -> picture.Selection:
-    """Ask a question whose answer is known, whole and pruned; return what was kept for it."""
+    """Ask a question with a known answer, unpruned and pruned; return the kept patches."""
     url = data_url(picture_of(SHOWN))
     whole = answer(url, asked.question, None)
     seen = len(traced())
@@ -147,12 +147,12 @@ def look(
 
 
 def first_word(answer: Answer) -> str:
-    """The answer; the server was told to go on behind its end, so that it can be measured."""
+    """Return the answer; the output continues after it, so that it can be measured."""
     return answer.text.split(" ")[0]
 
 
 def legend(answers: Mapping[int | None, Sequence[Answer]], block_size: int) -> str:
-    """What the columns mean, and whether a cache helped."""
+    """Explain the columns, and count cache hits."""
     every = [answer for repeated in answers.values() for answer in repeated]
     prefix_hits = sum(answer.prefix_hits for answer in every)
     image_hits = sum(answer.image_hits for answer in every)
@@ -179,7 +179,7 @@ def selection(question: str, lines: Sequence[str]) -> picture.Selection:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    # A second Ctrl-C would interrupt the stopping, and leave the server behind.
+    # A second Ctrl-C would interrupt the shutdown, and the server would keep running.
     for ending in ENDINGS:
         signal.signal(ending, signal.SIG_IGN)
     print("stopping; this may take 20 s", file=sys.stderr)

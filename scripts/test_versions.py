@@ -36,7 +36,7 @@ COUNTS = ("passed", "failed", "skipped")
 
 
 def make_environment(release: str) -> Path:
-    """Return the Python of an environment with that vLLM and the tools; makes it if need be."""
+    """Return the Python of an environment with that vLLM and the tools; creates it if necessary."""
     if version("vllm").split("+")[0] == release:
         return Path(sys.executable)
     folder = ENVIRONMENTS / release
@@ -51,7 +51,7 @@ def make_environment(release: str) -> Path:
 
 
 def run_tests(python: Path, paths: list[str], processes: int) -> dict[str, dict[str, Any]]:
-    """Run quick tests in an environment; returns, by file, what the figures hold of it."""
+    """Run quick tests in an environment; return the figures by file."""
     # This checkout, in child processes too, wherever the editable install points.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,12 +62,12 @@ def run_tests(python: Path, paths: list[str], processes: int) -> dict[str, dict[
             command += ["-n", str(processes), "--dist", "loadfile"]
         subprocess.run([*command, *paths], cwd=ROOT, env=environment, check=False)
         if not report.exists():
-            sys.exit("test_versions: the tests did not run; the lines above say why")
+            sys.exit("test_versions: the tests did not run; see the lines above")
         return counted(report)
 
 
 def stamped(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the figures with the commit and the day they are of."""
+    """Return the figures with commit and date."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     now = {"commit": commit, "date": datetime.now(UTC).date().isoformat()}
@@ -82,7 +82,7 @@ def counted(report: Path) -> dict[str, dict[str, Any]]:
         outcome = "skipped" if "skipped" in told else "passed"
         if told & {"failure", "error"}:
             outcome = "failed"
-        # A test in a class is named by it, behind the module.
+        # The class of a test follows the module in its name.
         module = re.sub(r"\.[A-Z]\w*$", "", case.get("classname") or case.get("name") or "")
         empty = {**dict.fromkeys(COUNTS, 0), "seconds": 0.0, "failures": []}
         file = files.setdefault(f"{module.replace('.', '/')}.py", empty)
@@ -94,7 +94,7 @@ def counted(report: Path) -> dict[str, dict[str, Any]]:
 
 
 def packages(python: Path) -> dict[str, str]:
-    """Tell the versions of what matters beside vLLM."""
+    """Return the versions of other relevant packages."""
     program = (
         "import json, importlib.metadata as m;"
         "print(json.dumps({n: m.version(n) for n in ('torch', 'transformers')}))"
@@ -122,7 +122,7 @@ def table(matrix: dict[str, Any]) -> str:
 
 
 def merged(matrix: dict[str, Any], release: str, files: dict[str, Any], own: Any) -> dict[str, Any]:
-    """Return the figures with some files' new ones; other files and releases keep theirs."""
+    """Return the figures with new ones for some files; those of others stay."""
     before = matrix.get(release, {}).get("files", {})
     there = {name: file for name, file in before.items() if (ROOT / name).exists()}
     row = {"packages": own, "files": dict(sorted({**there, **files}.items()))}
@@ -156,7 +156,7 @@ def main() -> int:
             files = {k: v for k, v in counted(arguments.report).items() if k.startswith(paths)}
         files = stamped(files)
         failed += sum(file["failed"] for file in files.values())
-        # Read again each time: another run may have written another release meanwhile.
+        # Read again: another run may have written another release in the meantime.
         matrix = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
         matrix = merged(matrix, release, files, packages(python))
         FIGURES.write_text(json.dumps(matrix, indent=1) + "\n")

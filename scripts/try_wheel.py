@@ -48,7 +48,7 @@ print(f"{{len(modules)}} modules can be imported")
 
 
 class WheelError(Exception):
-    """The wheel is not what it should be."""
+    """The wheel is incorrect."""
 
 
 def build(folder: Path) -> Path:
@@ -93,7 +93,7 @@ def check_contents(names: Iterable[str], expected: set[str]) -> None:
 
 
 def make_environment(folder: Path, wheel: Path) -> Path:
-    """Install the wheel in a new environment beside this one's packages; returns its Python."""
+    """Install the wheel in a new environment that uses this one's packages; return its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
@@ -117,7 +117,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         WheelError: it failed.
 
     """
-    # Neither a caller's path nor a plugin that is named there.
+    # Without the caller's path and plugins.
     left_out = ("PYTHONPATH", "VLLM_PLUGINS")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(

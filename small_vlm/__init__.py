@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LLaVA small enough to be trained on two CPU cores, and the drawn world it can see."""
+"""A LLaVA small enough to be trained on two CPU cores, and drawn scenes for it."""
 
 from pathlib import Path
 from typing import Final

@@ -63,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Build what turns pictures of any size and text into the model's inputs."""
+    """Build the processor of images and text."""
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE},
@@ -123,7 +123,7 @@ def normalized(pictures: list[Pixels]) -> Tensor:
 
 
 def parts_of(model: Any) -> dict[str, Any]:
-    """Return what the stages of the training move: tower, projector, language model."""
+    """Return the parts that are trained: tower, projector, language model."""
     return {
         "tower": tower_of(model),
         "projector": model.model.multi_modal_projector,

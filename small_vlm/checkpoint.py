@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every LLaVA checkpoint written here has in common, whatever its size and its weights."""
+"""What all LLaVA checkpoints of this repository share: special tokens, template, names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHAT_TEMPLATE: Final = """\
 
 
 def rename_tower(file: Path) -> None:
-    """Give the tower the key names of public checkpoints, which vLLM 0.32 insists on.
+    """Give the tower the key names of public checkpoints, which vLLM 0.32 requires.
 
     Transformers 5 writes ``vision_tower.encoder...`` and reads
     ``vision_tower.vision_model.encoder...`` as well; vLLM reads only the latter.

@@ -28,7 +28,7 @@ WORDS: Final = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene; ``about`` is the index of the object asked for, if there."""
+    """A question about one scene; ``about`` is the index of the object in question, if there."""
 
     family: Family
     text: str
@@ -49,7 +49,7 @@ def place_of(thing: Thing) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """List everything that can be asked about a scene without ambiguity.
+    """List all unambiguous questions about a scene.
 
     Questions of existence come in pairs, one for yes and one for no. The absent object has a
     colour and a kind that are both there where the scene allows it, so that seeing either is

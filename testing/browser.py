@@ -11,7 +11,7 @@ _DRIVER = "chromedriver"
 
 
 def why_not() -> str | None:
-    """Say what is missing for ``browsing`` on this machine; None: nothing."""
+    """Return what is missing for ``browsing`` on this machine; None: nothing."""
     if not any(shutil.which(name) for name in _BROWSERS):
         return f"no Chromium on this machine (looked for {', '.join(_BROWSERS)})"
     if shutil.which(_DRIVER) is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server and Transformers, answer by answer."""
+"""Compares server and Transformers answer by answer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
 
 
 def indices_of(name: str, seen: Seen, text: Tensor, seed: int) -> Tensor:
-    """Return which tokens a selector that chooses keeps of Transformers' features."""
+    """Return the tokens that a selector keeps from Transformers' features."""
     chosen = run_selector(name, find_selector(name), seen.tokens(BUDGET, text, seed), trusted=True)
     assert chosen.indices is not None
     return chosen.indices

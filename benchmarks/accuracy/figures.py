@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the tables and plots from ``results.json``."""
+"""Tables and plots, from ``results.json``."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class Set:
 
     @property
     def has_unpruned(self) -> bool:
-        """Whether the unpruned model was asked."""
+        """Whether the unpruned model was measured."""
         return bool({"unpruned", "unpruned (Transformers)"} & self.rows.keys())
 
     @property
     def unpruned(self) -> list[bool]:
-        """The served model's answers without a budget, else those on Transformers."""
+        """Return answers without a budget: of the server, else of Transformers."""
         return self.rows.get("unpruned") or self.rows["unpruned (Transformers)"]
 
     def family(self, row: Sequence[bool], family: str) -> float:
@@ -165,7 +165,7 @@ def accuracy_table(one: Set) -> str:
 
 
 def variants_tables(one: Set) -> str:
-    """Return ablations (Table 5), sweeps (Table 11) and readings, each against the default."""
+    """Return ablations (Table 5), sweeps (Table 11) and readings, compared with the default."""
     groups = {
         "Ablations (as Table 5)": ("flashvlm", list(ABLATED)),
         "Sweeps (as Table 11)": ("flashvlm", list(SWEPT)),
@@ -226,7 +226,7 @@ def grounding_table(found: dict[str, Any]) -> str:
 
 
 def alignment_table(found: dict[str, Any]) -> str:
-    """Return how near patches are to the words of the question, per group of words."""
+    """Return the similarity of patches and words of the question, by group of words."""
     head = [
         "set", "words", "inside the box", "outside", "inside nearer than outside (AUC)",
         "weight in eq 5",
@@ -241,7 +241,7 @@ def alignment_table(found: dict[str, Any]) -> str:
 
 
 def text_guidance_table(one: Set) -> str:
-    """Return each selector that reads the question against each that does not."""
+    """Compare selectors that use the question with those that do not."""
     blind = [name for name, selector in BUILT_IN.items() if not selector.uses_question]
     head = ["", "tokens", *(f"against {name}" for name in blind)]
     rows = []

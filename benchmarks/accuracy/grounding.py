@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well scores and kept tokens meet the object asked for (Table 3), against drawn boxes.
+"""How well scores and kept tokens match the object in question (Table 3), by drawn boxes.
 
 The paper gives no formulas; these are ours. With scores ``s`` over N patches, ``p = s / sum(s)``,
 patch places ``x_i`` in units of a patch, the box's patches ``B`` and the kept ones ``K``:
@@ -66,7 +66,7 @@ def flashvlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) 
 
 
 def saliency_scores(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
-    """CLS attention: what VisPruner ranks by."""
+    """CLS attention, by which VisPruner ranks tokens."""
     return seen.saliency
 
 
@@ -206,7 +206,7 @@ WORD_GROUPS: Final = ("all words", "colours", "shapes and letters", "all other w
 
 
 def belongs(word: str, group: str) -> bool:
-    """Tell whether a word of a question is of a group."""
+    """Return whether a word of a question belongs to a group."""
     if group == "colours":
         return word in COLORS
     if group == "shapes and letters":

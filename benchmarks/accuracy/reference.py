@@ -29,7 +29,7 @@ BEFORE, AFTER = "USER:", "ASSISTANT:"
 
 @dataclass(frozen=True)
 class Seen:
-    """What the tower and the projector make of one picture."""
+    """Output of the tower and the projector for one image."""
 
     features: Tensor
     """(N, C)."""
@@ -41,7 +41,7 @@ class Seen:
     """(N, H, d)."""
 
     def tokens(self, budget: int, text: Tensor | None, seed: int = 0) -> VisualTokens:
-        """Return what a selector is shown."""
+        """Return the input of a selector."""
         return VisualTokens(
             budget, self.projected, self.features, self.saliency, text, self.keys, PLACES, seed
         )

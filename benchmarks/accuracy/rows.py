@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in the rows of the tables: ways from a question and its pictures to an answer."""
+"""The rows of the tables: methods that answer a question about images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BATCH: Final = 32
 
 @dataclass(frozen=True)
 class Prepared:
-    """A test set as the model sees it."""
+    """A test set, encoded."""
 
     items: list[Item]
     looks: list[list[Seen]]
@@ -85,14 +85,14 @@ LEAST: Final = {"tome": 36}
 def unpruned(
     reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
 ) -> Tensor:
-    """Keep everything."""
+    """Keep all tokens."""
     return seen.projected
 
 
 def oracle(
     reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
 ) -> Tensor:
-    """Keep the tokens nearest to the object asked for, wherever the selectors would look.
+    """Keep the tokens nearest to the object in question.
 
     Where it is not (another frame, or asked for and absent), evenly spaced tokens stay.
     """

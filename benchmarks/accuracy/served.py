@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same questions to a running server, as any client would ask them."""
+"""The same questions, sent to a running server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONCURRENT: Final = 16
 
 
 class AccountingError(RuntimeError):
-    """The server kept another number of tokens than it was asked to."""
+    """The server kept a wrong number of tokens."""
 
 
 class Asker:
-    """Asks a server that has the plugin."""
+    """Sends questions to a server with the plugin."""
 
     def __init__(self, url: str, model: str) -> None:
         self._url = f"{url}/v1"

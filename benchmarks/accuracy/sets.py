@@ -29,14 +29,14 @@ class Item:
     frames: tuple[Scene, ...]
     question: Question
     about: Thing | None
-    """The object asked for, if it is there."""
+    """The object in question, if it is there."""
 
     def pictures(self) -> list[Pixels]:
         """Draw the frames."""
         return [draw(scene) for scene in self.frames]
 
     def frames_with_it(self) -> list[int]:
-        """Tell in which frames the object asked for can be seen."""
+        """Return the frames that show the object in question."""
         return [i for i, scene in enumerate(self.frames) if self.about in scene.things]
 
 
@@ -107,7 +107,7 @@ def _ask(
     rng: np.random.Generator,
     about: Thing | None = None,
 ) -> Item | None:
-    """Ask one question of a family about all that is shown, ``about`` one object if given."""
+    """Return one question of a family about all objects, or ``about`` one object if given."""
     asked = [
         (question, None if question.about is None else whole.things[question.about])
         for question in questions(whole, rng)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From formulas and measured latencies to tables and marks."""
+"""Tables and targets, from formulas and measured latencies."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ OWN_FORWARD: Final = "Transformers, its own forward"
 
 @dataclass(frozen=True)
 class Way:
-    """A way of getting the first token."""
+    """A configuration that is timed."""
 
     engine: str
     method: str
@@ -27,12 +27,12 @@ class Way:
 
     @property
     def name(self) -> str:
-        """What JSON calls it."""
+        """Its name in JSON."""
         return f"{self.engine}: {self.method}" + (f" {self.budget}" if self.budget else "")
 
     @property
     def unpruned(self) -> "Way":
-        """What it is compared with: everything kept, by the same code."""
+        """The configuration that it is compared with: all tokens kept, by the same code."""
         return Way(self.engine, paper.UNPRUNED)
 
 
@@ -55,7 +55,7 @@ def tokens_by_layer(shape: Shape, method: str, full: int, budget: int | None) ->
 
 
 def formula_table(on_gpu: "Latencies | None") -> str:
-    """Lay the paper's table beside the formulas, and beside our latencies where there is a GPU.
+    """Return the paper's table next to the formulas, and next to our latencies on a GPU.
 
     Without one, what was measured elsewhere is in ``benchmarks/gpu``.
     """
@@ -116,7 +116,7 @@ class Latencies:
 
 
 def latency_table(found: Latencies) -> str:
-    """What was measured here, with the paper's shares beside ours."""
+    """Return what was measured here, with the paper's shares next to ours."""
     head = (
         "engine", "method", "visual tokens", "FLOPs (G)", "KV (MiB)", "latency p50, ms",
         "share of unpruned (95 %)", "paper's share",

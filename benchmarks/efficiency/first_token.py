@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a picture to the first token: through a server, and on Transformers' model."""
+"""Time from an image to the first token: through a server, and on Transformers' model."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from testing.photo import data_url
 QUESTION: Final = "What is in this picture?"
 PROMPT: Final = f"USER: <image>\n{QUESTION} ASSISTANT:"
 WORD: Final = " picture"
-"""The only answer allowed: what random weights say may not be text at all."""
+"""The only answer allowed: the output of random weights may not be text."""
 
 
 @dataclass(frozen=True)

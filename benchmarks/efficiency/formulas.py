@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prompt costs in arithmetic and in KV cache, by the shape of the model.
+"""FLOPs and KV cache of a prompt, by the shape of the model.
 
 A layer of the language model on n tokens, of width d with a gated MLP of width m, makes
 
@@ -39,7 +39,7 @@ class Shape:
         return 2.0 * macs
 
     def kv_bytes(self, tokens: Sequence[int], value_bytes: int) -> int:
-        """Of the KV cache, behind that pass."""
+        """Of the KV cache, after that pass."""
         self._check(tokens)
         return 2 * self.width * value_bytes * sum(tokens)
 
@@ -70,7 +70,7 @@ def tower_flops(tower: Shape = CLIP_L) -> float:
 
 
 def words_that_explain(flops: float, tokens: int, shape: Shape = LLAMA_7B) -> int:
-    """How many text tokens beside the visual ones bring the formula nearest to ``flops``."""
+    """Return the number of text tokens for which the formula is nearest to ``flops``."""
     return min(
         range(1000), key=lambda words: abs(shape.flops(everywhere(shape, tokens + words)) - flops)
     )

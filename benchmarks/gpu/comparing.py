@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines held against each other: the plugin against stock, chunks against whole prompts.
+"""Compares engines: the plugin with stock, chunked prefill with whole prompts.
 
-Every engine leaves ``<name>.answers.json`` in the scratch folder. What can be compared depends on
-which of them are there, so this runs after every step.
+Every engine writes ``<name>.answers.json`` into the scratch folder. Two engines can be compared
+when both files exist, so this runs after every step.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FLOAT32: Final = "torch.float32"
 AGAINST_STOCK: Final = {"v2-bf16-graphs": "stock-v2", "v1-bf16-graphs": "stock-v1"}
 CHUNKS: Final = ("v2-chunks", "v1-chunks")
 WHOLE: Final = ("v2-float32-eager", "v1-bf16-graphs")
-"""What chunks are held against: the first that ran in float32 (on a CPU all do)."""
+"""Engines that chunks are compared with: the first that ran in float32 (on a CPU all do)."""
 
 
 def answers_file(folder: Path, engine: str) -> Path:
-    """Return the file that an engine leaves its answers in."""
+    """Return the file with the answers of an engine."""
     return folder / f"{engine}.answers.json"
 
 
 def compare_answers(folder: Path) -> dict[str, Figure]:
-    """Compare all pairs of engines that have left answers."""
+    """Compare all pairs of engines with answers."""
     found = {
         path.name.removesuffix(".answers.json"): json.loads(path.read_text())
         for path in folder.glob("*.answers.json")

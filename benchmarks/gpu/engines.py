@@ -17,7 +17,7 @@ CPU: Final = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
 
 
 def working(folder: Path | None = None) -> dict[str, bool]:
-    """Return what the step `operators` found; nothing, if it did not run."""
+    """Return the results of the step `operators`; empty if it did not run."""
     path = (folder or scratch()) / WORKING
     found: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the small VLM answers on a CPU in float32: ``python -m benchmarks.gpu.expected``.
+"""Write the small VLM's answers on a CPU in float32: ``python -m benchmarks.gpu.expected``.
 
 A GPU's answers are held against it. To be written again when the small VLM changes, or what is
 kept, or where it stands; the rehearsal fails until it is.

@@ -2,7 +2,7 @@
 """The stages in order of value, their steps, and what each may take.
 
 A stage is what a person asks for (``--stages``); a step is one process. Steps of a stage run side
-by side unless times are taken in it.
+by side unless the stage measures times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Step:
     """Of the GPU; with less free it is skipped."""
     environment: Mapping[str, str] = field(default_factory=dict)
     early: bool = False
-    """Starts its servers beside the stage before, and times nothing until it is its turn."""
+    """Starts its servers during the previous stage, and measures nothing before its turn."""
     tests: Mapping[str, object] | None = None
     """It is pytest, on engines with these arguments: its figure is whether all tests passed."""
 
@@ -50,7 +50,7 @@ class Stage:
     title: str
     steps: tuple[Step, ...]
     timed: bool = False
-    """Times are taken: its steps run one after another, with nothing beside."""
+    """It measures times: its steps run one after another, with nothing else running."""
 
 
 def _module(name: str) -> str:

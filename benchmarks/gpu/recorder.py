@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step writes while it runs: each figure at once, because it may be stopped any moment."""
+"""Writes each figure of a step at once, because the step may be stopped at any time."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Recorder:
         self._write()
 
     def check(self, name: str, holds: bool, seen: object = "") -> None:
-        """Add a yes or no, with what was seen."""
+        """Add a check with its result and an observation."""
         shown = str(seen) if not self._conditions else f"{self._conditions}; {seen}"
         self.figure(name, bool(holds), conditions=shown)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Run a part of the step; one that fails is written down, and the step goes on."""
+        """Run a part of the step; a failure is recorded, and the step continues."""
         try:
             yield
         except Exception:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results file: figures, the steps that gave them, and the machine that each came from.
+"""The results file: figures, their steps, and their machines.
 
 A later run replaces the figures that it measured again and leaves all others, so every figure
 names its run. A step that failed takes no earlier figure away.
@@ -47,7 +47,7 @@ class StepResult:
 
 @dataclass
 class Results:
-    """All that is known, over all runs."""
+    """The results of all runs."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     """A machine and a commit each; a run's number is its index plus one."""
@@ -60,7 +60,7 @@ class Results:
         return len(self.runs)
 
     def take(self, step: str, result: StepResult, figures: Mapping[str, Figure]) -> None:
-        """Take in what a step of the newest run left.
+        """Add the results of a step of the newest run.
 
         A skipped step changes nothing if the step is known: nothing was tried.
         """
@@ -83,7 +83,7 @@ class Results:
         return self.runs[figure.run - 1]
 
     def is_done(self, step: str) -> bool:
-        """Whether the step has ended as it should in some run."""
+        """Whether the step has succeeded in some run."""
         return step in self.steps and self.steps[step].status == "done"
 
     def as_json(self) -> dict[str, Any]:

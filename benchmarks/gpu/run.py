@@ -3,7 +3,7 @@
 
 Run from the repository root, or as ``make gpu-report``. Stages run in order of value, those that
 the results file lacks first; after every step ``results.json`` and ``report.md`` are up to date.
-``--rehearse`` runs the same stages on a CPU with tiny models, to find this program's own faults.
+``--rehearse`` runs the same stages on a CPU with tiny models, to find errors of this program.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Report:
         self._scratch = scratch
 
     def ended(self, step: Step, result: StepResult, figures: Mapping[str, Figure]) -> None:
-        """Take in a step that has ended."""
+        """Add the results of a step that has ended."""
         # Two engines can be compared when the later one has ended.
         found = {**figures, **compare_answers(self._scratch)}
         self.results.take(step.name, result, found)
@@ -64,7 +64,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Write the results file and the report; logs go beside them."""
+        """Write the results file and the report."""
         self.results.write(self._folder / "results.json")
         write_report(self.results, self._folder)
 
@@ -158,7 +158,7 @@ def has_triton() -> bool:
 
 
 def keep_logs(scratch: Path, folder: Path) -> None:
-    """Copy the logs beside a report that goes elsewhere: its traceback may not say all."""
+    """Copy the logs next to a report in another folder, which may not contain all errors."""
     if folder == RESULTS.parent:
         return
     logs = folder / "logs"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the steps, holds each to its limit, and reads what it left."""
+"""Starts the steps, enforces their limits, and reads their results."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Ended = Callable[[Step, StepResult, Mapping[str, Figure]], None]
 
 
 def turn_file(folder: Path, step: str) -> Path:
-    """Return the file whose presence tells a step that nothing runs beside it."""
+    """Return the file that exists once nothing else runs next to a step."""
     return folder / f"{step}.turn"
 
 
 @dataclass
 class Machine:
-    """What steps have to share."""
+    """The resources that steps share."""
 
     folder: Path
     """The scratch folder."""
@@ -55,7 +55,7 @@ class Machine:
     until: float
     """Monotonic time at which all must have ended."""
     has_triton: bool = True
-    """Whether vLLM can use Triton here; its second model runner cannot do without."""
+    """Whether vLLM can use Triton here; its second model runner needs it."""
 
     @property
     def left(self) -> float:
@@ -108,7 +108,7 @@ class Running:
         return self._process.poll() is not None
 
     def result(self) -> tuple[StepResult, dict[str, Figure]]:
-        """Read what an ended step left: its figures, and why it failed if it did."""
+        """Read the figures of an ended step, and why it failed if it did."""
         figures, failures = recorded(self._machine.folder, self.step.name)
         if self.step.tests is not None:
             figures |= self._tests()
@@ -165,7 +165,7 @@ class Running:
         return found[1][:300] if found else ""
 
     def log_text(self) -> str:
-        """Return what it printed so far."""
+        """Return its output so far."""
         return self.log.read_text(errors="replace")
 
     def _last_lines(self, count: int = 25) -> str:
@@ -192,7 +192,7 @@ def _last_line(text: str) -> str:
 
 
 def unfit(step: Step, machine: Machine) -> str | None:
-    """Say why a step cannot be begun here; None: it can."""
+    """Return why a step cannot run here; None: it can."""
     if step.environment.get(RUNNER) == "1" and not machine.has_triton:
         return "Model Runner V2 requires Triton, which has no backend for this machine"
     if machine.memory_gib is not None and step.memory_gib > machine.memory_gib:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the turns about all images to tables and marks."""
+"""Tables and targets, from the turns about all images."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Series:
     ttfts: tuple[float, ...]
     """Seconds."""
     encoded: int | None
-    """Images that went through the tower for the second question and those behind it; None where
+    """Images that were encoded for the second and later questions; None where
     the server does not count that."""
     prompt_tokens: tuple[int, ...]
 
@@ -46,7 +46,7 @@ def mode_table(found: Mapping[str, Sequence[Series]]) -> str:
     questions = len(next(iter(found.values()))[0].ttfts)
     head = [
         "server", *(f"TTFT {number + 1}, ms" for number in range(questions)),
-        "second / first (95 %)", "images encoded behind the first question",
+        "second / first (95 %)", "images encoded after the first question",
     ]  # fmt: skip
     rows = []
     for column, series in found.items():
@@ -89,7 +89,7 @@ def marks(found: Mapping[Mode, Mapping[str, Sequence[Series]]]) -> list[Mark]:
         )
         judged.append(
             Mark(
-                f"{mode}: with the cache, no image is encoded behind the first question",
+                f"{mode}: with the cache, no image is encoded after the first question",
                 "not counted" if encoded is None else f"{encoded} encoded",
                 None if encoded is None else encoded == 0,
             )

@@ -23,7 +23,7 @@ NEEDED = ("lmms-eval", "flashvlm-lmms-eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cells, print the table, write it beside its JSON; 1 when a cell failed."""
+    """Run the cells; write and print the table; return 1 when a cell failed."""
     parser = _parser()
     asked = parser.parse_args(arguments)
     table = TABLES[asked.table]

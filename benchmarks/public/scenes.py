@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes drawn scenes with questions as a local data set: pictures beside ``questions.jsonl``.
+"""Writes drawn scenes with questions as a local data set: images next to ``questions.jsonl``.
 
 Run from the repository root: ``python -m benchmarks.public.scenes --scenes 40``.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video as the server selects of it: one token of every time step, the rest over the clip."""
+"""Selection of a video as on the server: one token per time step, the rest over the clip."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What choosing from a long list in blocks reaches, beside the same choice over all pairs."""
+"""Quality of the selection in blocks, compared with the same selection over all pairs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def selector_exponents_table(costs: Sequence[Cost]) -> str:
 
 
 def saliency_times_table(times: Sequence[SaliencyTime], rates: Rates) -> str:
-    """What reading the saliency costs beside the layer it is read from."""
+    """Return the time of the saliency, compared with the attention of its layer."""
     caption = (
         f"Saliency of one image (`received_attention`, {large_tower.HEADS} heads of "
         f"{large_tower.WIDTH // large_tower.HEADS}), of all queries up to {MOST_QUERIES:,} "
@@ -79,7 +79,7 @@ def saliency_times_table(times: Sequence[SaliencyTime], rates: Rates) -> str:
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> str:
-    """What the sample changes, beside what rounding changes."""
+    """Return the effect of the sample, compared with the effect of rounding."""
     rows = [
         [
             each.source,
@@ -103,7 +103,7 @@ def agreement_table(agreements: Sequence[Agreement]) -> str:
 
 
 def in_blocks_table(results: Sequence[InBlocks]) -> str:
-    """What a choice in blocks reaches."""
+    """Return the quality of selection in blocks."""
     rows = [
         [
             each.selector,
@@ -131,7 +131,7 @@ def in_blocks_table(results: Sequence[InBlocks]) -> str:
 
 
 def answers_table(results: Sequence[Answers]) -> str:
-    """Whether answers get worse."""
+    """Return the effect of selection in blocks on answers."""
     rows = [
         [
             each.selector,

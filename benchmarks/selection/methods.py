@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared over sizes, each as a call on one image or video, and how it grows."""
+"""The methods that are compared by size, each as a call on one image or video."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 as it is published: every round multiplies the features of its two halves anew.
+"""Algorithm 1 as published: every round multiplies the features of its two halves again.
 
 Our transcription of the loop's description, for one image, as the baseline of the benchmark.
 """

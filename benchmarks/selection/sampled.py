@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The saliency of large images: a sample of queries beside all of them."""
+"""The saliency of large images: a sample of queries, compared with all of them."""
 
 from __future__ import annotations
 

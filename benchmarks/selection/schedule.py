@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the geometric schedule keeps, next to the published one, where both can run."""
+"""Tokens kept by the geometric schedule, compared with the published one."""
 
 from __future__ import annotations
 

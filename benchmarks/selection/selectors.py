@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every built-in selector costs on one image, from small to very large."""
+"""Time and memory of every built-in selector on one image, by size."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def _calls() -> Iterator[tuple[tuple[str, int], Callable[[], Selection]]]:
 
 
 def _ms(call: Callable[[], Selection]) -> float:
-    # However long: a first call also pays for memory that the others find, and a slope would show
-    # where it is counted and where it is not.
+    # Always a median: a first call also allocates memory, which would change the slope.
     return median_ms(call, longest_ms=math.inf)
 
 
@@ -112,7 +111,7 @@ def exponents(costs: Sequence[Cost], quantity: Quantity, ends: tuple[int, int]) 
 
 
 def exponent_marks(costs: Sequence[Cost]) -> list[Mark]:
-    """Hold every selector to the exponents allowed, in each range; the worst ones are named."""
+    """Compare every selector with the largest exponents, in each range; name the worst ones."""
     found = []
     for quantity, allowed in MARKS.items():
         for first, last in RANGES:

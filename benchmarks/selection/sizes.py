@@ -26,7 +26,7 @@ FITTED: Final = (1024, 16384)
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one size. Without times it was not tried, and `skipped` says why."""
+    """One method at one size. Without times it was not measured, for the reason in `skipped`."""
 
     method: str
     tokens: int

@@ -77,7 +77,7 @@ def large_image(count: int, width: int, seed: int) -> Image:
         return smooth[0].flatten(1).T
 
     drawn = _image(field(6) + 0.6 * field(24), width, width, random)
-    # A tensor of its own, as the tower's features beside the projected ones.
+    # A separate tensor, as the tower's features are separate from the projected ones.
     return drawn._replace(diversity=drawn.features.clone())
 
 

@@ -21,7 +21,7 @@ from small_vlm.scenes import PATCH
 from testing.photo import photo
 
 QUESTION: Final = "what color is the circle?"
-"""In words that the model knows; of the photograph nothing is asked."""
+"""In words of the model's vocabulary; it does not refer to the photograph."""
 
 
 class Look(NamedTuple):
@@ -47,14 +47,14 @@ class TrainedTower:
         reference = self._reference
         config = reference.model.config
         attention = reference.tower.encoder.layers[config.vision_feature_layer].self_attn
-        heard: list[Tensor] = []
+        captured: list[Tensor] = []
 
-        def listen(module: Any, inputs: Any, output: Tensor) -> None:
+        def capture(module: Any, inputs: Any, output: Tensor) -> None:
             heads = output[:, 1:].unflatten(-1, (config.vision_config.num_attention_heads, -1))
-            heard.append(heads.to(DEVICE))
+            captured.append(heads.to(DEVICE))
 
         handles = [
-            each.register_forward_hook(listen) for each in (attention.q_proj, attention.k_proj)
+            each.register_forward_hook(capture) for each in (attention.q_proj, attention.k_proj)
         ]
         try:
             out = reference.tower(
@@ -65,7 +65,7 @@ class TrainedTower:
         finally:
             for handle in handles:
                 handle.remove()
-        query, key = heard
+        query, key = captured
         features = out.hidden_states[config.vision_feature_layer][0, 1:]
         place = torch.arange(count, device=DEVICE)
         tokens = VisualTokens(

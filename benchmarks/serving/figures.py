@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the turns of all rounds to tables and marks."""
+"""Tables and targets, from the turns of all rounds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ FEWEST_PAIRS: Final = 10
 
 @dataclass
 class Measured:
-    """What a level's turns gave."""
+    """The measurements of one load."""
 
     level: Level
     turns: dict[str, list[Turn]] = field(default_factory=dict)
@@ -37,14 +37,14 @@ class Measured:
     preemptions: dict[str, int] = field(default_factory=dict)
 
     def speed(self, column: str) -> Compared:
-        """How many requests/s for one of stock's."""
+        """Return requests/s relative to stock."""
         return compare(
             [turn.requests_per_second for turn in self.turns[column]],
             [turn.requests_per_second for turn in self.turns[STOCK]],
         )
 
     def prefill_share(self) -> Compared:
-        """Which part of stock's time is left of it with the same prompt, no image and no answer."""
+        """Return the time of the same prompt without image and output, relative to stock."""
         return compare(
             [turn.seconds for turn in self.turns[TEXT]],
             [turn.seconds for turn in self.turns[STOCK]],
@@ -79,7 +79,7 @@ class Residency:
 
     @property
     def computed(self) -> int:
-        """How many of those the blocks suffice for."""
+        """How many of those fit into the blocks."""
         return self.blocks // self.per_request
 
 
@@ -134,7 +134,7 @@ def prefill_lines(levels: Sequence[Measured]) -> str:
 
 
 def marks(levels: Sequence[Measured], *, on_gpu: bool = False) -> list[Mark]:
-    """Judge; whoever has too few rounds for an interval is not judged."""
+    """Return the targets; with too few rounds for an interval they are not judged."""
     found = [faster(one) for one in levels]
     if on_gpu:
         found += [faster(one, GPU_SPEEDUP) for one in levels if one.level.clients == 32]

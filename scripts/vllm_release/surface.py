@@ -164,7 +164,7 @@ def _class(sources: Sources, surface: Surface, module: str, node: ast.ClassDef) 
         name
         for each in ours
         for name, place in sources.members(each.module, each.name).items()
-        # `name: Any` tells a type checker what vLLM's class will bring.
+        # `name: Any` declares an attribute of vLLM's class for a type checker.
         if not (isinstance(place, ast.AnnAssign) and place.value is None)
     }
     used = {name for each in ours for name in _uses(each.node)}

@@ -36,7 +36,7 @@ STAGES: Final[dict[str, tuple[Stage, float, float]]] = {
 
 
 def main() -> None:
-    """Train what is asked for and write the weights."""
+    """Train the chosen stages and write the weights."""
     parser = argparse.ArgumentParser(prog="small_vlm.train", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--seconds", type=float, help="in place of the stage's own")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def load(model: Any, folder: Path, until: str | None = None) -> None:
-    """Take over what the stages before ``until`` have learned, all of them if ``None``."""
+    """Load the weights of the stages before ``until``, of all stages if ``None``."""
     parts = parts_of(model)
     for name in STAGES:
         if name == until:

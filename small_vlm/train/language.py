@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 0b: the language model learns its language, from pictures told in words.
+"""Stage 0b: the language model is trained on scenes described in words.
 
 In LLaVA a language model that can read and answer comes first. Here it reads scenes written down
 row by row, as a raster scan would meet them: an object's words come up once or more, among full
@@ -26,7 +26,7 @@ PICTURE = "USER: "
 
 
 def told(scene: Scene, rng: np.random.Generator) -> str:
-    """Write a scene down in rows."""
+    """Describe a scene in rows."""
     words: list[str] = []
     for row in range(scene.origin[0], scene.origin[0] + scene.cells):
         things = [thing for thing in scene.things if thing.cell[0] == row]
@@ -44,7 +44,7 @@ def told(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def named(scene: Scene) -> str:
-    """Write a scene down as a mere list: the easiest there is to look something up in."""
+    """Describe a scene as a list, in which an object is easiest to find."""
     return " . ".join(f"{thing.color} {thing.kind}" for thing in scene.things)
 
 

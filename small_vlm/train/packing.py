@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Branches:
-    """A batch of branches behind prefixes of ``prefix`` tokens, ``S`` tokens at most each."""
+    """A batch of branches that follow prefixes; at most ``S`` tokens each."""
 
     ids: Tensor
     """(B, S) int64."""
@@ -34,13 +34,13 @@ class Branches:
     weights: Tensor
     """(B, S): how much each prediction counts."""
     positions: Tensor
-    """(B, S): behind the prefix, restarting with every branch."""
+    """(B, S): counted from the end of the prefix, in each branch."""
     branch: Tensor
     """(B, S): number of the branch; -1 for padding."""
 
 
 def pack(tokenizer: Any, batch: Sequence[Sequence[tuple[str, str, float]]]) -> Branches:
-    """Lay out branches, ``(question, answer, weight)`` each, behind one another."""
+    """Concatenate branches, ``(question, answer, weight)`` each."""
     rows = []
     for branches in batch:
         ids: list[int] = []

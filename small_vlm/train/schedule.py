@@ -59,7 +59,7 @@ def phase_at(phases: Sequence[Phase], part: float) -> Phase:
 def run_stage(
     name: str, stage: Any, seconds: float, folder: Path, seed: int, peak: float, every: float = 20
 ) -> None:
-    """Train until ``seconds`` of work are done, going on from the last checkpoint.
+    """Train until ``seconds`` of work are done, continuing from the last checkpoint.
 
     The learning rate warms up over 2 % of the time and falls as a cosine to 2 % of ``peak``. Time
     decides, not a number of steps, so that a slower machine ends as well; the log has both.

@@ -29,7 +29,7 @@ ANY_CANVAS: Final = replace(WHOLE, name="any canvas", share=0.55, mixed=(FEW, SO
 
 
 class SightStage:
-    """Trains on drawn pictures; ``modules`` says what moves."""
+    """Trains on drawn images; ``modules`` are the trained modules."""
 
     phases = (FEW, WHOLE, ANY_CANVAS)
 

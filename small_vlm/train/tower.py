@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 0a: the vision tower, with CLIP's kind of objective on CLS and nothing on the patches.
+"""Stage 0a: the vision tower, with an objective like CLIP's on CLS and none on the patches.
 
 Each image is compared with the captions "a red ring", ... of all colours and kinds; a sigmoid per
 pair says whether the caption is true (the loss of SigLIP, on CLS as CLIP has it). The pictures
@@ -45,7 +45,7 @@ class CaptionEncoder(nn.Module):
 
 
 def start_positions(tower: Any) -> None:
-    """Begin with sines of row and column, so that neighbours are alike from the first step."""
+    """Initialise with sines of row and column, so that neighbours are similar from the start."""
     quarter = VISION_WIDTH // 4
     frequency = 1.0 / 30 ** (torch.arange(quarter) / quarter)
     places = torch.arange(SIDE)[:, None] * frequency

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine may load beside a tiny model: LoRA adapters and drafters, with random weights.
+"""LoRA adapters and drafters for the tiny models, with random weights.
 
 They change, or guess at, every word, and mean nothing.
 """

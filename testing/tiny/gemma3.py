@@ -63,7 +63,7 @@ def build_gemma3(path: Path) -> Path:
 
 
 def _rename_tower(file: Path) -> None:
-    """Give the tower the key names of public checkpoints, which vLLM 0.32 insists on."""
+    """Give the tower the key names of public checkpoints, which vLLM 0.32 requires."""
     weights = {
         re.sub(r"\bvision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): weight
         for name, weight in load_file(file).items()

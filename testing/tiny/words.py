@@ -14,10 +14,19 @@ HEADS: Final = 4
 
 
 def tokenizer_with(marks: dict[str, str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with special tokens by the names that a family's processor reads.
+    """Return a tokenizer with special tokens by the names that a family's processor reads."""
+    return _tokenizer(extra_special_tokens=marks, padding_side="left")
 
-    LLaVA's name for its image token is left out, because other processors would use that token.
-    """
+
+def tokenizer_for(template: str, marks: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with a chat template and additional special tokens."""
+    tokenizer = _tokenizer(chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
+    return tokenizer
+
+
+def _tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
+    # LLaVA's name for its image token is left out: other processors would use that token.
     words = train_tokenizer(1024)
     return PreTrainedTokenizerFast(
         tokenizer_object=words.backend_tokenizer,
@@ -25,29 +34,9 @@ def tokenizer_with(marks: dict[str, str]) -> PreTrainedTokenizerFast:
         bos_token=words.bos_token,
         eos_token=words.eos_token,
         pad_token=words.pad_token,
-        extra_special_tokens=marks,
         clean_up_tokenization_spaces=False,
-        padding_side="left",
+        **settings,
     )
-
-
-def tokenizer_for(template: str, marks: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a chat template and additional special tokens.
-
-    LLaVA's name for its image token is left out, because other processors would use that token.
-    """
-    words = train_tokenizer(1024)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer,
-        unk_token=words.unk_token,
-        bos_token=words.bos_token,
-        eos_token=words.eos_token,
-        pad_token=words.pad_token,
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
-    return tokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, mark: str) -> int:

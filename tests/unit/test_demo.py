@@ -110,7 +110,7 @@ def test_a_missing_metric_is_named_in_the_error(
 def test_an_unknown_number_of_blocks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     page = METRICS.format(running=0.0, usage=0.0).replace('"1024"', '"None"')
     serve_metrics(monkeypatch, page)
-    with pytest.raises(DemoError, match="how many KV blocks"):
+    with pytest.raises(DemoError, match="no number of KV blocks"):
         Meter("http://localhost")
 
 
@@ -152,14 +152,14 @@ def test_ask_measures_blocks_only_while_its_request_is_the_only_one() -> None:
 @pytest.mark.usefixtures("idle_then_running")
 def test_without_budget_ask_sends_no_field_and_a_missing_usage_is_an_error() -> None:
     client = Client(None)
-    with pytest.raises(DemoError, match="plugin is not at work"):
+    with pytest.raises(DemoError, match="plugin is not enabled"):
         measure.ask(client, Meter("http://localhost"), "m", "data:", "what?", None)
     assert "visual_budget" not in client.sent["extra_body"]
 
 
 def test_ask_requires_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_metrics(monkeypatch, METRICS.format(running=1.0, usage=0.0))
-    with pytest.raises(DemoError, match="somebody else"):
+    with pytest.raises(DemoError, match="another request is running"):
         measure.ask(Client({}), Meter("http://localhost"), "m", "data:", "what?", 1)
 
 

@@ -33,7 +33,7 @@ def fastv(
     *,
     prompt: int | None = None,
 ) -> Tensor:
-    """What the language model says next, with fewer image tokens from one layer on.
+    """Return the logits of the next token, with fewer image tokens from one layer on.
 
     The image tokens with the most attention from the prompt's last token in layer `layer` - 1,
     mean over the heads, stay; in their order and with the position ids that they had.

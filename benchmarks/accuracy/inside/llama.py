@@ -13,7 +13,7 @@ from flashvlm_vllm.selection.arguments import check_tensor
 
 
 class Prompt(NamedTuple):
-    """Where things are in a sequence of embeddings, in places counted from 0.
+    """Positions of the parts of a sequence of embeddings, counted from 0.
 
     Attributes:
         start: of the image.
@@ -60,7 +60,7 @@ class Llama:
         return output[0]
 
     def attention(self, index: int, hidden: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """The attention that some tokens pay to all in one layer, mean over its heads.
+        """Return the attention of some tokens to all others in one layer, mean over its heads.
 
         Args:
             index: of the layer, from 0.
@@ -90,7 +90,7 @@ class Llama:
         return torch.softmax(logits, dim=-1).mean(dim=0)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What follows the last token.
+        """Return the logits after the last token.
 
         Args:
             hidden: (T, D) out of the last layer.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SparseVLM v1.5 (arXiv 2410.04417, ICML 2025): image tokens leave behind three layers, and the
-words that look at the image most decide which; some of what leaves comes back merged.
+"""SparseVLM v1.5 (arXiv 2410.04417, ICML 2025): image tokens leave after three layers, and the
+words that look at the image most decide which; some of the removed ones come back merged.
 
 Written from the description of the method. Deviations and choices of our own:
 
@@ -30,7 +30,7 @@ from benchmarks.accuracy.inside.llama import Llama, locate
 from flashvlm_vllm.selection.arguments import check_count
 from flashvlm_vllm.selection.partition import rank
 
-# Published: tokens are pruned behind these layers of 32, to these counts of 576.
+# Published: tokens are pruned after these layers of 32, to these counts of 576.
 LAYERS: Final = 32
 PATCHES: Final = 576
 PRUNING_LAYERS: Final = (2, 6, 15)
@@ -45,7 +45,7 @@ def sparsevlm(
     *,
     prompt: int | None = None,
 ) -> Tensor:
-    """What the language model says next, with fewer and fewer image tokens.
+    """Return the logits of the next token, with fewer and fewer image tokens.
 
     Behind each layer in `keep`:
 

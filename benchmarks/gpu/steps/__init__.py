@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, a process for each step."""
+"""The steps of the report, one process each."""

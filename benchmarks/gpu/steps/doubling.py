@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest Triton kernel: does it compile and launch? Imported only where there is a GPU."""
+"""A minimal Triton kernel, to check that one compiles and launches; imported only on a GPU."""
 
 from __future__ import annotations
 

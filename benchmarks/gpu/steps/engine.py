@@ -97,7 +97,7 @@ class SmallVLM:
         return [json.loads(line)["kept"] for line in self._trace.read_text().splitlines()]
 
     def clear_caches(self) -> None:
-        """Have the next request computed whole."""
+        """Empty all caches, so that the next request is computed completely."""
         assert self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
@@ -114,7 +114,7 @@ def text_of(output: Any) -> str:
 
 
 def who_runs(worker: Any) -> dict[str, Any]:
-    """Run in the worker: which classes are at work there."""
+    """Run in the worker: return the classes that it uses."""
     runner = worker.model_runner
     groups = getattr(runner, "attn_groups", None) or []
     backends = {
@@ -131,7 +131,7 @@ def who_runs(worker: Any) -> dict[str, Any]:
 
 
 def describe(recorder: Recorder, engine: SmallVLM, name: str, runner: int, stock: bool) -> None:
-    """Write down which runner, model class and attention backend the worker has."""
+    """Record the worker's runner, model class and attention backend."""
     (found,) = engine.llm.collective_rpc(who_runs)
     is_second = ".gpu.model_runner" in found["runner"] or ".cpu.model_runner" in found["runner"]
     seen = f"{found['runner']}; attention {', '.join(found['attention']) or 'unknown'}"
@@ -170,7 +170,7 @@ def ask_all(engine: SmallVLM, budget: object) -> tuple[list[str], list[int], lis
 
 
 def ask_mixed(engine: SmallVLM, count: int) -> tuple[int, int]:
-    """Ask with all budgets in one batch: in how many answers the count is exact, of how many."""
+    """Send all budgets in one batch; return in how many answers the count is exact, of how many."""
     engine.clear_caches()
     plan = [(i, budget) for i in range(count) for budget in (*BUDGETS, 16, 0.25)]
     random.Random(0).shuffle(plan)
@@ -184,7 +184,7 @@ def ask_mixed(engine: SmallVLM, count: int) -> tuple[int, int]:
 
 
 def two_questions(engine: SmallVLM) -> tuple[bool, str]:
-    """Ask about one image: a question, the same again, another one; then the other one cold."""
+    """Ask about one image: a question, the same again, another; the other with empty caches."""
     other = engine.items[1].question.text
     engine.clear_caches()
     (first,) = engine.run([engine.request(0, 64)])
@@ -203,7 +203,7 @@ def two_questions(engine: SmallVLM) -> tuple[bool, str]:
 
 
 def measure_accuracy(recorder: Recorder, engine: SmallVLM, name: str) -> dict[str, list[str]]:
-    """Ask everything at every budget; hold counts, answers and kept tokens against the CPU's."""
+    """Send all questions at every budget; compare counts, answers and kept tokens with a CPU."""
     expected = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else None
     items, answers, exact, inside = engine.items, {}, True, True
     for budget in BUDGETS:
@@ -260,7 +260,7 @@ def main() -> NoReturn:
     items = questions(asked.questions or (KEPT if asked.chunks else QUESTIONS))
     engine = SmallVLM(items, scratch() / f"trace-{asked.name}", **arguments)
     left: dict[str, Any] = {"dtype": f"torch.{arguments['dtype']}", "chunk": CHUNK}
-    with recorder.part("who runs"):
+    with recorder.part("runner and backend"):
         describe(recorder, engine, asked.name, asked.runner, asked.stock)
     if not asked.chunks:
         with recorder.part("one at a time"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do vLLM's compiled operators, its attention, Triton and Inductor compute rightly here?
+"""Checks vLLM's compiled operators, its attention, Triton and Inductor on this machine.
 
 Each is held against plain torch in higher precision. What fails is left out of all engines that
 follow (`benchmarks.gpu.engines.without_broken_parts`), and the report says so.
@@ -26,7 +26,7 @@ TOLERANCE: Final = 1e-2
 
 
 class WrongResultError(AssertionError):
-    """An operator computes something else."""
+    """An operator gives a wrong result."""
 
 
 def near(found: Tensor, expected: Tensor, most: float = TOLERANCE) -> float:
@@ -140,7 +140,7 @@ def flash_attention(head: int, *, causal: bool) -> float:
 
 
 def get_flash_attn_version() -> int | None:
-    """Return the version that vLLM takes here."""
+    """Return the version that vLLM uses on this device."""
     from vllm.v1.attention.backends.fa_utils import get_flash_attn_version as version
 
     found: int | None = version()
@@ -175,7 +175,7 @@ GPU_ONLY: Final[dict[str, Callable[[], float]]] = {"KV cache": kv_cache}
 
 
 def main() -> int:
-    """Check everything; what works is left for the engines' arguments."""
+    """Check everything; the results decide the engines' arguments."""
     recorder = Recorder("operators", DEVICE)
 
     def works(name: str, check: Callable[[], float]) -> bool:

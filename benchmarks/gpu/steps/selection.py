@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selection's own time on this GPU, with what it is compared with."""
+"""Time of the selection on this GPU, and of the methods that it is compared with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def milliseconds(images: Sequence[Image], budget: int) -> float:
 
 
 def waits() -> None:
-    """Select under a mode of torch in which waiting for the GPU is an error."""
+    """Select in a mode of torch in which host synchronisation is an error."""
     images = batch_of(5)
     select_all(images, 128)  # kernels are compiled at their first launch
     torch.cuda.synchronize()
@@ -83,7 +83,7 @@ def main() -> int:
         recorder.figure(keys.SELECTION_LIST, milliseconds([one], 640), "ms")
     if ON_GPU:
         with recorder.part(keys.NO_SYNC):
-            recorder.figure(keys.NO_SYNC, False, conditions="it waited, or the check failed")
+            recorder.figure(keys.NO_SYNC, False, conditions="it synchronised, or the check failed")
             waits()
             recorder.check(keys.NO_SYNC, True, "set_sync_debug_mode('error')")
     with recorder.part("published loop and VisPruner"):

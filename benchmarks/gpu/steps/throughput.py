@@ -52,7 +52,7 @@ GRAPHS: Final = [1, 2, 4, 8, 16, 32, 64]
 
 
 class Column:
-    """One of the things that are compared: a server and a budget."""
+    """A server and a budget."""
 
     def __init__(self, name: str, urls: dict[bool, str], word: int) -> None:
         self.name = name

@@ -56,7 +56,7 @@ class Costs:
                 self.visual_tokens_kept += visual["kept"]
 
     def write(self, path: str | Path, **about: Any) -> None:
-        """Write the sums, after what they are about, as JSON; null is what nobody counted."""
+        """Write the sums as JSON, after ``about``; null stands for what was not counted."""
         sums = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         if not self.images:
             sums |= dict.fromkeys(("images", "visual_tokens", "visual_tokens_kept"))
