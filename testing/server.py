@@ -75,7 +75,7 @@ class Server:
 
     @property
     def process_id(self) -> int:
-        """Of the server's first process, and of the session that all of its processes share.
+        """The id of the server's first process, and of the session of all its processes.
 
         Raises:
             ServerError: it does not run.
@@ -87,7 +87,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server printed so far."""
+        """The server's output so far."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:

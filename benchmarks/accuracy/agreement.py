@@ -23,7 +23,7 @@ BUDGET: Final = 64
 
 
 def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]:
-    """Ask some questions of both, by every selector.
+    """Compare answers to some questions, with every selector.
 
     Returns:
         per selector, of ``questions``: ``answers``, how many are the same; and for selectors that

@@ -46,7 +46,7 @@ WAYS: Final = (
 
 
 def tokens_by_layer(shape: Shape, method: str, full: int, budget: int | None) -> list[int]:
-    """How many visual tokens each layer of the language model works on."""
+    """Return the visual tokens that each layer of the language model processes."""
     if budget is None:
         return formulas.everywhere(shape, full)
     if method == "fastv":
@@ -106,7 +106,7 @@ class Latencies:
         return statistics.median(self.rounds[way])
 
     def share(self, way: Way) -> Compared:
-        """Of what the same code takes without pruning, round by round."""
+        """Return the latency relative to the same code without pruning, round by round."""
         return compare(self.rounds[way], self.rounds[way.unpruned])
 
     def counts(self, way: Way) -> list[int]:

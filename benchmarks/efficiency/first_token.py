@@ -43,7 +43,7 @@ class Served:
         self._words = len(tokenizer(text, add_special_tokens=False).input_ids)
 
     def first(self, way: Way, image: Image.Image) -> First:
-        """Ask for one token."""
+        """Send a request for one token."""
         fields: dict[str, Any] = {"allowed_token_ids": [self._word]}
         if way.method != UNPRUNED:
             fields |= {"visual_budget": way.budget, "visual_selector": way.method}

@@ -32,14 +32,14 @@ class Shape:
     mlp_matrices: int = 3
 
     def flops(self, tokens: Sequence[int]) -> float:
-        """Of one pass, ``tokens`` being how many each layer works on."""
+        """Return the FLOPs of one pass, with the ``tokens`` of each layer."""
         self._check(tokens)
         d, m = self.width, self.mlp
         macs = sum(4 * n * d**2 + 2 * n**2 * d + self.mlp_matrices * n * d * m for n in tokens)
         return 2.0 * macs
 
     def kv_bytes(self, tokens: Sequence[int], value_bytes: int) -> int:
-        """Of the KV cache, after that pass."""
+        """Return the bytes of the KV cache after that pass."""
         self._check(tokens)
         return 2 * self.width * value_bytes * sum(tokens)
 
@@ -55,17 +55,17 @@ CLIP_L: Final = Shape(layers=24, width=1024, mlp=4096, mlp_matrices=2)
 
 
 def everywhere(shape: Shape, tokens: int) -> list[int]:
-    """As many tokens in every layer."""
+    """Return the same number of tokens for every layer."""
     return [tokens] * shape.layers
 
 
 def fastv(shape: Shape, tokens: int, kept: int) -> list[int]:
-    """All tokens in FastV's first layers, ``kept`` in the others."""
+    """Return all tokens for FastV's first layers, ``kept`` for the others."""
     return [tokens if layer < FASTV_LAYER else kept for layer in range(shape.layers)]
 
 
 def tower_flops(tower: Shape = CLIP_L) -> float:
-    """Of all crops of one picture."""
+    """Return the FLOPs of all crops of one image."""
     return CROPS * tower.flops(everywhere(tower, CROP_TOKENS))
 
 

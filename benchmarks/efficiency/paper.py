@@ -31,5 +31,5 @@ ROWS: Final = {
 
 
 def latency_share(method: str, tokens: int) -> float:
-    """Of the unpruned model's latency."""
+    """Return the latency relative to the unpruned model."""
     return ROWS[method, tokens].latency_ms / ROWS[UNPRUNED, FULL_TOKENS].latency_ms

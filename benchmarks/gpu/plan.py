@@ -38,13 +38,13 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """What is started."""
+        """The command line."""
         return [sys.executable, "-m", *self.arguments]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What ``--stages`` names."""
+    """A stage, as named in ``--stages``."""
 
     name: str
     title: str

@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class StepResult:
-    """How a step ended."""
+    """The end of a step."""
 
     status: Status
     seconds: float = 0.0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces compiled parts of a borrowed vLLM that do not load on this machine.
+"""Replaces compiled parts of vLLM that do not load on this machine.
 
-A machine with another PyTorch than vLLM's wheel asks for, and without a package index, gets vLLM's
-Python in the folder ``$GPU_SITE``, and stand-ins for the compiled parts in ``.gpu/kit/pure``. What
-the step `operators` saw fail is moved out of vLLM's way. A vLLM that was installed by pip is never
-touched: there neither exists.
+A machine without a package index, whose PyTorch is not the one that vLLM's wheel needs, has vLLM's
+Python code in the folder ``$GPU_SITE`` and replacements for the compiled parts in
+``.gpu/kit/pure``. Parts that failed in the step `operators` are removed from the folder. A vLLM installed by pip is
+not changed: neither folder exists there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPERATORS: Final = "_C_stable_libtorch"
 
 
 def put_in_place(scratch: Path, stand_ins: Path = STAND_INS) -> list[str]:
-    """Exchange what does not work; return what was exchanged.
+    """Replace parts that do not work; return their names.
 
     Args:
         scratch: folder with what the step `operators` found.

@@ -34,7 +34,7 @@ CHECKED: Final = ("request_throughput", "mean_ttft_ms")
 
 @dataclass(frozen=True)
 class Ratio:
-    """How a server compares with stock in one figure; above 1 is slower."""
+    """A server compared with stock in one figure; above 1 is slower."""
 
     server: str
     figure: str

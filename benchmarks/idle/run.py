@@ -37,7 +37,7 @@ OUTPUT_TOKENS: Final = 16
 
 @dataclass(frozen=True)
 class Setup:
-    """How a server is started."""
+    """Arguments and environment of a server."""
 
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)

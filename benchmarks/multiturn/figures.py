@@ -26,7 +26,7 @@ MOST: Final = 0.35
 
 @dataclass(frozen=True)
 class Series:
-    """All questions about one image, in the order they were asked."""
+    """All questions about one image, in order."""
 
     ttfts: tuple[float, ...]
     """Seconds."""

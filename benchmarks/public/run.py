@@ -120,7 +120,7 @@ def _count(text: str) -> int:
 
 
 def _versions(python: str) -> dict[str, str | None]:
-    """Ask a Python for the versions of what its part of the benchmark needs."""
+    """Return the versions of the packages that the benchmark needs in a Python environment."""
     script = (
         "import json\n"
         "from importlib.metadata import distributions\n"

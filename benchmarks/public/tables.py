@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tasks of lmms-eval make up which table, and the budgets of each.
+"""The tables: their tasks in lmms-eval, and their budgets.
 
 Task and metric names are those of lmms-eval 0.7.3; a test compares them with an installed one.
 """

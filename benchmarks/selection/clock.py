@@ -69,7 +69,7 @@ def memory_kept() -> Iterator[None]:
 
 
 def peak_mib(call: Callable[[], Any]) -> float:
-    """The most memory that tensors made by a call took at once, in MiB."""
+    """Return the peak memory of the tensors that a call creates, in MiB."""
     if DEVICE == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a quantity grows with the number of tokens."""
+"""The exponent of growth with the number of tokens."""
 
 from __future__ import annotations
 

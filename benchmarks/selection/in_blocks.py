@@ -97,7 +97,7 @@ def _of_divprune(tokens: VisualTokens, kept: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a selector makes as large as it can."""
+    """The quantity that a selector maximises."""
 
     selector: str
     what: str

@@ -48,7 +48,7 @@ def _cost(cost: Cost, rates: Rates) -> str:
 
 
 def selector_exponents_table(costs: Sequence[Cost]) -> str:
-    """How time and memory of every selector grow, in every range."""
+    """Return the exponents of time and memory of every selector, in every range."""
     columns: list[tuple[Quantity, tuple[int, int]]] = [(q, ends) for q in MARKS for ends in RANGES]
     found = [exponents(costs, quantity, ends) for quantity, ends in columns]
     head = ["exponent of", *(f"{q}, {first:,} to {last:,}" for q, (first, last) in columns)]

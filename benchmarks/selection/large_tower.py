@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a vision tower like Qwen2.5-VL's takes, from rates that are measured.
+"""Time of a vision tower like Qwen2.5-VL's, from measured rates.
 
 A tower that makes 32,768 tokens takes about an hour on one core. Its parts are therefore measured
 at sizes that take seconds, and put together: what works on each patch by itself grows with the

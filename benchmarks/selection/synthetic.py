@@ -16,7 +16,7 @@ WORDS: Final = 32
 
 
 class Image(NamedTuple):
-    """What a selection gets to see; of a video, all frames one after the other."""
+    """The input of a selection; of a video, all frames one after the other."""
 
     features: Tensor
     saliency: Tensor

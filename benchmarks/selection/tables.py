@@ -63,7 +63,7 @@ def _cell(cell: Cell) -> str:
 
 
 def exponents_table(cells: Sequence[Cell], share: float) -> str:
-    """How time grows, for methods that reached at least three of the sizes fitted."""
+    """Return the exponents of time of methods with at least three of the fitted sizes."""
     rows = []
     for method in dict.fromkeys(cell.method for cell in cells):
         there = [c for c in cells if c.method == method and c.share == share and c.ms is not None]
@@ -85,7 +85,7 @@ def batches_table(results: Sequence[Together]) -> str:
 
 
 def schedules_table(results: Sequence[Kept]) -> str:
-    """What the geometric schedule keeps."""
+    """Return the tokens that the geometric schedule keeps."""
     return table(
         [
             "tokens",

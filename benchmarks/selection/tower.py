@@ -23,7 +23,7 @@ class Share:
 
     @property
     def percent(self) -> float:
-        """Of the tower's time."""
+        """Relative to the tower's time."""
         return 100 * self.selection_ms / self.tower_ms
 
 

@@ -63,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Residency:
-    """How many requests of a column hold KV blocks at once."""
+    """The requests of a column that have KV blocks at the same time."""
 
     blocks: int
     """All there are."""
@@ -79,7 +79,7 @@ class Residency:
 
     @property
     def computed(self) -> int:
-        """How many of those fit into the blocks."""
+        """The number of those that fit into the blocks."""
         return self.blocks // self.per_request
 
 
@@ -124,7 +124,7 @@ def residency_table(found: Mapping[str, Residency]) -> str:
 
 
 def prefill_lines(levels: Sequence[Measured]) -> str:
-    """Which part of stock's time is prefill."""
+    """Return prefill's share of stock's time."""
     return "\n".join(
         f"* {one.level.name}: {one.prefill_share()}, a text of {one.prompt_tokens[TEXT]:.0f} "
         f"tokens for an image prompt of {one.prompt_tokens[STOCK]:.0f}"

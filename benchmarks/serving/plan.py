@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, how often and in which order."""
+"""The loads, the number of rounds, and the order of turns."""
 
 from dataclasses import dataclass
 from itertools import chain

@@ -134,7 +134,7 @@ def _shapes(vocab: int, vision: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _draw(tokenizer: Any, vision: dict[str, Any]) -> dict[str, Tensor]:
-    """Draw weights with which attention is selective and one word leads, as the tiny LLaVA's."""
+    """Draw weights for which attention is selective and one word leads, as in the tiny LLaVA."""
     generator = torch.Generator().manual_seed(0)
     gains = {"query_key_value": 2.0, "dense_4h_to_h": 2.0, "output_layer": 3.0}
     weights = {}

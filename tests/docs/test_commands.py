@@ -74,6 +74,8 @@ def test_the_block_runs(
         "pip install left-pad",
         "pip install vllm==0.1.0",
         "python -m benchmarks.serving.run --no-such-flag",
+        "python -m benchmarks serving --no-such-flag",
+        "python -m benchmarks no-such-benchmark",
         "flashvlm no-such-command",
         "curl http://localhost:8000/health",
     ],

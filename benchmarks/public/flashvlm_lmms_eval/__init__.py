@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def manifests() -> list[ModelManifest]:
-    """Tell lmms-eval the models' names; it imports a model's module when one asks for it."""
+    """Return the models' names for lmms-eval, which imports a model's module when it is used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both models share: the fields of a request, and what the requests cost."""
+"""The fields of a request, and the costs of requests, for both models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lmms-eval asks about a row of ``questions.jsonl``; it loads this file by its path."""
+"""Functions of the task, for a row of ``questions.jsonl``; lmms-eval loads this file by path."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
