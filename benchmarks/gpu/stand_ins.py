@@ -3,8 +3,8 @@
 
 A machine without a package index, whose PyTorch is not the one that vLLM's wheel needs, has vLLM's
 Python code in the folder ``$GPU_SITE`` and replacements for the compiled parts in
-``.gpu/kit/pure``. Parts that failed in the step `operators` are removed from the folder. A vLLM installed by pip is
-not changed: neither folder exists there.
+``.gpu/kit/pure``. Parts that failed in the step `operators` are removed from the folder. A vLLM
+installed by pip is not changed: neither folder exists there.
 """
 
 from __future__ import annotations
