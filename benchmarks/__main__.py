@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{each:{width}}  {line}" for each, line in known.items()))
     if name in ("", "-h", "--help"):
         return 0
-    print(f"\nno benchmark is called {name}", file=sys.stderr)
+    print(f"\nunknown benchmark: {name}", file=sys.stderr)
     return 2
 
 

@@ -46,7 +46,7 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["servings"]) == 2
-    assert "no benchmark is called servings" in capsys.readouterr().err
+    assert "unknown benchmark: servings" in capsys.readouterr().err
 
 
 def test_arguments_go_to_the_benchmark(
