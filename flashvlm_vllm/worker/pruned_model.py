@@ -183,13 +183,6 @@ class PrunedModel(PositionedModel, ABC):
         kept: list[Kept] = []
         for batch in self.encoder_batches([item.tokens for item in items]):
             kept += self._select_batch(items[batch], requests[batch], words[batch])
-        if trace.is_tracing():
-            trace.record(
-                get_tp_group().rank_in_group,
-                [item.tokens for item in items],
-                [each.order for each in kept],
-                requests.question_ids,
-            )
         return self.finish(items, kept, requests.gaps)
 
     def encoder_batches(self, tokens: Sequence[int]) -> Iterator[slice]:
@@ -246,6 +239,13 @@ class PrunedModel(PositionedModel, ABC):
             self.assemble([each.part for each in own], chosen[start:end])
             for own, (start, end) in zip(candidates, pairwise(bounds), strict=True)
         ]
+        if trace.is_tracing():
+            trace.record(
+                get_tp_group().rank_in_group,
+                [own.saliency.numel() for own in features],
+                [each.order for each in kept],
+                requests.question_ids,
+            )
         return [
             each if keep <= len(each.rows) else replace(each, rows=self.whole_rows(item, own))
             for each, keep, item, own in zip(kept, requests.keep, items, features, strict=True)
