@@ -9,6 +9,7 @@ from typing import Any
 
 from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget
 from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR, SELECTOR, parse_selector
+from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
     VISUAL_POSITIONS,
     VisualPositions,
@@ -25,7 +26,7 @@ DEFAULT_GB = 0.25
 """Default size of the feature cache in GiB: 40 images of LLaVA-1.5-7B in bfloat16, or 8 of
 LLaVA-NeXT."""
 
-ENGINE_SETTINGS = (BUDGET, SELECTOR, VISUAL_POSITIONS, FEATURE_CACHE_GB)
+ENGINE_SETTINGS = (BUDGET, SELECTOR, VISUAL_POSITIONS, FEATURE_CACHE_GB, VISUAL_STEERING)
 """Names of the engine's settings, as flags or as processor arguments."""
 
 EXPLAIN_PER_MINUTE = "visual_explain_per_minute"
@@ -54,6 +55,8 @@ class ServerSettings:
     """Default positions of requests (``--visual-positions``); ``None``: kept."""
     feature_cache_gb: float | None = None
     """Size of each worker's feature cache in GiB (``--visual-feature-cache-gb``)."""
+    steering: Steering | None = None
+    """Default for requests without one (``--visual-steering``); ``None``: by message."""
     position_axes: int = 0
     """Axes of the model's positions: 1, or 3 with M-RoPE. 0 if the position scheme is not known;
     kept tokens then get consecutive positions. Determined from the model's configuration."""
@@ -74,6 +77,7 @@ class ServerSettings:
             parse_selector(given.get(SELECTOR)),
             parse_positions(given.get(VISUAL_POSITIONS)),
             parse_feature_cache_gb(given.get(FEATURE_CACHE_GB)),
+            parse_steering(given.get(VISUAL_STEERING)),
         )
 
     @property
@@ -85,6 +89,11 @@ class ServerSettings:
     def default_positions(self) -> VisualPositions:
         """Positions of requests that do not set them."""
         return self.positions or VisualPositions.KEPT
+
+    @property
+    def default_steering(self) -> Steering:
+        """Steering of requests without one."""
+        return self.steering or Steering.MESSAGE
 
     @property
     def feature_cache_bytes(self) -> int:

@@ -160,8 +160,8 @@ async def _run(
 ) -> Mapping[str, ItemRecord]:
     """Run the request in the engine; return the worker's records by selection key."""
     engine = handler.engine_client
-    keys = sorted({item.selection_key for item in asked.items})
-    await start_explaining(engine, explain_id, keys, asked.question_ids)
+    questions = {item.selection_key: item.question_ids for item in asked.items}
+    await start_explaining(engine, explain_id, questions)
     try:
         async for _ in engine.generate(
             engine_input,
@@ -172,7 +172,7 @@ async def _run(
             pass
     finally:
         records = await take_explanation(engine, explain_id)
-    if set(keys) - set(records):
+    if set(questions) - set(records):
         raise GenerationError("the worker has no record of the selection")
     return records
 

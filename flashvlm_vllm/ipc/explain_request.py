@@ -41,6 +41,8 @@ class ExplainItem:
     count: TokenCount
     placed: dict[int, Placed]
     """By part number; a part whose region is not known is missing."""
+    question_ids: tuple[int, ...] = field(repr=False)
+    """Token ids of the words to score it with, also if the selector does not use them."""
     pictures: list[Any] = field(repr=False)
     """The image, or the frames of a video, as vLLM loaded them."""
 
@@ -51,7 +53,6 @@ class ExplainRequest:
 
     budget: Budget
     selector: str
-    question_ids: tuple[int, ...] = field(repr=False)
     items: tuple[ExplainItem, ...]
 
 

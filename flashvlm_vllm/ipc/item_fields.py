@@ -44,11 +44,11 @@ class ItemRequests:
     modality: str = "image"
     """Modality of all items; vLLM never puts items of two modalities into one call."""
 
-    def packed(self) -> dict[str, Tensor]:
+    def packed(self) -> dict[str, Any]:
         """Return the requests as model inputs; the first dimension of each is the items."""
         values = {
             _KEEP: torch.tensor(self.keep, dtype=torch.int64),
-            _QUESTION_IDS: torch.stack(self.question_ids),
+            _QUESTION_IDS: self.question_ids,  # of different lengths
             _SELECTION_KEY: _as_bytes(self.selection_keys),
             _ITEM_KEY: _as_bytes(self.item_keys),
             _SELECTOR: _as_bytes([name.encode() for name in self.selectors]),

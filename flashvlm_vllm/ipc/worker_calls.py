@@ -94,15 +94,14 @@ async def find_selector_failures(client: Any, selection_keys: Sequence[str]) -> 
 
 
 async def start_explaining(
-    client: Any, explain_id: str, selection_keys: Sequence[str], question_ids: Sequence[int]
+    client: Any, explain_id: str, questions: Mapping[str, Sequence[int]]
 ) -> None:
     """Have the workers record the selections of some items.
 
     Args:
         client: the API process's engine client.
         explain_id: id of the request, see ``VisualRequest.explain_id``.
-        selection_keys: selection keys of its items, in hexadecimal.
-        question_ids: token ids of the words to score the items with.
+        questions: token ids of the words to score each item with, by selection key in hexadecimal.
 
     """
     # In all engines, because it is not known which of them will run the request.
@@ -110,8 +109,7 @@ async def start_explaining(
         client,
         WorkerMethod.START_EXPLAINING,
         explain_id,
-        list(selection_keys),
-        list(question_ids),
+        {key: list(ids) for key, ids in questions.items()},
     )
 
 

@@ -17,7 +17,7 @@ _SELECTION_VERSION = 3
 would keep other tokens: external KV stores outlive a process."""
 
 
-def selection_key(plan: PromptPlan, item: str) -> bytes:
+def selection_key(plan: PromptPlan, question_ids: tuple[int, ...], item: str) -> bytes:
     """Return the identity of an item with its budget, selector and question, 32 bytes.
 
     The kept tokens depend on the budget, the selector and the question, so a cache keyed by the
@@ -29,7 +29,7 @@ def selection_key(plan: PromptPlan, item: str) -> bytes:
         item: the item's identity without pruning.
 
     """
-    asked = [plan.budget, plan.selector, plan.question_ids]
+    asked = [plan.budget, plan.selector, question_ids]
     factors = json.dumps([_SELECTION_VERSION, item, *asked])
     return hashlib.sha256(factors.encode()).digest()
 
@@ -71,4 +71,4 @@ class PlannedInputs(ProcessorInputs):
 
 def _name(plan: PromptPlan, item: ItemPlan, stock: str) -> str:
     gap = None if item.gap == CLOSED else item.gap
-    return item_name(selection_key(plan, stock), gap, item.dropped)
+    return item_name(selection_key(plan, item.question_ids, stock), gap, item.dropped)

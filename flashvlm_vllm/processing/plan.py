@@ -24,6 +24,8 @@ class ItemPlan:
     """Positions that the dropped tokens leave unused; `CLOSED` for consecutive positions."""
     dropped: int = 0
     """Number of dropped tokens; 0 if the item's size is not known."""
+    question_ids: tuple[int, ...] = ()
+    """Token ids of the words that guide its selection."""
     selection_key: bytes | None = None
     """Set when the item is processed. An item in vLLM's cache is not processed."""
 
@@ -63,8 +65,6 @@ class PromptPlan:
 
     budget: Budget
     selector: str
-    question_ids: tuple[int, ...]
-    """Token ids of the words that guide the selection."""
     explain_id: str | None = None
     """Set if the selection is to be explained."""
 

@@ -95,10 +95,14 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         is_pruned = any(each.is_pruned for known in plans.values() for each in known)
         if is_pruned:
             validation.refuse_too_large(selector, counts)
-        plan = None
+        plan, words = None, {}
         if budget is not None and (is_pruned or request.explain_id is not None):
-            words = self._guiding_words(selector, request.query, inputs.prompt)
-            plan = PromptPlan(budget, selector, words, request.explain_id)
+            plan = PromptPlan(budget, selector, request.explain_id)
+            words = self._words_of_items(plan, request, inputs.prompt, plans)
+            if find_selector(selector).uses_question:
+                for modality, known in plans.items():
+                    for each, own in zip(known, words[modality], strict=True):
+                        each.question_ids = own
             items = PlannedItems(inputs.mm_data_items, plan, plans)
             inputs = PlannedInputs.of(inputs, items)
 
@@ -117,7 +121,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             is_default=budget is not None and not request.has_budget,
             selector=None if budget is None else selector,
             third_party_items=self._third_party_items(selector, result, plans),
-            explain=None if plan is None else self._explain(plan, request, inputs, plans),
+            explain=None if plan is None else self._explain(plan, words, inputs, plans),
             layout=layout if is_pruned else None,
         )
         return result
@@ -139,12 +143,19 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             validation.refuse_embeddings(embeddings)
         return request.budget
 
-    def _guiding_words(
-        self, selector: str, query: str | None, prompt: Sequence[int]
-    ) -> tuple[int, ...]:
-        if not find_selector(selector).uses_question:
-            return ()
-        return self._question_tokens.ids(query, prompt)
+    def _words_of_items(
+        self,
+        plan: PromptPlan,
+        request: VisualRequest,
+        prompt: Sequence[int],
+        plans: Mapping[str, Sequence[ItemPlan]],
+    ) -> dict[str, list[tuple[int, ...]]]:
+        """Return token ids of the words for each item; none where nothing reads them."""
+        counts = {modality: len(known) for modality, known in plans.items()}
+        if plan.explain_id is None and not find_selector(plan.selector).uses_question:
+            return {modality: [()] * count for modality, count in counts.items()}
+        steering = request.steering or self._settings.default_steering
+        return self._question_tokens.of_items(request, steering, prompt, counts)
 
     def _third_party_items(
         self, selector: str, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
@@ -170,15 +181,13 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     def _explain(
         self,
         plan: PromptPlan,
-        request: VisualRequest,
+        words: Mapping[str, Sequence[tuple[int, ...]]],
         inputs: ProcessorInputs,
         plans: Mapping[str, Sequence[ItemPlan]],
     ) -> ExplainRequest | None:
         """Return the items to explain, images first. All of them have just been processed."""
         if plan.explain_id is None:
             return None
-        # Relevance is scored even if the selector does not use the question.
-        words = plan.question_ids or self._question_tokens.ids(request.query, inputs.prompt)
         arguments = inputs.hf_processor_mm_kwargs
         items = []
         for modality, known in plans.items():
@@ -194,10 +203,11 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
                         size.height,
                         each.count,
                         self.part_regions(modality, size.width, size.height, arguments),
+                        words[modality][number],
                         pictures,
                     )
                 )
-        return ExplainRequest(plan.budget, plan.selector, words, tuple(items))
+        return ExplainRequest(plan.budget, plan.selector, tuple(items))
 
     # Overridden steps of vLLM's `apply`.
 
@@ -243,12 +253,15 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             return alone_items[0]
 
         inputs = self._pixels.of(modality, names, process)
-        keys = [selection_key(plan, name) for name in names]
+        keys = [
+            selection_key(plan, each.question_ids, name)
+            for each, name in zip(plans, names, strict=True)
+        ]
         for each, key in zip(plans, keys, strict=True):
             each.selection_key = key
         inputs |= ItemRequests(
             [each.keep or 0 for each in plans],
-            [torch.tensor(plan.question_ids, dtype=torch.int64)] * len(plans),
+            [torch.tensor(each.question_ids, dtype=torch.int64) for each in plans],
             keys,
             [item_key(name) for name in names],
             [plan.selector] * len(plans),

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The token ids of the words that guide the selection, from the request or its prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
 from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
+from flashvlm_vllm.request.read_request import VisualRequest
+from flashvlm_vllm.request.steering import Steering
 
 MOST_WORDS: Final = 512
 """Most tokens that guide the selection, the last ones of a long message: a question usually comes
@@ -61,6 +63,55 @@ class QuestionTokens:
             raise too_many_words(f"{len(ids)} tokens", longest)
         guiding = tuple(token for token in ids if token not in self._special_tokens)
         return guiding[-MOST_WORDS:]
+
+    def of_items(
+        self,
+        request: VisualRequest,
+        steering: Steering,
+        prompt: Sequence[int],
+        counts: Mapping[str, int],
+    ) -> dict[str, list[tuple[int, ...]]]:
+        """Return the ids of the words that guide the selection of each image and video.
+
+        Args:
+            request: with the words of each item, or of all; offline with neither, and the words
+                are those of the prompt's turns.
+            steering: which turn's words are used offline.
+            prompt: token ids of the prompt.
+            counts: number of items by modality.
+
+        Raises:
+            Refusal: words are longer than the model's context.
+
+        """
+        if request.query is not None:
+            queries = request.item_queries or {}
+            latest = request.query
+        else:
+            text = self._info.get_tokenizer().decode(list(prompt))
+            latest = self._user_turn.words_of_latest(text)
+            queries = {}
+            if steering is Steering.MESSAGE:
+                queries = self._user_turn.words_of_items(text, self._placeholders(counts))
+        known: dict[str, tuple[int, ...]] = {}
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for modality, count in counts.items():
+            own = queries.get(modality, ())
+            # A prompt that is not laid out as expected: the newest words for all.
+            words = own if len(own) == count else (latest,) * count
+            for each in words:
+                if each not in known:
+                    known[each] = self.ids(each, prompt)
+            found[modality] = [known[each] for each in words]
+        return found
+
+    def _placeholders(self, counts: Mapping[str, int]) -> dict[str, str]:
+        """Return the text that stands for an item in a prompt, by modality."""
+        from vllm.model_executor.model_loader import get_model_cls
+
+        model: Any = get_model_cls(self._info.ctx.model_config)
+        texts = {each: model.get_placeholder_str(each, 1) for each in counts if counts[each]}
+        return {modality: text for modality, text in texts.items() if text}
 
     @cached_property
     def _special_tokens(self) -> dict[int, str]:

@@ -5,8 +5,11 @@ Words of the template, of roles and of the system prompt are the same in every r
 help to select (the released code scores them all; see docs/contributors/how-it-works.md).
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 QUERY = "visual_query"
 """Name of the field in requests and processor arguments for words given explicitly."""
@@ -29,11 +32,12 @@ def query_from_messages(messages: Iterable[object]) -> str:
     latest = ""
     for message in messages:
         if isinstance(message, Mapping) and message.get("role") == "user":
-            latest = _words(message.get("content"))
+            latest = words_of(message.get("content"))
     return latest
 
 
-def _words(content: object) -> str:
+def words_of(content: object) -> str:
+    """Return the words of a message's ``content``; ``""`` where it has none."""
     if isinstance(content, str):
         return content.strip()
     if not isinstance(content, Iterable):
@@ -65,6 +69,51 @@ class UserTurn:
         words = prompt[start + len(self.prefix) :]
         end = words.find(self.suffix) if self.suffix else -1
         return (words[:end] if end >= 0 else words).strip()
+
+    def words_of_items(
+        self, prompt: str, placeholders: Mapping[str, str]
+    ) -> dict[str, tuple[str, ...]]:
+        """Return the words that guide the selection of each item of a rendered prompt.
+
+        The words are those of the user turn that an item is in, or of the turn before where an
+        item is in none, or its turn has no words; items of the newest turn that has any follow the
+        newest user turn. See `steering.item_queries`, which does the same with messages.
+
+        Args:
+            prompt: rendered, with placeholders not yet expanded.
+            placeholders: text of one item, by modality.
+
+        Returns:
+            by modality, in the order of the prompt; nothing where the prompt has no turns.
+
+        """
+        starts = [each.start() for each in re.finditer(re.escape(self.prefix), prompt)]
+        if not self.prefix or not starts:
+            return {}
+        bounds = [*starts, len(prompt)]
+        words: list[str] = []
+        for start, end in pairwise(bounds):
+            own = prompt[start + len(self.prefix) : end]
+            stop = own.find(self.suffix) if self.suffix else -1
+            own = own[:stop] if stop >= 0 else own
+            for text in placeholders.values():
+                own = own.replace(text, " ")
+            own = " ".join(own.split())
+            words.append(own or (words[-1] if words else ""))
+        items = {
+            modality: [each.start() for each in re.finditer(re.escape(text), prompt)]
+            for modality, text in placeholders.items()
+        }
+        turns = {
+            modality: [max(0, bisect_right(starts, place) - 1) for place in places]
+            for modality, places in items.items()
+        }
+        newest = max((turn for own in turns.values() for turn in own), default=-1)
+        latest = self.words_of_latest(prompt)
+        return {
+            modality: tuple(latest if turn == newest else words[turn] for turn in own)
+            for modality, own in turns.items()
+        }
 
 
 def user_turn_of(render: Callable[[list[dict[str, object]]], str]) -> UserTurn:

@@ -8,6 +8,7 @@ from typing import Any
 from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget, parse_budget_text
 from flashvlm_vllm.request.question import QUERY
 from flashvlm_vllm.request.selector_name import SELECTOR, parse_selector
+from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
     VISUAL_POSITIONS,
     VisualPositions,
@@ -40,6 +41,10 @@ class VisualRequest:
     """Words that guide the selection; ``None``: the words of the latest user message."""
     selector: str | None = None
     positions: VisualPositions | None = None
+    steering: Steering | None = None
+    item_queries: Mapping[str, tuple[str, ...]] | None = None
+    """By modality, the words that guide the selection of each picture; ``None`` where ``query`` was
+    given for all, or offline, where the prompt has them."""
     explain_id: str | None = None
     """Unique id of a request whose selection is to be explained."""
 
@@ -78,6 +83,7 @@ def read_request(request: Any) -> VisualRequest:
         # Declared as a string; whether it can be a name is checked here.
         _parsed(parse_selector, read(SELECTOR, parse_selector), SELECTOR),
         read(VISUAL_POSITIONS, parse_positions),
+        read(VISUAL_STEERING, parse_steering),
     )
 
 
@@ -98,8 +104,9 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
     others = dict(arguments)
     typed = others.pop(REQUEST, None)
     has_budget = BUDGET in others
-    budget, query, selector, positions = (
-        others.pop(name, None) for name in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS)
+    budget, query, selector, positions, steering = (
+        others.pop(name, None)
+        for name in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS, VISUAL_STEERING)
     )
     given = VisualRequest(
         has_budget,
@@ -107,6 +114,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
         _parsed(_parse_query, query, QUERY),
         _parsed(parse_selector, selector, SELECTOR),
         _parsed(parse_positions, positions, VISUAL_POSITIONS),
+        _parsed(parse_steering, steering, VISUAL_STEERING),
     )
     return (_over(typed, given) if isinstance(typed, VisualRequest) else given), others
 
@@ -120,6 +128,10 @@ def _over(fields: VisualRequest, arguments: VisualRequest) -> VisualRequest:
         arguments.query if fields.query is None else fields.query,
         fields.selector or arguments.selector,
         fields.positions or arguments.positions,
+        fields.steering or arguments.steering,
+        None
+        if arguments.query is not None and fields.item_queries is None
+        else fields.item_queries,
         fields.explain_id,
     )
 

@@ -9,6 +9,7 @@ from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.question import QUERY
 from flashvlm_vllm.request.read_request import FieldError
 from flashvlm_vllm.request.selector_name import SELECTOR
+from flashvlm_vllm.request.steering import VISUAL_STEERING
 from flashvlm_vllm.request.visual_positions import VISUAL_POSITIONS
 
 
@@ -23,6 +24,8 @@ class Reason(StrEnum):
     """The selector's name is empty or not a string."""
     BAD_POSITIONS = "bad_positions"
     """The positions are neither ``kept`` nor ``closed``."""
+    BAD_STEERING = "bad_steering"
+    """Neither message nor latest."""
     UNKNOWN_SELECTOR = "unknown_selector"
     NOT_COVERED = "not_covered"
     """A budget for a model that is not covered, or for a video of one that prunes images only."""
@@ -54,6 +57,7 @@ FIELD_REASONS = {
     QUERY: Reason.BAD_QUERY,
     SELECTOR: Reason.BAD_SELECTOR,
     VISUAL_POSITIONS: Reason.BAD_POSITIONS,
+    VISUAL_STEERING: Reason.BAD_STEERING,
 }
 """Reasons by the name of the field that is not valid."""
 

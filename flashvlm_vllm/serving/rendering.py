@@ -13,6 +13,7 @@ from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.question import query_from_messages
 from flashvlm_vllm.request.read_request import REQUEST, FieldError, VisualRequest, read_request
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
+from flashvlm_vllm.request.steering import item_queries
 from flashvlm_vllm.serving import metrics, request_context
 from flashvlm_vllm.settings import settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
@@ -110,8 +111,17 @@ def _processor_arguments(
     if budget is None:
         return {REQUEST: VisualRequest(has_budget=True)} if asked.has_budget else {}
     # The processor applies the defaults, because it knows when they cannot apply.
-    query = query_from_messages(messages) if asked.query is None else asked.query
-    return {REQUEST: replace(asked, query=query, explain_id=request_context.explain_id())}
+    explain_id = request_context.explain_id()
+    if asked.query is not None:
+        return {REQUEST: replace(asked, explain_id=explain_id)}
+    steering = asked.steering or settings_of(renderer.model_config).default_steering
+    request = replace(
+        asked,
+        query=query_from_messages(messages),
+        item_queries=item_queries(messages, steering),
+        explain_id=explain_id,
+    )
+    return {REQUEST: request}
 
 
 def _take_reports(renderer: Any, result: Any, seconds: float) -> None:

@@ -22,6 +22,7 @@ from flashvlm_vllm.request.budget import BUDGET, parse_budget
 from flashvlm_vllm.request.question import QUERY
 from flashvlm_vllm.request.refusal import FIELD_REASONS
 from flashvlm_vllm.request.selector_name import SELECTOR
+from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
     VISUAL_POSITIONS,
     VisualPositions,
@@ -37,6 +38,12 @@ VisualBudget = Annotated[
     Any,
     BeforeValidator(parse_budget),
     WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
+]
+
+SteeringField = Annotated[
+    Any,
+    BeforeValidator(parse_steering),
+    WithJsonSchema({"anyOf": [{"enum": [str(each) for each in Steering]}, {"type": "null"}]}),
 ]
 
 Positions = Annotated[
@@ -83,6 +90,16 @@ class VisualFields(BaseModel):
         ),
     )
 
+    visual_steering: SteeringField = Field(
+        default=None,
+        description=(
+            "Which words guide the selection of a picture in a conversation: those of the "
+            '"message" that brought it, or of the "latest" user message; left out or null, the '
+            "server's default (--visual-steering, message) applies. Pictures of the newest message "
+            "that has any always follow the latest user message."
+        ),
+    )
+
     @model_validator(mode="wrap")
     @classmethod
     def _count_refusal(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -116,7 +133,7 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
         vLLM drops fields that are null, but a null budget means "no pruning".
         """
         request = super().to_chat_completion_request(messages)
-        for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS):
+        for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS, VISUAL_STEERING):
             if field in self.model_fields_set:
                 setattr(request, field, getattr(self, field))
         return request

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flashvlm_vllm.request.budget import parse_budget_text
+from flashvlm_vllm.request.steering import Steering
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.settings import DEFAULT_GB, ENGINE_SETTINGS, SERVING_SETTINGS, is_enabled
 from flashvlm_vllm.vllm_compat import attach
@@ -120,6 +121,13 @@ def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -
         choices=[str(each) for each in VisualPositions],
         help="Default positions of kept tokens, for requests that do not set them: as in the "
         "unpruned prompt (kept, the default), or consecutive (closed). Needs --plugins flashvlm.",
+    )
+    group.add_argument(
+        "--visual-steering",
+        choices=[str(each) for each in Steering],
+        help="Words that guide the selection of a picture in a conversation, for requests without "
+        "visual_steering: those of the message that brought it (message, the default), or of the "
+        "latest user message (latest). Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-feature-cache-gb",

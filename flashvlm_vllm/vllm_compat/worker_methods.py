@@ -34,12 +34,10 @@ def _selector_failures(worker: Any, selection_keys: list[str]) -> dict[str, str]
     return SELECTOR_FAILURES.among(selection_keys)
 
 
-def _start_explaining(
-    _: Any, explain_id: str, selection_keys: list[str], question_ids: list[int]
-) -> None:
+def _start_explaining(_: Any, explain_id: str, questions: dict[str, list[int]]) -> None:
     from flashvlm_vllm.worker.explain_watches import EXPLAIN_WATCHES
 
-    EXPLAIN_WATCHES.add(explain_id, selection_keys, question_ids)
+    EXPLAIN_WATCHES.add(explain_id, questions)
 
 
 def _take_explanation(_: Any, explain_id: str) -> dict[str, Any]:

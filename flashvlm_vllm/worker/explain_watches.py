@@ -4,7 +4,7 @@
 For items of other requests nothing is recorded or computed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flashvlm_vllm.ipc.explain_request import ItemRecord
@@ -17,13 +17,11 @@ newer requests replace them."""
 
 @dataclass(frozen=True)
 class ExplainWatch:
-    """An explained request: its items, and the question to score them with."""
+    """An explained request: its items, and the words to score them with."""
 
-    selection_keys: frozenset[str]
-    """In hexadecimal."""
-    question_ids: tuple[int, ...]
-    """Token ids of the question. For a selector that does not use the question, the selection keys
-    do not depend on it."""
+    questions: Mapping[str, tuple[int, ...]]
+    """Token ids of the words, by selection key in hexadecimal. For a selector that does not use the
+    question, the selection keys do not depend on it."""
     records: dict[str, ItemRecord] = field(default_factory=dict)
     """Records by selection key."""
 
@@ -34,11 +32,9 @@ class ExplainWatches:
     def __init__(self) -> None:
         self._watches: dict[str, ExplainWatch] = {}
 
-    def add(
-        self, explain_id: str, selection_keys: Iterable[str], question_ids: Sequence[int]
-    ) -> None:
-        """Start recording the selections of these items."""
-        watch = ExplainWatch(frozenset(selection_keys), tuple(question_ids))
+    def add(self, explain_id: str, questions: Mapping[str, Sequence[int]]) -> None:
+        """Start recording the selections of these items; see `ExplainWatch.questions`."""
+        watch = ExplainWatch({key: tuple(ids) for key, ids in questions.items()})
         put_bounded(self._watches, explain_id, watch, _LIMIT)
 
     @property
@@ -48,7 +44,7 @@ class ExplainWatches:
 
     def of_item(self, selection_key: str) -> list[ExplainWatch]:
         """Return the requests that contain an item, in the order in which they were added."""
-        return [each for each in self._watches.values() if selection_key in each.selection_keys]
+        return [each for each in self._watches.values() if selection_key in each.questions]
 
     def take(self, explain_id: str) -> dict[str, ItemRecord]:
         """Stop recording for a request and return its records, by selection key."""

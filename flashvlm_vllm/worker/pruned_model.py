@@ -286,7 +286,7 @@ class PrunedModel(PositionedModel, ABC):
         device = candidates[0].part.projected.device
         for key, parts in items.items():
             for watch in EXPLAIN_WATCHES.of_item(key):
-                ids = torch.tensor(watch.question_ids, dtype=torch.int64, device=device)
+                ids = torch.tensor(watch.questions[key], dtype=torch.int64, device=device)
                 (text,) = self._embed_questions([ids])
                 if get_tp_group().rank_in_group != 0:
                     continue

@@ -84,9 +84,9 @@ def test_a_watch_is_removed_when_its_records_are_taken() -> None:
     watches = ExplainWatches()
     record = ItemRecord(False, None, [part(SQUARE, [True] * 4)])
     assert not watches.is_watching
-    watches.add("one", ["a", "b"], [1, 2])
-    watches.add("two", ["b"], [3])
-    assert [watch.question_ids for watch in watches.of_item("b")] == [(1, 2), (3,)]
+    watches.add("one", {"a": [1, 2], "b": [1, 2]})
+    watches.add("two", {"b": [3]})
+    assert [watch.questions["b"] for watch in watches.of_item("b")] == [(1, 2), (3,)]
     watches.of_item("b")[0].records["b"] = record
     assert watches.take("two") == {}
     assert watches.take("one") == {"b": record}
@@ -102,7 +102,7 @@ def test_a_record_survives_serialisation() -> None:
 def test_the_number_of_pending_watches_is_limited() -> None:
     watches = ExplainWatches()
     for number in range(200):
-        watches.add(str(number), ["a"], [])
+        watches.add(str(number), {"a": []})
     assert len(watches.of_item("a")) == 64
     assert watches.take("0") == {}
 

@@ -83,7 +83,7 @@ def test_the_plan_of_uncached_items_reuses_the_plans_of_the_prompt() -> None:
     ]
     assert [each.is_pruned for each in plans] == [False, True, True]
     assert [each.gap for each in plans] == [-1, 12, 22]
-    items = PlannedItems(MultiModalDataItems(), PromptPlan(8, "flashvlm", ()), {"image": plans})
+    items = PlannedItems(MultiModalDataItems(), PromptPlan(8, "flashvlm"), {"image": plans})
     rest = items.only(MultiModalDataItems(), {"image": [True, False, False]})
     assert rest.plans["image"] == plans[1:]
     # The same objects, so that changes to them also apply to the plan of the whole prompt.
