@@ -21,6 +21,13 @@ class Reply:
     prompt_tokens: int
     visual_tokens: int | None
     """Kept visual tokens, as the plugin reports them; None: the server has no plugin."""
+    cached_tokens: int = 0
+    """Prompt tokens from the prefix cache; needs ``--enable-prompt-tokens-details``."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens that were computed for this request."""
+        return self.prompt_tokens - self.cached_tokens
 
 
 def user(text: str, image: str | None = None) -> dict[str, Any]:
@@ -93,4 +100,5 @@ def ask(
         time.perf_counter() - started,
         usage["prompt_tokens"],
         usage.get("visual_tokens", {}).get("kept"),
+        (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
