@@ -20,6 +20,7 @@ from benchmarks.measuring.order import rotated
 from benchmarks.measuring.pictures import picture
 from benchmarks.measuring.report import Mark, machine, marks_table, missed, say, table
 from benchmarks.measuring.servers import MODEL_NAME, stock_and_plugin
+from scripts.pages import with_part
 from testing.photo import data_url
 from testing.tiny.llava import build_llava
 
@@ -183,7 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for column, own in found.items()
     }
     file.write_text(json.dumps({"settings": settings, "conversations": conversations}) + "\n")
-    print(report(found))
+    text = report(found)
+    print(text)
+    if asked.output is None:
+        page = committed("multiturn") / "README.md"
+        page.write_text(with_part(page.read_text(), "conversation", text))
     return 1 if missed(marks(found)) and asked.check else 0
 
 

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,45 @@ def test_a_second_turn_answers_as_without_caches(engine: Engine) -> None:
     assert chat(second) == cold
     # The latest user message is the question, so the second turn selects again.
     assert len(engine.kept()) == before + 1
+
+
+def test_pictures_of_earlier_messages_keep_their_tokens_and_their_kv_blocks(
+    engine: Engine,
+) -> None:
+    from vllm import SamplingParams
+
+    names, words = ("cat", "coffee", "rocket"), ("which animal?", "which drink?", "where is it?")
+    turns = []
+    for name, text in zip(names, words, strict=True):
+        image = {"type": "image_pil", "image_pil": photo(name)}
+        turns.append({"role": "user", "content": [image, {"type": "text", "text": text}]})
+        turns.append({"role": "assistant", "content": "I see."})
+
+    def chat(messages: list[dict[str, object]], steering: str) -> Any:
+        (output,) = engine.llm.chat(
+            messages,  # type: ignore[arg-type]
+            SamplingParams(temperature=0, max_tokens=4),
+            use_tqdm=False,
+            mm_processor_kwargs={"visual_budget": 64, "visual_steering": steering},
+        )
+        return output
+
+    for steering, is_stable in (("message", True), ("latest", False)):
+        engine.clear_caches()
+        begun = len(engine.kept())
+        # Each turn with one picture more, then a follow-up question about the last.
+        outputs = [chat(turns[: 2 * number + 1], steering) for number in range(3)]
+        records = engine.kept()[begun:]
+        follow_up = [*turns[:5], {"role": "assistant", "content": "I see."}]
+        follow_up.append({"role": "user", "content": "what colour is the sky?"})
+        last = chat(follow_up, steering)
+        again = len(engine.kept()) - begun - len(records)
+        # The first block of KV cache ends behind the first picture.
+        assert (outputs[2].num_cached_tokens > 0) is is_stable
+        assert len(records) == (3 if is_stable else 6)
+        # Only the picture of the newest message that has any is selected again.
+        assert again == (1 if is_stable else 3)
+        assert len(last.prompt_token_ids) < 3 * 64 + 100
 
 
 def test_n_answers_share_one_selection(engine: Engine) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from benchmarks.measuring.ask import Reply
+from benchmarks.measuring.folders import committed
 from benchmarks.measuring.order import rotated
-from benchmarks.multiturn import run
+from benchmarks.multiturn import conversation, run
 from benchmarks.multiturn.figures import (
     CACHED,
     COLUMNS,
@@ -111,3 +112,31 @@ def test_requests_to_stock_have_no_budget(sent_requests: Any) -> None:
     one = run.question_series("url", STOCK, "independent", 3)
     assert all(fields == {} for _, fields in sent_requests)
     assert one.encoded is None
+
+
+def turns(computed: list[int], ttft: float = 0.1) -> list[list[conversation.Turn]]:
+    return [[conversation.Turn(each, 10 * each, ttft) for each in computed]]
+
+
+@pytest.mark.parametrize(
+    ("own", "ttft", "met"),
+    [
+        ([100, 20, 20, 20], 0.1, [True, True, True]),
+        ([100, 33, 20, 20], 0.1, [True, True, True]),  # within a block of stock's
+        ([100, 20, 90, 20], 0.1, [False, False, True]),
+        ([100, 20, 20, 20], 0.2, [True, True, False]),
+    ],
+)
+def test_a_conversation_is_judged_by_turn_and_in_all(
+    own: list[int], ttft: float, met: list[bool]
+) -> None:
+    found = {column: turns([600, 1, 40, 40], 0.1) for column in conversation.COLUMNS}
+    found["64, by message"] = turns(own, ttft)
+    judged = conversation.marks(found)[:3]
+    assert [mark.met for mark in judged] == met
+    assert "64, by message" in conversation.report(found)
+
+
+def test_the_page_shows_the_committed_conversations() -> None:
+    page = (committed("multiturn") / "README.md").read_text()
+    assert conversation.report(conversation.read()) in page
