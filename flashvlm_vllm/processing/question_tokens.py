@@ -49,7 +49,8 @@ class QuestionTokens:
         """
         tokenizer = self._info.get_tokenizer()
         if query is None:
-            query = self._user_turn.words_of_latest(tokenizer.decode(list(prompt)))
+            text = tokenizer.decode(list(prompt))
+            query = self._turn_in(text).words_of_latest(text)
         for text in (*self._special_tokens.values(), *self._texts):
             query = query.replace(text, " ")
         query = " ".join(query.split())
@@ -89,10 +90,10 @@ class QuestionTokens:
             latest = request.query
         else:
             text = self._info.get_tokenizer().decode(list(prompt))
-            latest = self._user_turn.words_of_latest(text)
+            latest = self._turn_in(text).words_of_latest(text)
             queries = {}
             if steering is Steering.MESSAGE:
-                queries = self._user_turn.words_of_items(text, self._placeholders(counts))
+                queries = self._turn_in(text).words_of_items(text, self._placeholders(counts))
         known: dict[str, tuple[int, ...]] = {}
         found: dict[str, list[tuple[int, ...]]] = {}
         for modality, count in counts.items():
@@ -118,6 +119,22 @@ class QuestionTokens:
         tokenizer = self._info.get_tokenizer()
         ids = {*tokenizer.all_special_ids, *self._ids}
         return {token: tokenizer.decode([token]) for token in ids}
+
+    def _turn_in(self, text: str) -> UserTurn:
+        """Return the template's user turn as a decoded prompt has it."""
+        turn = self._user_turn
+        return turn if turn.prefix in text else self._decoded_turn
+
+    @cached_property
+    def _decoded_turn(self) -> UserTurn:
+        # A tokenizer may change case and spaces of the template's text.
+        tokenizer = self._info.get_tokenizer()
+        turn = self._user_turn
+        parts = (
+            tokenizer.decode(tokenizer.encode(part, add_special_tokens=False)).strip()
+            for part in (turn.prefix, turn.suffix)
+        )
+        return UserTurn(*parts)
 
     @cached_property
     def _user_turn(self) -> UserTurn:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of several questions about one image, without a server."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from benchmarks.measuring.ask import Reply
 from benchmarks.measuring.folders import committed
 from benchmarks.measuring.order import rotated
-from benchmarks.multiturn import conversation, run
+from benchmarks.multiturn import answers, conversation, run
 from benchmarks.multiturn.figures import (
     CACHED,
     COLUMNS,
@@ -140,3 +141,16 @@ def test_a_conversation_is_judged_by_turn_and_in_all(
 def test_the_page_shows_the_committed_conversations() -> None:
     page = (committed("multiturn") / "README.md").read_text()
     assert conversation.report(conversation.read()) in page
+
+
+def test_the_page_shows_the_committed_answers() -> None:
+    page = (committed("multiturn") / "README.md").read_text()
+    assert answers.report(json.loads(answers.FILE.read_text())["right"]) in page
+
+
+def test_a_question_about_the_earlier_picture_does_not_fit_the_newer_one() -> None:
+    for each in answers.conversations(5):
+        messages, question = answers.FORMS["another question about the first of two pictures"](each)
+        assert len([part for message in messages for part in message["content"]]) > 5
+        assert question == each.first[1]
+        assert messages[-1]["content"] == [{"type": "text", "text": question.text}]
