@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashvlm_vllm.cli import main
+from flashvlm_vllm.cli.main import main
 from flashvlm_vllm.ipc.prompt_report import REPORT
 from flashvlm_vllm.request.budget import Budget, ItemCount
 from flashvlm_vllm.token_costs import TokenCosts
