@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measuring.ask import Reply
-from benchmarks.measuring.folders import committed
+from benchmarks.measuring.folders import ROOT, committed
 from benchmarks.measuring.order import rotated
 from benchmarks.multiturn import answers, conversation, run
 from benchmarks.multiturn.figures import (
@@ -154,3 +154,12 @@ def test_a_question_about_the_earlier_picture_does_not_fit_the_newer_one() -> No
         assert len([part for message in messages for part in message["content"]]) > 5
         assert question == each.first[1]
         assert messages[-1]["content"] == [{"type": "text", "text": question.text}]
+
+
+def test_the_readme_quotes_the_tokens_of_a_conversation() -> None:
+    found = conversation.read()
+    share = sum(conversation.computed(found["64, by message"])) / sum(
+        conversation.computed(found[conversation.STOCK])
+    )
+    readme = (ROOT / "README.md").read_text()
+    assert f"relative to stock vLLM | 1 | {share:.2f} |" in readme
