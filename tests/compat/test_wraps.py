@@ -234,3 +234,20 @@ def test_the_lowest_release_still_lets_the_first_of_two_equal_routes_answer() ->
     replaces = "app.router.routes" in inspect.getsource(interface)
     assert replaces is (release_of(vllm.__version__) != (0, 31))
     assert LOWEST == (0, 31), "`remove_route` is not needed any more"
+
+
+def test_other_names_in_the_variable_hide_the_flag_as_the_quick_start_says() -> None:
+    command = "from vllm.entrypoints.cli.main import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", command, "serve", "a-model", "--plugins", "flashvlm"],
+        env={**os.environ, "VLLM_PLUGINS": "another_plugin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 2
+    message = result.stderr.strip().splitlines()[-1].partition(": ")[2]
+    assert message == "error: unrecognized arguments: --plugins flashvlm"
+    page = Path(__file__).parents[2] / "docs" / "users" / "quickstart.md"
+    assert message in page.read_text()
