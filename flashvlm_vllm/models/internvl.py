@@ -5,6 +5,7 @@ The pixel shuffle merges several patches into one token, so a token's saliency i
 patches. The thumbnail is handled like any other tile.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -48,9 +49,9 @@ class _InternProcessor(TextBetweenProcessor):
         """Return the Hugging Face processor with a request's arguments."""
         return self.info.get_hf_processor(**arguments)
 
+    @abstractmethod
     def video_placeholder(self, frames: int) -> list[int]:
         """Return an unpruned video's placeholder; runs of visual tokens may have any length."""
-        raise NotImplementedError
 
     def count_video_tokens(
         self,
@@ -193,9 +194,9 @@ class InternModel(TileModel):
     _parse_and_validate_video_input: Any
 
     @property
+    @abstractmethod
     def cls_tower(self) -> ClsTower:
         """The vision tower; an error if the model is loaded without it."""
-        raise NotImplementedError
 
     @property
     def tile_tokens(self) -> int:

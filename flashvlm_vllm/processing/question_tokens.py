@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The token ids of the words that guide the selection, from the request or its prompt."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
 from flashvlm_vllm.request.read_request import VisualRequest
-from flashvlm_vllm.request.steering import Steering
+from flashvlm_vllm.request.steering import Steering, item_queries, turns_of_prompt
 
 MOST_WORDS: Final = 512
 """Most tokens that guide the selection, the last ones of a long message: a question usually comes
 at the end. Each token adds one score per visual token."""
+
+_CACHED_QUESTIONS: Final = 1024
 
 
 class QuestionTokens:
@@ -30,40 +32,8 @@ class QuestionTokens:
 
         """
         self._info = info
-        self._ids = placeholder_ids
+        self._placeholder_ids = placeholder_ids
         self._texts = placeholder_texts
-
-    def ids(self, query: str | None, prompt: Sequence[int]) -> tuple[int, ...]:
-        """Return the ids of the last `MOST_WORDS` words, without special tokens and placeholders.
-
-        The same words give the same ids in every kind of request: whitespace is normalized,
-        because a rendered prompt has the image's placeholder and a line break before the question.
-
-        Args:
-            query: words given explicitly; ``None``: those of the latest user turn in ``prompt``.
-            prompt: token ids of the prompt.
-
-        Raises:
-            Refusal: the words are longer than the model's context.
-
-        """
-        tokenizer = self._info.get_tokenizer()
-        if query is None:
-            text = tokenizer.decode(list(prompt))
-            query = self._turn_in(text).words_of_latest(text)
-        for text in (*self._special_tokens.values(), *self._texts):
-            query = query.replace(text, " ")
-        query = " ".join(query.split())
-        # vLLM checks the length of the prompt, of which these words need not be a part. In the
-        # worker each needs an embedding and one score per visual token.
-        longest = self._info.ctx.model_config.max_model_len
-        if len(query) > longest * tokenizer.max_chars_per_token:
-            raise too_many_words(f"{len(query)} characters", longest)
-        ids = tokenizer.encode(query, add_special_tokens=False)
-        if len(ids) > longest:
-            raise too_many_words(f"{len(ids)} tokens", longest)
-        guiding = tuple(token for token in ids if token not in self._special_tokens)
-        return guiding[-MOST_WORDS:]
 
     def of_items(
         self,
@@ -90,34 +60,61 @@ class QuestionTokens:
             latest = request.query
         else:
             text = self._info.get_tokenizer().decode(list(prompt))
-            latest = self._turn_in(text).words_of_latest(text)
-            queries = {}
-            if steering is Steering.MESSAGE:
-                queries = self._turn_in(text).words_of_items(text, self._placeholders(counts))
-        known: dict[str, tuple[int, ...]] = {}
+            turn = self._turn_in(text)
+            latest = turn.words_of_latest(text)
+            turns = turns_of_prompt(text, turn, self._placeholders(counts))
+            queries = item_queries(turns, latest, steering)
         found: dict[str, list[tuple[int, ...]]] = {}
         for modality, count in counts.items():
             own = queries.get(modality, ())
             # A prompt that is not laid out as expected: the newest words for all.
             words = own if len(own) == count else (latest,) * count
-            for each in words:
-                if each not in known:
-                    known[each] = self.ids(each, prompt)
-            found[modality] = [known[each] for each in words]
+            found[modality] = [self.ids(each) for each in words]
         return found
+
+    @cached_property
+    def ids(self) -> Callable[[str], tuple[int, ...]]:
+        """Return the ids of the last `MOST_WORDS` words, without special tokens and placeholders.
+
+        The same words give the same ids in every kind of request: whitespace is normalized,
+        because a rendered prompt has the image's placeholder and a line break before the question.
+        Raises a ``Refusal`` for words that are longer than the model's context.
+        """
+        # Each turn of a conversation has the words of all earlier ones.
+        return lru_cache(maxsize=_CACHED_QUESTIONS)(self._ids_of)
+
+    def _ids_of(self, query: str) -> tuple[int, ...]:
+        tokenizer = self._info.get_tokenizer()
+        for text in (*self._special_tokens.values(), *self._texts):
+            query = query.replace(text, " ")
+        query = " ".join(query.split())
+        # vLLM checks the length of the prompt, of which these words need not be a part. In the
+        # worker each needs an embedding and one score per visual token.
+        longest = self._info.ctx.model_config.max_model_len
+        if len(query) > longest * tokenizer.max_chars_per_token:
+            raise too_many_words(f"{len(query)} characters", longest)
+        ids = tokenizer.encode(query, add_special_tokens=False)
+        if len(ids) > longest:
+            raise too_many_words(f"{len(ids)} tokens", longest)
+        guiding = tuple(token for token in ids if token not in self._special_tokens)
+        return guiding[-MOST_WORDS:]
 
     def _placeholders(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Return the text that stands for an item in a prompt, by modality."""
-        from vllm.model_executor.model_loader import get_model_cls
-
-        model: Any = get_model_cls(self._info.ctx.model_config)
+        model = self._model_class
         texts = {each: model.get_placeholder_str(each, 1) for each in counts if counts[each]}
         return {modality: text for modality, text in texts.items() if text}
 
     @cached_property
+    def _model_class(self) -> Any:
+        from vllm.model_executor.model_loader import get_model_cls
+
+        return get_model_cls(self._info.ctx.model_config)
+
+    @cached_property
     def _special_tokens(self) -> dict[int, str]:
         tokenizer = self._info.get_tokenizer()
-        ids = {*tokenizer.all_special_ids, *self._ids}
+        ids = {*tokenizer.all_special_ids, *self._placeholder_ids}
         return {token: tokenizer.decode([token]) for token in ids}
 
     def _turn_in(self, text: str) -> UserTurn:

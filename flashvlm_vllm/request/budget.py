@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flashvlm_vllm.request.choices import shown
+
 Budget = int | float
 """A number of tokens per image or video (an ``int``, 1 or more), or a fraction of its tokens (a
 ``float`` strictly between 0 and 1)."""
@@ -35,10 +37,10 @@ def parse_budget(value: object) -> Budget | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(value)}")
+        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
     if isinstance(value, int):
         if value < 1:
-            raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(value)}")
+            raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
         return value
     if value == 1.0:
         # JavaScript serializes 1.0 as 1, so the same literal would mean "all tokens" in one
@@ -48,7 +50,7 @@ def parse_budget(value: object) -> Budget | None:
             "say 1 to keep one token per image or video, or null to keep them all"
         )
     if not math.isfinite(value) or not 0.0 < value < 1.0:
-        raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(value)}")
+        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
     return value
 
 
@@ -63,7 +65,7 @@ def parse_budget_text(text: object) -> Budget | None:
 
     """
     if not isinstance(text, str):
-        raise ValueError(f"a visual budget in text form is a string; got {_shown(text)}")
+        raise ValueError(f"a visual budget in text form is a string; got {shown(text)}")
     word = text.strip().lower()
     if word in _OFF_WORDS:
         return None
@@ -75,7 +77,7 @@ def parse_budget_text(text: object) -> Budget | None:
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise ValueError(f"a visual budget is {ALLOWED}; got {_shown(text)}")
+        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(text)}")
     return parse_budget(number)
 
 
@@ -151,8 +153,3 @@ class ItemCount(NamedTuple):
     total: int
     kept: int
     modality: str = "image"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,11 +5,8 @@ Words of the template, of roles and of the system prompt are the same in every r
 help to select (the released code scores them all; see docs/contributors/how-it-works.md).
 """
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 QUERY = "visual_query"
 """Name of the field in requests and processor arguments for words given explicitly."""
@@ -63,57 +60,24 @@ class UserTurn:
         A prompt that does not use the template is returned whole, because it does not mark which
         of its words are the question.
         """
-        start = prompt.rfind(self.prefix) if self.prefix else -1
-        if start < 0:
-            return prompt.strip()
-        words = prompt[start + len(self.prefix) :]
+        turns = self.split(prompt)
+        return self.words_of(turns[-1]) if turns else prompt.strip()
+
+    def split(self, prompt: str) -> list[str]:
+        """Return the user turns of a rendered prompt, each with the text up to the next.
+
+        Text before the first turn belongs to it. A prompt that does not use the template has none.
+        """
+        if not self.prefix or self.prefix not in prompt:
+            return []
+        before, first, *others = prompt.split(self.prefix)
+        return [f"{before}{self.prefix}{first}", *(f"{self.prefix}{each}" for each in others)]
+
+    def words_of(self, turn: str) -> str:
+        """Return the words of one of the turns of `split`."""
+        words = turn.partition(self.prefix)[2]
         end = words.find(self.suffix) if self.suffix else -1
         return (words[:end] if end >= 0 else words).strip()
-
-    def words_of_items(
-        self, prompt: str, placeholders: Mapping[str, str]
-    ) -> dict[str, tuple[str, ...]]:
-        """Return the words that guide the selection of each item of a rendered prompt.
-
-        The words are those of the user turn that an item is in, or of the turn before where an
-        item is in none, or its turn has no words; items of the newest turn that has any follow the
-        newest user turn. See `steering.item_queries`, which does the same with messages.
-
-        Args:
-            prompt: rendered, with placeholders not yet expanded.
-            placeholders: text of one item, by modality.
-
-        Returns:
-            by modality, in the order of the prompt; nothing where the prompt has no turns.
-
-        """
-        starts = [each.start() for each in re.finditer(re.escape(self.prefix), prompt)]
-        if not self.prefix or not starts:
-            return {}
-        bounds = [*starts, len(prompt)]
-        words: list[str] = []
-        for start, end in pairwise(bounds):
-            own = prompt[start + len(self.prefix) : end]
-            stop = own.find(self.suffix) if self.suffix else -1
-            own = own[:stop] if stop >= 0 else own
-            for text in placeholders.values():
-                own = own.replace(text, " ")
-            own = " ".join(own.split())
-            words.append(own or (words[-1] if words else ""))
-        items = {
-            modality: [each.start() for each in re.finditer(re.escape(text), prompt)]
-            for modality, text in placeholders.items()
-        }
-        turns = {
-            modality: [max(0, bisect_right(starts, place) - 1) for place in places]
-            for modality, places in items.items()
-        }
-        newest = max((turn for own in turns.values() for turn in own), default=-1)
-        latest = self.words_of_latest(prompt)
-        return {
-            modality: tuple(latest if turn == newest else words[turn] for turn in own)
-            for modality, own in turns.items()
-        }
 
 
 def user_turn_of(render: Callable[[list[dict[str, object]]], str]) -> UserTurn:

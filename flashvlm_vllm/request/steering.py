@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which message's words guide the selection of each picture in a conversation."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from flashvlm_vllm.request.question import query_from_messages, words_of
+from flashvlm_vllm.request.choices import parse_choice
+from flashvlm_vllm.request.question import UserTurn, words_of
 
 VISUAL_STEERING = "visual_steering"
 """Name of the field in requests, flags and processor arguments."""
@@ -34,69 +36,99 @@ class Steering(StrEnum):
     """Those of the newest user message: every turn selects again for all pictures."""
 
 
-ALLOWED = " or ".join(repr(str(each)) for each in Steering)
+@dataclass(frozen=True)
+class Turn:
+    """Words and pictures of one message."""
+
+    words: str
+    modalities: tuple[str, ...]
+    """Of its pictures, in their order."""
+    is_user: bool = True
 
 
 def parse_steering(value: object) -> Steering | None:
-    """Check the value of a request field, a flag or a processor argument.
-
-    Args:
-        value: ``None`` (the default applies) or one of the two names.
-
-    Raises:
-        ValueError: the value is neither; the message names the two.
-
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) and value in tuple(Steering):
-        return Steering(value)
-    text = repr(value)
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    raise ValueError(f"visual steering is {ALLOWED}; got {shown}")
+    """Check a value; errors as of `choices.parse_choice`."""
+    return parse_choice(Steering, "visual steering is", value)
 
 
-def item_queries(messages: Iterable[object], steering: Steering) -> dict[str, tuple[str, ...]]:
+def item_queries(
+    turns: Sequence[Turn], latest: str, steering: Steering
+) -> dict[str, tuple[str, ...]]:
     """Return the words that guide the selection of each picture.
 
-    A picture without words in its own message, or in a message of a tool or an assistant without
-    words, follows the user message before it.
+    A picture in a message without words follows the user message before it.
 
     Args:
-        messages: chat messages, as of `question.query_from_messages`.
+        turns: the messages of a conversation.
+        latest: the words of the newest user message.
         steering: see `Steering`.
 
     Returns:
         by modality, one entry per image or video in the order of the conversation.
 
     """
-    listed = [each for each in messages if isinstance(each, Mapping)]
-    items = [_modalities(message) for message in listed]
-    newest = max((number for number, own in enumerate(items) if own), default=-1)
-    latest = query_from_messages(listed)
+    newest = max((number for number, turn in enumerate(turns) if turn.modalities), default=-1)
     queries: dict[str, list[str]] = {}
     user = ""
-    for number, (message, own) in enumerate(zip(listed, items, strict=True)):
-        words = words_of(message.get("content"))
-        if message.get("role") == "user" and words:
-            user = words
+    for number, turn in enumerate(turns):
+        if turn.is_user and turn.words:
+            user = turn.words
         follows_latest = number == newest or steering is Steering.LATEST
-        for modality in own:
-            queries.setdefault(modality, []).append(latest if follows_latest else words or user)
+        for modality in turn.modalities:
+            words = latest if follows_latest else turn.words or user
+            queries.setdefault(modality, []).append(words)
     return {modality: tuple(each) for modality, each in queries.items()}
 
 
-def _modalities(message: Mapping[str, Any]) -> list[str]:
+def turns_of_messages(messages: Iterable[object]) -> list[Turn]:
+    """Return the turns of OpenAI style chat messages; see `question.query_from_messages`."""
+    return [
+        Turn(
+            words_of(message.get("content")),
+            _modalities(message.get("content")),
+            message.get("role") == "user",
+        )
+        for message in messages
+        if isinstance(message, Mapping)
+    ]
+
+
+def turns_of_prompt(prompt: str, turn: UserTurn, placeholders: Mapping[str, str]) -> list[Turn]:
+    """Return the user turns of a rendered prompt; none if it does not use the template.
+
+    A picture after a user turn, in the message of a tool, counts to that turn.
+
+    Args:
+        prompt: the prompt, with placeholders not yet expanded.
+        turn: the template's text around a user's words.
+        placeholders: text of one item, by modality.
+
+    """
+    turns = []
+    for text in turn.split(prompt):
+        found = sorted(
+            (place.start(), modality)
+            for modality, placeholder in placeholders.items()
+            for place in re.finditer(re.escape(placeholder), text)
+        )
+        words = turn.words_of(text)
+        for placeholder in placeholders.values():
+            words = words.replace(placeholder, " ")
+        modalities = tuple(modality for _, modality in found)
+        turns.append(Turn(" ".join(words.split()), modalities))
+    return turns
+
+
+def _modalities(content: object) -> tuple[str, ...]:
     """Return the modality of each picture in a message, in its order."""
-    content = message.get("content")
     if isinstance(content, str) or not isinstance(content, Iterable):
-        return []
+        return ()
     found = []
     for part in content:
         if not isinstance(part, Mapping):
             continue
-        kinds = [part.get("type"), *part]
-        modality = next((_MODALITIES[kind] for kind in kinds if kind in _MODALITIES), None)
-        if modality is not None:
-            found.append(modality)
-    return found
+        kind = part.get("type")
+        # As in vLLM: by the type, or by the keys of a part without a type or with a uuid.
+        kinds = [kind] if isinstance(kind, str) and part.get("uuid") is None else list(part)
+        found += [_MODALITIES[each] for each in kinds if each in _MODALITIES][:1]
+    return tuple(found)

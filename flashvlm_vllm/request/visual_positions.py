@@ -3,6 +3,8 @@
 
 from enum import StrEnum
 
+from flashvlm_vllm.request.choices import parse_choice
+
 VISUAL_POSITIONS = "visual_positions"
 """Name of the field in requests, flags and processor arguments."""
 
@@ -16,23 +18,6 @@ class VisualPositions(StrEnum):
     """Consecutive positions, as in the released LLaVA code."""
 
 
-ALLOWED = " or ".join(repr(str(each)) for each in VisualPositions)
-
-
 def parse_positions(value: object) -> VisualPositions | None:
-    """Check the value of a request field, a flag or a processor argument.
-
-    Args:
-        value: ``None`` (the default applies) or one of the two names.
-
-    Raises:
-        ValueError: the value is neither; the message names the two.
-
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) and value in tuple(VisualPositions):
-        return VisualPositions(value)
-    text = repr(value)
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    raise ValueError(f"visual positions are {ALLOWED}; got {shown}")
+    """Check a value; errors as of `choices.parse_choice`."""
+    return parse_choice(VisualPositions, "visual positions are", value)

@@ -13,7 +13,7 @@ from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.question import query_from_messages
 from flashvlm_vllm.request.read_request import REQUEST, FieldError, VisualRequest, read_request
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
-from flashvlm_vllm.request.steering import item_queries
+from flashvlm_vllm.request.steering import item_queries, turns_of_messages
 from flashvlm_vllm.serving import metrics, request_context
 from flashvlm_vllm.settings import settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
@@ -115,10 +115,11 @@ def _processor_arguments(
     if asked.query is not None:
         return {REQUEST: replace(asked, explain_id=explain_id)}
     steering = asked.steering or settings_of(renderer.model_config).default_steering
+    latest = query_from_messages(messages)
     request = replace(
         asked,
-        query=query_from_messages(messages),
-        item_queries=item_queries(messages, steering),
+        query=latest,
+        item_queries=item_queries(turns_of_messages(messages), latest, steering),
         explain_id=explain_id,
     )
     return {REQUEST: request}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's request models with typed visual fields, so that the OpenAPI schema includes them."""
 
+from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -18,13 +19,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 )
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from flashvlm_vllm.request.budget import BUDGET, parse_budget
-from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.budget import parse_budget
 from flashvlm_vllm.request.refusal import FIELD_REASONS
-from flashvlm_vllm.request.selector_name import SELECTOR
-from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
+from flashvlm_vllm.request.steering import Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
-    VISUAL_POSITIONS,
     VisualPositions,
     parse_positions,
 )
@@ -40,19 +38,13 @@ VisualBudget = Annotated[
     WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
 ]
 
-SteeringField = Annotated[
-    Any,
-    BeforeValidator(parse_steering),
-    WithJsonSchema({"anyOf": [{"enum": [str(each) for each in Steering]}, {"type": "null"}]}),
-]
 
-Positions = Annotated[
-    Any,
-    BeforeValidator(parse_positions),
-    WithJsonSchema(
-        {"anyOf": [{"enum": [str(each) for each in VisualPositions]}, {"type": "null"}]}
-    ),
-]
+def _one_of(choices: type[StrEnum]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"enum": [str(each) for each in choices]}, {"type": "null"}]})
+
+
+SteeringField = Annotated[Any, BeforeValidator(parse_steering), _one_of(Steering)]
+Positions = Annotated[Any, BeforeValidator(parse_positions), _one_of(VisualPositions)]
 
 
 class VisualFields(BaseModel):
@@ -133,7 +125,7 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
         vLLM drops fields that are null, but a null budget means "no pruning".
         """
         request = super().to_chat_completion_request(messages)
-        for field in (BUDGET, QUERY, SELECTOR, VISUAL_POSITIONS, VISUAL_STEERING):
+        for field in VisualFields.model_fields:
             if field in self.model_fields_set:
                 setattr(request, field, getattr(self, field))
         return request

@@ -31,6 +31,7 @@ class RowProcessor(TextBetweenProcessor):
 
     text_between = "image"
 
+    @abstractmethod
     def grid(self, width: int, height: int, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Return the number of token columns and rows of an image.
 
@@ -40,7 +41,6 @@ class RowProcessor(TextBetweenProcessor):
             arguments: the request's Hugging Face processor arguments.
 
         """
-        raise NotImplementedError
 
     @property
     def visual_token(self) -> int:

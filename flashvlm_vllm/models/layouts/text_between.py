@@ -5,6 +5,7 @@ The number of tokens kept of each frame or row is known only after the selection
 was processed. So the worker embeds the whole placeholder of a pruned item, including its text.
 """
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,10 +179,11 @@ class TextBetweenProcessor(VisualTokenProcessor):
     """The modality."""
 
     @property
+    @abstractmethod
     def visual_token(self) -> int:
         """The token id of a visual token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
         """Return an unpruned item's placeholder; runs of visual tokens may have any length.
 
@@ -191,7 +193,6 @@ class TextBetweenProcessor(VisualTokenProcessor):
             arguments: the request's Hugging Face processor arguments.
 
         """
-        raise NotImplementedError
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten a placeholder. A pruned item's text gets embeddings too.

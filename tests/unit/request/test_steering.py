@@ -5,8 +5,14 @@ from typing import Any
 
 import pytest
 
-from flashvlm_vllm.request.question import UserTurn
-from flashvlm_vllm.request.steering import Steering, item_queries, parse_steering
+from flashvlm_vllm.request.question import UserTurn, query_from_messages
+from flashvlm_vllm.request.steering import (
+    Steering,
+    item_queries,
+    parse_steering,
+    turns_of_messages,
+    turns_of_prompt,
+)
 
 IMAGE = {"type": "image_url", "image_url": {"url": "http://x/a.png"}}
 VIDEO = {"type": "video_url", "video_url": {"url": "http://x/a.mp4"}}
@@ -17,6 +23,15 @@ def say(role: str, *parts: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
+def of_messages(messages: list[Any], steering: Steering) -> dict[str, tuple[str, ...]]:
+    return item_queries(turns_of_messages(messages), query_from_messages(messages), steering)
+
+
+def of_prompt(prompt: str, turn: UserTurn) -> dict[str, tuple[str, ...]]:
+    turns = turns_of_prompt(prompt, turn, PICTURE)
+    return item_queries(turns, turn.words_of_latest(prompt), Steering.MESSAGE)
+
+
 def test_pictures_of_earlier_messages_follow_their_own_words() -> None:
     messages = [
         say("user", IMAGE, "what is this?"),
@@ -25,17 +40,17 @@ def test_pictures_of_earlier_messages_follow_their_own_words() -> None:
         say("assistant", "cats"),
         say("user", "which is larger?"),
     ]
-    assert item_queries(messages, Steering.MESSAGE) == {
+    assert of_messages(messages, Steering.MESSAGE) == {
         "image": ("what is this?", "which is larger?"),
         "video": ("which is larger?",),
     }
-    assert item_queries(messages, Steering.LATEST) == {
+    assert of_messages(messages, Steering.LATEST) == {
         "image": ("which is larger?",) * 2,
         "video": ("which is larger?",),
     }
     # A new picture: those of the message before go back to its words.
     messages += [say("assistant", "the cat"), say("user", IMAGE, "now?")]
-    assert item_queries(messages, Steering.MESSAGE) == {
+    assert of_messages(messages, Steering.MESSAGE) == {
         "image": ("what is this?", "and these?", "now?"),
         "video": ("and these?",),
     }
@@ -49,7 +64,7 @@ def test_a_tools_picture_follows_its_own_text_or_the_user_message_before_it() ->
         say("tool", IMAGE),
     ]
     expected = ("book a flight", "page two", "book a flight")
-    assert item_queries(messages, Steering.MESSAGE) == {"image": expected}
+    assert of_messages(messages, Steering.MESSAGE) == {"image": expected}
 
 
 @pytest.mark.parametrize(
@@ -63,16 +78,26 @@ def test_a_tools_picture_follows_its_own_text_or_the_user_message_before_it() ->
     ],
 )
 def test_every_form_of_a_picture_is_one(part: dict[str, Any]) -> None:
-    assert item_queries([say("user", part, "hi")], Steering.MESSAGE) == {"image": ("hi",)}
+    assert of_messages([say("user", part, "hi")], Steering.MESSAGE) == {"image": ("hi",)}
 
 
-@pytest.mark.parametrize("content", ["text", None, 7, [None, 3], [{"type": "input_audio"}]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text",
+        None,
+        7,
+        [None, 3],
+        [{"type": "input_audio"}],
+        [{"type": ["image_url"]}, {"type": {}}],
+    ],
+)
 def test_a_message_without_pictures_has_none(content: object) -> None:
-    assert item_queries([{"role": "user", "content": content}, None], Steering.MESSAGE) == {}
+    assert of_messages([{"role": "user", "content": content}, None], Steering.MESSAGE) == {}
 
 
 def test_a_picture_without_words_is_selected_by_saliency() -> None:
-    assert item_queries([say("user", IMAGE)], Steering.MESSAGE) == {"image": ("",)}
+    assert of_messages([say("user", IMAGE)], Steering.MESSAGE) == {"image": ("",)}
 
 
 def test_an_unknown_steering_names_the_known_ones() -> None:
@@ -92,15 +117,15 @@ def test_a_rendered_prompt_gives_the_same_words_as_its_messages() -> None:
         "Be brief. USER: <image>\nwhat is this? ASSISTANT: a dog USER: <image><image>\nand these? "
         "ASSISTANT: cats USER: which is larger? ASSISTANT:"
     )
-    assert TURN.words_of_items(prompt, PICTURE) == {
+    assert of_prompt(prompt, TURN) == {
         "image": ("what is this?", "which is larger?", "which is larger?")
     }
     more = f"{prompt} the cat USER: <image>\nnow? ASSISTANT:"
-    assert TURN.words_of_items(more, PICTURE)["image"][:3] == (
+    assert of_prompt(more, TURN)["image"][:3] == (
         "what is this?", "and these?", "and these?",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("turn", [UserTurn(), UserTurn("<user>", "</user>")])
 def test_a_prompt_without_turns_gives_no_words_of_items(turn: UserTurn) -> None:
-    assert turn.words_of_items("USER: <image> what? ASSISTANT:", PICTURE) == {}
+    assert of_prompt("USER: <image> what? ASSISTANT:", turn) == {}
