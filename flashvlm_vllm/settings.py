@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget
+from flashvlm_vllm.request.load_levels import LoadLevel, parse_load_levels
+from flashvlm_vllm.request.request_budget import RequestBudget, parse_request_budget
 from flashvlm_vllm.request.selector_name import DEFAULT_SELECTOR, SELECTOR, parse_selector
 from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
@@ -26,7 +28,19 @@ DEFAULT_GB = 0.25
 """Default size of the feature cache in GiB: 40 images of LLaVA-1.5-7B in bfloat16, or 8 of
 LLaVA-NeXT."""
 
-ENGINE_SETTINGS = (BUDGET, SELECTOR, VISUAL_POSITIONS, FEATURE_CACHE_GB, VISUAL_STEERING)
+BUDGET_MIN, BUDGET_MAX = "visual_budget_min", "visual_budget_max"
+UNDER_LOAD = "visual_budget_under_load"
+
+ENGINE_SETTINGS = (
+    BUDGET,
+    SELECTOR,
+    VISUAL_POSITIONS,
+    FEATURE_CACHE_GB,
+    VISUAL_STEERING,
+    BUDGET_MIN,
+    BUDGET_MAX,
+    UNDER_LOAD,
+)
 """Names of the engine's settings, as flags or as processor arguments."""
 
 EXPLAIN_PER_MINUTE = "visual_explain_per_minute"
@@ -47,7 +61,7 @@ def is_enabled() -> bool:
 class ServerSettings:
     """Settings of one engine. The defaults apply if a setting is not given at start."""
 
-    budget: Budget | None = None
+    budget: RequestBudget | None = None
     """Default budget of requests (``--visual-budget``)."""
     selector: str | None = None
     """Default selector of requests (``--visual-selector``); ``None``: the plugin's default."""
@@ -57,6 +71,12 @@ class ServerSettings:
     """Size of each worker's feature cache in GiB (``--visual-feature-cache-gb``)."""
     steering: Steering | None = None
     """Default for requests without one (``--visual-steering``); ``None``: by message."""
+    budget_min: Budget | None = None
+    """The least that a request can ask for (``--visual-budget-min``)."""
+    budget_max: Budget | None = None
+    """The most that a request can ask for (``--visual-budget-max``)."""
+    under_load: tuple[LoadLevel, ...] = ()
+    """Budgets while requests wait (``--visual-budget-under-load``), by ascending number of them."""
     position_axes: int = 0
     """Axes of the model's positions: 1, or 3 with M-RoPE. 0 if the position scheme is not known;
     kept tokens then get consecutive positions. Determined from the model's configuration."""
@@ -73,11 +93,13 @@ class ServerSettings:
 
         """
         return cls(
-            parse_budget(given.get(BUDGET)),
+            parse_request_budget(given.get(BUDGET)),
             parse_selector(given.get(SELECTOR)),
             parse_positions(given.get(VISUAL_POSITIONS)),
             parse_feature_cache_gb(given.get(FEATURE_CACHE_GB)),
             parse_steering(given.get(VISUAL_STEERING)),
+            *parse_limits(given.get(BUDGET_MIN), given.get(BUDGET_MAX)),
+            parse_load_levels(given.get(UNDER_LOAD)),
         )
 
     @property
@@ -100,6 +122,19 @@ class ServerSettings:
         """Size of the feature cache in bytes."""
         size = DEFAULT_GB if self.feature_cache_gb is None else self.feature_cache_gb
         return int(size * 2**30)
+
+
+def parse_limits(low: object, high: object) -> tuple[Budget | None, Budget | None]:
+    """Check the least and the most that requests can ask for; ``None`` means no limit.
+
+    Raises:
+        ValueError: a value is not a budget of one item, or the least is more than the most.
+
+    """
+    least, most = parse_budget(low), parse_budget(high)
+    if type(least) is type(most) and least is not None and most is not None and least > most:
+        raise ValueError(f"{BUDGET_MIN} is {least}, which is more than {BUDGET_MAX}, {most}")
+    return least, most
 
 
 def parse_feature_cache_gb(value: object) -> float | None:

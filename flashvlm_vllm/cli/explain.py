@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget_text
+from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.request_budget import as_json, parse_request_budget_text
 from flashvlm_vllm.request.selector_name import SELECTOR
 
 _SECONDS = 600
@@ -192,8 +193,8 @@ def _grid(part: Mapping[str, Any]) -> Iterator[str]:
         yield "  " + "".join(cells)
 
 
-def _budget(text: str) -> Budget | None:
+def _budget(text: str) -> Any:
     try:
-        return parse_budget_text(text)
+        return as_json(parse_request_budget_text(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

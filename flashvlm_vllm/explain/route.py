@@ -24,6 +24,7 @@ from flashvlm_vllm.explain.grids import parts_of
 from flashvlm_vllm.ipc.explain_request import ExplainItem, ExplainRequest, ItemRecord
 from flashvlm_vllm.ipc.worker_calls import start_explaining, take_explanation
 from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget
+from flashvlm_vllm.request.request_budget import as_json
 from flashvlm_vllm.serving import request_context, request_log, selector_failures
 from flashvlm_vllm.serving.rate_limit import Limits, limited_route
 from flashvlm_vllm.serving.request_models import BUDGET_SCHEMA, VisualChatCompletionRequest
@@ -127,12 +128,12 @@ async def _explain(
     answer = {
         "object": "visual_tokens",
         "model": handler.models.model_name(_adapter(request, handler)),
-        BUDGET: asked.budget,
+        BUDGET: as_json(asked.budget),
         "visual_selector": asked.selector,
         "visual_positions": _layout(collected),
         "prompt_tokens": len(engine_input["prompt_token_ids"]),
         "total": sum(item.count.total for item in asked.items),
-        "kept": sum(item.count.kept(asked.budget) for item in asked.items),
+        "kept": sum(item.count.kept(item.budget) for item in asked.items),
         "items": await asyncio.to_thread(_items, asked, records, request.budgets),
     }
     return await selector_failures.checked(answer, collected.third_party_items, handler)
@@ -180,18 +181,18 @@ async def _run(
 def _items(
     asked: ExplainRequest, records: Mapping[str, ItemRecord], budgets: Sequence[Budget]
 ) -> list[dict[str, Any]]:
-    return [_item(item, records[item.selection_key], asked.budget, budgets) for item in asked.items]
+    return [_item(item, records[item.selection_key], budgets) for item in asked.items]
 
 
-def _item(
-    item: ExplainItem, record: ItemRecord, budget: Budget, budgets: Sequence[Budget]
-) -> dict[str, Any]:
+def _item(item: ExplainItem, record: ItemRecord, budgets: Sequence[Budget]) -> dict[str, Any]:
     return {
         "modality": item.modality,
         "width": item.width,
         "height": item.height,
         "total": item.count.total,
-        "kept": item.count.kept(budget),
+        "kept": item.count.kept(item.budget),
+        BUDGET: item.budget,
+        "visual_selector": item.selector,
         "merged": record.merged,
         "coverage": None if record.coverage is None else asdict(record.coverage),
         "costs": [{BUDGET: each, "kept": _cost(item, each)} for each in budgets],

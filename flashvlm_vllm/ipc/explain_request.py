@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from flashvlm_vllm.request.budget import Budget, TokenCount
+from flashvlm_vllm.request.request_budget import RequestBudget
 
 
 class Region(NamedTuple):
@@ -39,6 +40,9 @@ class ExplainItem:
     width: int
     height: int
     count: TokenCount
+    budget: Budget | None
+    """The budget that applies; ``None``: it is kept whole."""
+    selector: str
     placed: dict[int, Placed]
     """By part number; a part whose region is not known is missing."""
     question_ids: tuple[int, ...] = field(repr=False)
@@ -51,7 +55,8 @@ class ExplainItem:
 class ExplainRequest:
     """An explained request and its items."""
 
-    budget: Budget
+    budget: RequestBudget | None
+    """Of the request, or the server's default."""
     selector: str
     items: tuple[ExplainItem, ...]
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flashvlm_vllm.ipc.explain_request import ExplainRequest
-from flashvlm_vllm.request.budget import Budget, ItemCount
+from flashvlm_vllm.request.budget import ItemCount
+from flashvlm_vllm.request.request_budget import RequestBudget
 from flashvlm_vllm.request.visual_positions import VisualPositions
 
 REPORT = "flashvlm_prompt_report"
@@ -40,12 +41,12 @@ class PromptReport:
 
     counts: tuple[ItemCount, ...]
     """One entry per item whose size is known, images first."""
-    budget: Budget | None = None
-    """The budget that applies; ``None``: no pruning."""
+    budget: RequestBudget | None = None
+    """The budget of the request, or the server's default; ``None``: no pruning."""
     is_default: bool = False
     """Whether the budget is the server's default, not the request's."""
     selector: str | None = None
-    """The selector that applies, if there is a budget."""
+    """The request's selector or the server's, if there is a budget."""
     third_party_items: tuple[str, ...] = ()
     """Selection keys, in hexadecimal, of items that a selector of another package selects from.
     Only the worker knows whether that succeeded."""

@@ -44,13 +44,16 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
     def own_request(self, request: VisualRequest, items: MultiModalDataItems) -> VisualRequest:
         """Return the request; a default budget does not apply to a prompt with a video.
 
+        Images beside a video are pruned if their content parts have a budget.
+
         Raises:
-            Refusal: the request has a budget and a video.
+            Refusal: the request has a budget and a video, or the video has one.
 
         """
         if not items.get("video"):
             return request
-        if request.budget is not None:
+        own = request.items.get("video", ())
+        if request.budget is not None or any(each.budget is not None for each in own):
             raise Refusal(
                 Reason.NOT_COVERED,
                 f"{BUDGET}: for this model images are pruned and videos are not; send the "

@@ -10,14 +10,14 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.ipc.gaps import item_name
 from flashvlm_vllm.ipc.item_fields import CLOSED
-from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems, PromptPlan
+from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 
 _SELECTION_VERSION = 3
 """Part of every pruned item's identity. Increase it with every change after which the same request
 would keep other tokens: external KV stores outlive a process."""
 
 
-def selection_key(plan: PromptPlan, question_ids: tuple[int, ...], item: str) -> bytes:
+def selection_key(plan: ItemPlan, item: str) -> bytes:
     """Return the identity of an item with its budget, selector and question, 32 bytes.
 
     The kept tokens depend on the budget, the selector and the question, so a cache keyed by the
@@ -25,11 +25,11 @@ def selection_key(plan: PromptPlan, question_ids: tuple[int, ...], item: str) ->
     do not affect which are kept; `ipc.gaps.item_name` adds them.
 
     Args:
-        plan: plan of the prompt.
+        plan: plan of the item.
         item: the item's identity without pruning.
 
     """
-    asked = [plan.budget, plan.selector, question_ids]
+    asked = [plan.allotment.budget, plan.allotment.selector, plan.question_ids]
     factors = json.dumps([_SELECTION_VERSION, item, *asked])
     return hashlib.sha256(factors.encode()).digest()
 
@@ -54,21 +54,20 @@ class PlannedInputs(ProcessorInputs):
         items = self.mm_data_items
         if not isinstance(items, PlannedItems):
             return hashes
-        plan = items.plan
         for modality, plans in items.plans.items():
             if modality not in hashes:
                 continue
             names = [
-                _name(plan, own, stock) if own.is_pruned else stock
+                _name(own, stock) if own.is_pruned else stock
                 for own, stock in zip(plans, hashes[modality], strict=True)
             ]
-            if plan.explain_id is not None:
+            if items.explain_id is not None:
                 # The explain id prevents cache hits without changing which tokens are kept.
-                names = [f"{name}-{plan.explain_id}-{number}" for number, name in enumerate(names)]
+                names = [f"{name}-{items.explain_id}-{number}" for number, name in enumerate(names)]
             hashes[modality] = names
         return hashes
 
 
-def _name(plan: PromptPlan, item: ItemPlan, stock: str) -> str:
+def _name(item: ItemPlan, stock: str) -> str:
     gap = None if item.gap == CLOSED else item.gap
-    return item_name(selection_key(plan, item.question_ids, stock), gap, item.dropped)
+    return item_name(selection_key(item, stock), gap, item.dropped)

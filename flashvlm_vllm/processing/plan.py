@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of a prompt and its items, which are passed through vLLM's processor."""
+"""Plans of a prompt's items, which are passed through vLLM's processor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm.multimodal.parse import MultiModalDataItems
 
 from flashvlm_vllm.ipc.item_fields import CLOSED
-from flashvlm_vllm.request.budget import Budget, TokenCount
+from flashvlm_vllm.processing.allotment import Allotment
+from flashvlm_vllm.request.budget import ItemCount, TokenCount
 from flashvlm_vllm.request.visual_positions import VisualPositions
 
 
@@ -17,6 +19,8 @@ class ItemPlan:
 
     count: TokenCount | None
     """``None`` if the item's size is not known."""
+    allotment: Allotment
+    """Its budget and selector."""
     keep: int | None
     """Number of tokens to keep; ``None`` if the item's size is not known."""
     is_pruned: bool
@@ -33,7 +37,7 @@ class ItemPlan:
     def of(
         cls,
         count: TokenCount | None,
-        budget: Budget | None,
+        allotment: Allotment,
         positions: VisualPositions,
         axes: int,
     ) -> "ItemPlan":
@@ -41,32 +45,33 @@ class ItemPlan:
 
         Args:
             count: token counts of the item.
-            budget: the budget that applies to it.
+            allotment: its budget and selector.
             positions: positions of its kept tokens.
             axes: number of axes of the model's positions. With M-RoPE the gap is 0, because even a
                 whole item has fewer positions than tokens.
 
         """
+        budget = allotment.budget
         if count is None:
-            return cls(None, None, is_pruned=budget is not None)
+            return cls(None, allotment, None, is_pruned=budget is not None)
         keep = count.kept(budget)
         if budget is None or keep == count.total:
-            return cls(count, keep, is_pruned=False)
+            return cls(count, allotment, keep, is_pruned=False)
         dropped = count.total - keep
         gap = CLOSED
         if positions is VisualPositions.KEPT:
             gap = dropped if axes == 1 else 0
-        return cls(count, keep, True, gap, dropped)
+        return cls(count, allotment, keep, True, gap, dropped)
 
-
-@dataclass(frozen=True)
-class PromptPlan:
-    """Settings that apply to all items of a prompt."""
-
-    budget: Budget
-    selector: str
-    explain_id: str | None = None
-    """Set if the selection is to be explained."""
+    def reported(self, modality: str) -> ItemCount:
+        """Return the counts of an item whose size is known, for responses and metrics."""
+        assert self.count is not None and self.keep is not None
+        own = self.allotment
+        if own.budget is None:
+            return ItemCount(self.count.total, self.keep, modality)
+        return ItemCount(
+            self.count.total, self.keep, modality, own.source, own.selector, own.clamped
+        )
 
 
 class PlannedItems(MultiModalDataItems):
@@ -78,20 +83,22 @@ class PlannedItems(MultiModalDataItems):
     def __init__(
         self,
         items: MultiModalDataItems,
-        plan: PromptPlan,
         plans: Mapping[str, Sequence[ItemPlan]],
+        explain_id: str | None = None,
     ) -> None:
         """Attach plans to items.
 
         Args:
             items: items by modality.
-            plan: plan of the prompt.
             plans: plans of the items by modality, one per item.
+            explain_id: set if the selection is to be explained.
 
         """
         super().__init__(dict(items))
-        self.plan = plan
         self.plans = {modality: list(own) for modality, own in plans.items()}
+        self.explain_id = explain_id
+        self.added_inputs: dict[str, set[str]] = {}
+        """By modality, the model inputs that this plugin added."""
 
     def only(
         self, items: MultiModalDataItems, is_cached: Mapping[str, Sequence[bool]]
@@ -111,4 +118,21 @@ class PlannedItems(MultiModalDataItems):
             ]
             for modality, plans in self.plans.items()
         }
-        return PlannedItems(items, self.plan, plans)
+        return PlannedItems(items, plans, self.explain_id)
+
+    def remove_from_whole_items(self, processed: Any) -> None:
+        """Remove this plugin's inputs from items that are kept whole: vLLM encodes them.
+
+        An explained item keeps them, so that the worker records it.
+
+        Args:
+            processed: vLLM's ``MultiModalKwargsItems`` of these items.
+
+        """
+        if self.explain_id is not None:
+            return
+        for modality, names in self.added_inputs.items():
+            for item, plan in zip(processed[modality], self.plans[modality], strict=True):
+                if not plan.is_pruned:
+                    for name in names:
+                        item.pop(name, None)

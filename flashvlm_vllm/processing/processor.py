@@ -27,20 +27,26 @@ from flashvlm_vllm.ipc.item_fields import MODALITIES, ItemRequests, field_names
 from flashvlm_vllm.ipc.prompt_report import LAYOUT, REPORT, PromptLayout, PromptReport
 from flashvlm_vllm.lru import put_bounded
 from flashvlm_vllm.processing import validation
+from flashvlm_vllm.processing.allotment import Allotments, allot, fitted, must_fit
 from flashvlm_vllm.processing.counting import TokenCounter
 from flashvlm_vllm.processing.family import FamilyHooks
 from flashvlm_vllm.processing.identity import PlannedInputs, item_key, selection_key
+from flashvlm_vllm.processing.picture_cache import PictureCache
 from flashvlm_vllm.processing.pixel_cache import PixelCache
 from flashvlm_vllm.processing.placeholders import shortened
-from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems, PromptPlan
+from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 from flashvlm_vllm.processing.question_tokens import QuestionTokens
-from flashvlm_vllm.request.budget import BUDGET, Budget, ItemCount
+from flashvlm_vllm.request.budget import BUDGET, Counts
 from flashvlm_vllm.request.read_request import VisualRequest
+from flashvlm_vllm.request.request_budget import RequestBudget
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
 from flashvlm_vllm.settings import ServerSettings, settings_of
 
 _CACHED_KEYS = 100_000
+_MOST_TEXT = 32
+"""Upper bound of the text tokens around an item or one of its time steps, or twice an item's visual
+tokens in all where it has text after every row."""
 
 
 class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
@@ -58,6 +64,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         """Selection keys by vLLM's identities of pruned items."""
         # As large as each worker's feature cache: both are used for another question about an item.
         self._pixels = PixelCache(self._settings.feature_cache_bytes)
+        self._pictures = PictureCache(self.info, self._settings.feature_cache_bytes)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
         """Return the inputs for memory profiling: whole images, without the default budget."""
@@ -74,54 +81,57 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         """
         request, arguments = validation.checked_arguments(inputs.hf_processor_mm_kwargs)
         request = self.own_request(request, inputs.mm_data_items)
-        inputs = replace(inputs, hf_processor_mm_kwargs=arguments)
-
-        settings = self._settings
-        budget = self._budget(request, inputs.mm_data_items)
-        selector = request.selector or settings.default_selector
+        inputs = self._pictures.restored(replace(inputs, hf_processor_mm_kwargs=arguments))
+        request, settings = validation.applicable(request, self._settings, inputs.mm_data_items)
         positions = request.positions or settings.default_positions
         if not settings.position_axes:
             positions = VisualPositions.CLOSED
 
         counts = {modality: self._counter.counts(inputs, modality) for modality in MODALITIES}
-        if request.has_budget:
-            validation.refuse_below_floor(budget, counts)
-        plans = {
-            modality: [
-                ItemPlan.of(count, budget, positions, settings.position_axes) for count in known
-            ]
-            for modality, known in counts.items()
-        }
+        allotments = allot(request, settings, counts)
+        may_not_fit = must_fit(request, settings) and self._may_not_fit(inputs, counts, request)
+        if may_not_fit:
+            plans = _plans(counts, allotments, positions, settings.position_axes)
+            length = self._unsent_length(inputs, plans, timing_ctx)
+            context = self.info.ctx.model_config.max_model_len
+            allotments = fitted(allotments, counts, request, settings, length, context)
+        validation.refuse_below_floor(allotments, counts)
+        plans = _plans(counts, allotments, positions, settings.position_axes)
         is_pruned = any(each.is_pruned for known in plans.values() for each in known)
-        if is_pruned:
-            validation.refuse_too_large(selector, counts)
-        plan, words = None, {}
-        if budget is not None and (is_pruned or request.explain_id is not None):
-            plan = PromptPlan(budget, selector, request.explain_id)
-            words = self._words_of_items(plan, request, inputs.prompt, plans)
-            if find_selector(selector).uses_question:
-                for modality, known in plans.items():
-                    for each, own in zip(known, words[modality], strict=True):
+        validation.refuse_too_large(plans)
+
+        words: dict[str, list[tuple[int, ...]]] = {}
+        # With a prompt that may not fit, the pixels that were just processed are used again.
+        is_planned = is_pruned or may_not_fit or request.explain_id is not None
+        if is_planned and any(known for known in plans.values()):
+            words = self._words_of_items(request, inputs.prompt, plans)
+            for modality, known in plans.items():
+                for each, own in zip(known, words[modality], strict=True):
+                    if find_selector(each.allotment.selector).uses_question:
                         each.question_ids = own
-            items = PlannedItems(inputs.mm_data_items, plan, plans)
+            items = PlannedItems(inputs.mm_data_items, plans, request.explain_id)
             inputs = PlannedInputs.of(inputs, items)
 
         result = super().apply(inputs, timing_ctx)
 
         layout = PromptLayout(positions)
         result[LAYOUT] = layout  # type: ignore[literal-required]
+        has_budget = is_pruned or any(
+            each.allotment.budget is not None for known in plans.values() for each in known
+        )
+        budget = request.budget if request.has_budget else settings.budget
         result[REPORT] = PromptReport(  # type: ignore[literal-required]
             tuple(
-                ItemCount(each.count.total, each.keep, modality)
+                each.reported(modality)
                 for modality, known in plans.items()
                 for each in known
-                if each.count is not None and each.keep is not None
+                if each.count is not None
             ),
             budget,
             is_default=budget is not None and not request.has_budget,
-            selector=None if budget is None else selector,
-            third_party_items=self._third_party_items(selector, result, plans),
-            explain=None if plan is None else self._explain(plan, words, inputs, plans),
+            selector=(request.selector or settings.default_selector) if has_budget else None,
+            third_party_items=self._third_party_items(result, plans),
+            explain=self._explain(request, budget, words, inputs, plans),
             layout=layout if is_pruned else None,
         )
         return result
@@ -134,42 +144,54 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     def _question_tokens(self) -> QuestionTokens:
         return QuestionTokens(self.info, self.placeholder_ids(), self.placeholder_texts)
 
-    def _budget(self, request: VisualRequest, items: MultiModalDataItems) -> Budget | None:
-        embeddings = validation.embedding_modality(items)
-        if not request.has_budget:
-            # Embeddings cannot be pruned; a default budget does not apply to them.
-            return None if embeddings else self._settings.budget
-        if request.budget is not None and embeddings:
-            validation.refuse_embeddings(embeddings)
-        return request.budget
+    def _may_not_fit(self, inputs: ProcessorInputs, counts: Counts, request: VisualRequest) -> bool:
+        """Return whether the unpruned prompt may exceed the context, by an upper bound of it."""
+        known = [each for own in counts.values() for each in own if each is not None]
+        most = sum(2 * each.total + _MOST_TEXT * (1 + each.floor) for each in known)
+        context: int = self.info.ctx.model_config.max_model_len
+        return len(inputs.prompt) + most + (request.answer or 1) > context
+
+    def _unsent_length(
+        self, inputs: ProcessorInputs, plans: Mapping[str, Sequence[ItemPlan]], timing_ctx: Any
+    ) -> int:
+        """Return the length of a prompt, without vLLM's cache.
+
+        That cache counts every item in it as sent to the engine, but this prompt is not sent. The
+        pixels stay in this plugin's cache.
+        """
+        items = PlannedItems(inputs.mm_data_items, plans)
+        unsent = PlannedInputs.of(replace(inputs, cache=None), items)
+        return len(super().apply(unsent, timing_ctx)["prompt_token_ids"])
 
     def _words_of_items(
         self,
-        plan: PromptPlan,
         request: VisualRequest,
         prompt: Sequence[int],
         plans: Mapping[str, Sequence[ItemPlan]],
     ) -> dict[str, list[tuple[int, ...]]]:
         """Return token ids of the words for each item; none where nothing reads them."""
         counts = {modality: len(known) for modality, known in plans.items()}
-        if plan.explain_id is None and not find_selector(plan.selector).uses_question:
+        selectors = {each.allotment.selector for known in plans.values() for each in known}
+        if request.explain_id is None and not any(
+            find_selector(each).uses_question for each in selectors
+        ):
             return {modality: [()] * count for modality, count in counts.items()}
         steering = request.steering or self._settings.default_steering
         return self._question_tokens.of_items(request, steering, prompt, counts)
 
     def _third_party_items(
-        self, selector: str, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
+        self, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
     ) -> tuple[str, ...]:
-        """Return the selection keys of pruned items if the selector is not built in.
+        """Return the selection keys of pruned items whose selector is not built in.
 
         An item in vLLM's cache is not processed again, so its key is looked up.
         """
-        if selector in BUILT_IN:
-            return ()
         keys: list[str] = []
         for modality, known in plans.items():
             names = result["mm_hashes"].get(modality, ())
             for name, plan in zip(names, known, strict=False):
+                if plan.allotment.selector in BUILT_IN:
+                    continue
                 if plan.selection_key is not None:
                     with self._lock:
                         key = plan.selection_key.hex()
@@ -180,19 +202,20 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
 
     def _explain(
         self,
-        plan: PromptPlan,
+        request: VisualRequest,
+        budget: RequestBudget | None,
         words: Mapping[str, Sequence[tuple[int, ...]]],
         inputs: ProcessorInputs,
         plans: Mapping[str, Sequence[ItemPlan]],
     ) -> ExplainRequest | None:
         """Return the items to explain, images first. All of them have just been processed."""
-        if plan.explain_id is None:
+        if request.explain_id is None or not words:
             return None
         arguments = inputs.hf_processor_mm_kwargs
         items = []
         for modality, known in plans.items():
             for number, each in enumerate(known):
-                if each.count is None or each.selection_key is None:
+                if each.count is None or each.keep is None or each.selection_key is None:
                     continue
                 pictures, size = _pictures(inputs.mm_data_items[modality], number, modality)
                 items.append(
@@ -202,12 +225,15 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
                         size.width,
                         size.height,
                         each.count,
+                        each.allotment.budget,
+                        each.allotment.selector,
                         self.part_regions(modality, size.width, size.height, arguments),
                         words[modality][number],
                         pictures,
                     )
                 )
-        return ExplainRequest(plan.budget, plan.selector, tuple(items))
+        selector = request.selector or self._settings.default_selector
+        return ExplainRequest(budget, selector, tuple(items))
 
     # Overridden steps of vLLM's `apply`.
 
@@ -235,10 +261,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         self, planned: PlannedItems, modality: str, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Process the items of one modality one by one, and add the inputs for the worker."""
-        items, plan = planned[modality], planned.plan
-        plans = [each for each in planned.plans[modality] if each.count is not None]
-        if not plans:
-            return {}
+        items = planned[modality]
         names = self._pixel_hashes(items, modality, arguments)
 
         def process(number: int) -> MultiModalKwargsItem:
@@ -253,22 +276,24 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             return alone_items[0]
 
         inputs = self._pixels.of(modality, names, process)
-        keys = [
-            selection_key(plan, each.question_ids, name)
-            for each, name in zip(plans, names, strict=True)
-        ]
-        for each, key in zip(plans, keys, strict=True):
-            each.selection_key = key
+        plans = planned.plans[modality]
+        if any(each.count is None for each in plans):
+            return inputs  # Videos of a model that prunes images only.
+        stock_inputs = set(inputs)
+        for each, name in zip(plans, names, strict=True):
+            each.selection_key = selection_key(each, name)
         inputs |= ItemRequests(
             [each.keep or 0 for each in plans],
             [torch.tensor(each.question_ids, dtype=torch.int64) for each in plans],
-            keys,
+            [each.selection_key or b"" for each in plans],
             [item_key(name) for name in names],
-            [plan.selector] * len(plans),
+            [each.allotment.selector for each in plans],
             [each.gap for each in plans],
             modality,
         ).packed()
-        return inputs | self.own_inputs(items, modality, arguments)
+        inputs |= self.own_inputs(items, modality, arguments)
+        planned.added_inputs[modality] = set(inputs) - stock_inputs
+        return inputs
 
     def _pixel_hashes(
         self, items: Any, modality: str, arguments: Mapping[str, Any]
@@ -298,6 +323,14 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
                 config[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=on_host)
         return config | self.own_fields(hf_inputs)
 
+    def _get_mm_prompt_updates(
+        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Any:
+        updates = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        if isinstance(mm_items, PlannedItems):
+            mm_items.remove_from_whole_items(out_mm_kwargs)
+        return updates
+
     def _get_prompt_updates(
         self,
         mm_items: MultiModalDataItems,
@@ -317,6 +350,18 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             else each
             for each in updates
         ]
+
+
+def _plans(
+    counts: Counts, allotments: Allotments, positions: VisualPositions, axes: int
+) -> dict[str, list[ItemPlan]]:
+    return {
+        modality: [
+            ItemPlan.of(count, own, positions, axes)
+            for count, own in zip(known, allotments[modality], strict=True)
+        ]
+        for modality, known in counts.items()
+    }
 
 
 def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:

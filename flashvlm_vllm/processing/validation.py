@@ -2,20 +2,22 @@
 """Checks of a request that depend on its items or on the installed selectors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.multimodal.parse import EmbeddingItems, MultiModalDataItems
 
 from flashvlm_vllm.ipc.item_fields import MODALITIES
-from flashvlm_vllm.request.budget import BUDGET, Budget, TokenCount
+from flashvlm_vllm.processing.allotment import Allotment
+from flashvlm_vllm.processing.plan import ItemPlan
+from flashvlm_vllm.request.budget import BUDGET, BudgetSource, Counts
+from flashvlm_vllm.request.field_error import FieldError
 from flashvlm_vllm.request.question import QUERY
-from flashvlm_vllm.request.read_request import FieldError, VisualRequest, read_arguments
+from flashvlm_vllm.request.read_request import VisualRequest, read_arguments
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
-
-Counts = Mapping[str, Sequence[TokenCount | None]]
-"""Token counts by modality, one per item; ``None`` if the item's size is not known."""
+from flashvlm_vllm.settings import ServerSettings
 
 
 def checked_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[str, Any]]:
@@ -29,8 +31,21 @@ def checked_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict
         request, others = read_arguments(arguments)
     except FieldError as error:
         raise refusal_of(error) from None
-    check_selector(request.selector)
+    check_selectors(request)
     return request, others
+
+
+def check_selectors(request: VisualRequest) -> None:
+    """Refuse selectors of a request or of its items that are not installed.
+
+    Raises:
+        Refusal: there is no such selector.
+
+    """
+    check_selector(request.selector)
+    for own in request.items.values():
+        for each in own:
+            check_selector(each.selector)
 
 
 def check_selector(name: str | None) -> None:
@@ -54,22 +69,34 @@ def embedding_modality(items: MultiModalDataItems) -> str | None:
     return next(given, None)
 
 
-def refuse_embeddings(modality: str) -> None:
-    """Refuse a budget for precomputed embeddings.
+def applicable(
+    request: VisualRequest, settings: ServerSettings, items: MultiModalDataItems
+) -> tuple[VisualRequest, ServerSettings]:
+    """Return the request's and the server's settings as they apply to items.
+
+    The server's budgets and limits do not apply to a prompt with precomputed embeddings.
 
     Raises:
-        Refusal: always.
+        Refusal: the request has a budget for embeddings.
 
     """
-    raise Refusal(
-        Reason.EMBEDDINGS,
-        f"a visual budget needs the {modality} itself: precomputed {modality} embeddings have no "
-        f"saliency. Send the {modality}, or {BUDGET}: null",
-        parameter=BUDGET,
-    )
+    modality = embedding_modality(items)
+    if modality is None:
+        return request, settings
+    own = request.items.get(modality, ())
+    is_asked = request.has_budget and request.budget is not None
+    if is_asked or any(each.budget is not None for each in own):
+        raise Refusal(
+            Reason.EMBEDDINGS,
+            f"a visual budget needs the {modality} itself: precomputed {modality} embeddings have "
+            f"no saliency. Send the {modality}, or {BUDGET}: null",
+            parameter=BUDGET,
+        )
+    settings = replace(settings, budget=None, budget_min=None, budget_max=None)
+    return replace(request, under_load=None), settings
 
 
-def refuse_below_floor(budget: Budget | None, counts: Counts) -> None:
+def refuse_below_floor(allotments: Mapping[str, Sequence[Allotment]], counts: Counts) -> None:
     """Refuse a request's budget, as a number of tokens, that is below the floor of an item.
 
     A fraction, or the server's default budget, is raised to the floor instead, because it was not
@@ -79,38 +106,40 @@ def refuse_below_floor(budget: Budget | None, counts: Counts) -> None:
         Refusal: the number is below the floor of an item.
 
     """
-    if not isinstance(budget, int):
-        return
     for modality, known in counts.items():
-        for number, count in enumerate(known):
-            if count is not None and budget < count.floor:
+        for number, (count, own) in enumerate(zip(known, allotments[modality], strict=True)):
+            is_asked = own.source is BudgetSource.REQUEST and own.clamped is None
+            if not is_asked or not isinstance(own.budget, int):
+                continue
+            if count is not None and own.budget < count.floor:
                 raise Refusal(
                     Reason.BELOW_FLOOR,
-                    f"{BUDGET}: {budget} tokens are too few for {modality} {number}, of which one "
-                    f"token per time step is kept; the smallest budget for it is {count.floor}, "
-                    "or a fraction",
+                    f"{BUDGET}: {own.budget} tokens are too few for {modality} {number}, of which "
+                    f"one token per time step is kept; the smallest budget for it is {count.floor},"
+                    " or a fraction",
                     parameter=BUDGET,
                 )
 
 
-def refuse_too_large(selector: str, counts: Counts) -> None:
-    """Refuse an item with more tokens than the selector accepts.
+def refuse_too_large(plans: Mapping[str, Sequence[ItemPlan]]) -> None:
+    """Refuse a pruned item with more tokens than its selector accepts.
 
     Raises:
         Refusal: an item has more tokens than the selector accepts.
 
     """
-    most = find_selector(selector).most_tokens
-    if most is None:
-        return
-    for modality, known in counts.items():
-        for number, count in enumerate(known):
-            if count is not None and count.total > most:
+    for modality, known in plans.items():
+        for number, each in enumerate(known):
+            if each.count is None or not each.is_pruned:
+                continue
+            selector = each.allotment.selector
+            most = find_selector(selector).most_tokens
+            if most is not None and each.count.total > most:
                 raise Refusal(
                     Reason.TOO_LARGE,
                     f"{SELECTOR}: {selector} takes at most {most} visual tokens of one item, "
-                    f"{modality} {number} has {count.total}; send a smaller one, or name another "
-                    f"selector ({', '.join(BUILT_IN)})",
+                    f"{modality} {number} has {each.count.total}; send a smaller one, or name "
+                    f"another selector ({', '.join(BUILT_IN)})",
                     parameter=SELECTOR,
                 )
 

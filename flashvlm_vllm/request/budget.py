@@ -2,7 +2,8 @@
 """The visual budget: how it is parsed, and how many tokens it keeps. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 from flashvlm_vllm.request.choices import shown
@@ -21,11 +22,12 @@ ALLOWED = (
 _OFF_WORDS = frozenset({"null", "none", "off"})
 
 
-def parse_budget(value: object) -> Budget | None:
-    """Check a budget that arrived as JSON or as a Python value.
+def parse_budget(value: object, allowed: str = ALLOWED) -> Budget | None:
+    """Check a budget of one item that arrived as JSON or as a Python value.
 
     Args:
         value: ``None``, an ``int`` or a ``float``; anything else is refused.
+        allowed: what the error message says is allowed.
 
     Returns:
         The budget, or ``None`` when pruning is off.
@@ -37,10 +39,10 @@ def parse_budget(value: object) -> Budget | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
+        raise ValueError(f"a visual budget is {allowed}; got {shown(value)}")
     if isinstance(value, int):
         if value < 1:
-            raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
+            raise ValueError(f"a visual budget is {allowed}; got {shown(value)}")
         return value
     if value == 1.0:
         # JavaScript serializes 1.0 as 1, so the same literal would mean "all tokens" in one
@@ -50,15 +52,15 @@ def parse_budget(value: object) -> Budget | None:
             "say 1 to keep one token per image or video, or null to keep them all"
         )
     if not math.isfinite(value) or not 0.0 < value < 1.0:
-        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(value)}")
+        raise ValueError(f"a visual budget is {allowed}; got {shown(value)}")
     return value
 
 
-def parse_budget_text(text: object) -> Budget | None:
-    """Check a budget written as text (command line, OpenAI ``metadata`` values).
+def parse_budget_text(text: object, allowed: str = ALLOWED) -> Budget | None:
+    """Check a budget of one item written as text (command line, OpenAI ``metadata`` values).
 
     ``"64"`` is tokens, ``"0.25"`` a fraction, ``"null"``, ``"none"`` and ``"off"`` turn
-    pruning off.
+    pruning off. The error message says what is ``allowed``.
 
     Raises:
         ValueError: the text is not a budget; the message says what is allowed.
@@ -71,14 +73,14 @@ def parse_budget_text(text: object) -> Budget | None:
         return None
     # int() and float() also take "6_4" and digits of other scripts; only ASCII digits are a budget.
     if word.isascii() and word.isdigit() and len(word) <= 32:
-        return parse_budget(int(word))
+        return parse_budget(int(word), allowed)
     try:
         number = float(word) if word.isascii() and "_" not in word else math.nan
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise ValueError(f"a visual budget is {ALLOWED}; got {shown(text)}")
-    return parse_budget(number)
+        raise ValueError(f"a visual budget is {allowed}; got {shown(text)}")
+    return parse_budget(number, allowed)
 
 
 def kept_tokens(
@@ -147,9 +149,39 @@ class TokenCount(NamedTuple):
         return kept_tokens(self.total, budget, self.prunable, self.floor)
 
 
+Counts = Mapping[str, Sequence[TokenCount | None]]
+"""Token counts by modality, one per item; ``None`` if the item's size is not known."""
+
+
+class BudgetSource(StrEnum):
+    """Where the budget of an image or video is from."""
+
+    REQUEST = "request"
+    """The request, or the item's content part."""
+    DEFAULT = "default"
+    """``--visual-budget``."""
+    UNDER_LOAD = "under_load"
+    """``--visual-budget-under-load``."""
+
+
+class Clamp(StrEnum):
+    """The limit of the server that replaced a budget."""
+
+    MIN = "min"
+    """``--visual-budget-min``."""
+    MAX = "max"
+    """``--visual-budget-max``."""
+
+
 class ItemCount(NamedTuple):
     """Visual tokens of one image or video before and after selection."""
 
     total: int
     kept: int
     modality: str = "image"
+    source: BudgetSource | None = None
+    """Where its budget is from; ``None``: it has none."""
+    selector: str | None = None
+    """The selector that applies, if it has a budget."""
+    clamped: Clamp | None = None
+    """Set if a limit of the server replaced the budget."""

@@ -14,6 +14,18 @@ QUERY = "visual_query"
 _MARKS = ("flashvlm-first-question", "flashvlm-answer", "flashvlm-second-question")
 
 
+def parse_query(value: object) -> str | None:
+    """Check the words of a request or an item; ``None`` means the user's message.
+
+    Raises:
+        ValueError: the value is neither ``None`` nor a string.
+
+    """
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(f"the words that guide the selection are a string; got {type(value).__name__}")
+
+
 def query_from_messages(messages: Iterable[object]) -> str:
     """Return the words of the latest user message of an OpenAI style conversation.
 

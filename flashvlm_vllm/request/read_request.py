@@ -2,11 +2,18 @@
 """Reads a request's visual settings from its fields or its ``metadata``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget, parse_budget_text
-from flashvlm_vllm.request.question import QUERY
+from flashvlm_vllm.request.budget import BUDGET, Budget
+from flashvlm_vllm.request.field_error import parsed
+from flashvlm_vllm.request.parts import ItemSettings
+from flashvlm_vllm.request.question import QUERY, parse_query
+from flashvlm_vllm.request.request_budget import (
+    RequestBudget,
+    parse_request_budget,
+    parse_request_budget_text,
+)
 from flashvlm_vllm.request.selector_name import SELECTOR, parse_selector
 from flashvlm_vllm.request.steering import VISUAL_STEERING, Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
@@ -19,14 +26,6 @@ REQUEST = "flashvlm_request"
 """The processor argument under which the renderer passes a ``VisualRequest``."""
 
 
-class FieldError(ValueError):
-    """A request's visual field is not valid; ``field`` names it."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
 @dataclass(frozen=True)
 class VisualRequest:
     """Visual settings of one request.
@@ -36,7 +35,7 @@ class VisualRequest:
     """
 
     has_budget: bool = False
-    budget: Budget | None = None
+    budget: RequestBudget | None = None
     query: str | None = None
     """Words that guide the selection; ``None``: the words of the latest user message."""
     selector: str | None = None
@@ -47,6 +46,12 @@ class VisualRequest:
     given for all, or offline, where the prompt has them."""
     explain_id: str | None = None
     """Unique id of a request whose selection is to be explained."""
+    items: Mapping[str, tuple[ItemSettings, ...]] = field(default_factory=dict)
+    """By modality, the settings of each picture; empty if none has any."""
+    under_load: Budget | None = None
+    """Set while too many requests wait: the most that a request without a budget keeps."""
+    answer: int | None = None
+    """Most tokens to generate; ``None``: not limited by the request, or offline."""
 
 
 def read_request(request: Any) -> VisualRequest:
@@ -68,20 +73,20 @@ def read_request(request: Any) -> VisualRequest:
     def read(name: str, parse: Callable[[object], Any]) -> Any:
         if name in given:
             value = getattr(request, name)
-            return value if name in declared else _parsed(parse, value, name)
-        return _parsed(parse, metadata.get(name), name)
+            return value if name in declared else parsed(parse, value, name)
+        return parsed(parse, metadata.get(name), name)
 
     has_budget, budget = BUDGET in given or BUDGET in metadata, None
     if BUDGET in given:
-        budget = read(BUDGET, parse_budget)
+        budget = read(BUDGET, parse_request_budget)
     elif has_budget:
-        budget = _parsed(parse_budget_text, metadata[BUDGET], f"metadata.{BUDGET}")
+        budget = parsed(parse_request_budget_text, metadata[BUDGET], f"metadata.{BUDGET}")
     return VisualRequest(
         has_budget,
         budget,
-        read(QUERY, _parse_query),
+        read(QUERY, parse_query),
         # Declared as a string; whether it can be a name is checked here.
-        _parsed(parse_selector, read(SELECTOR, parse_selector), SELECTOR),
+        parsed(parse_selector, read(SELECTOR, parse_selector), SELECTOR),
         read(VISUAL_POSITIONS, parse_positions),
         read(VISUAL_STEERING, parse_steering),
     )
@@ -110,11 +115,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
     )
     given = VisualRequest(
         has_budget,
-        _parsed(parse_budget, budget, BUDGET),
-        _parsed(_parse_query, query, QUERY),
-        _parsed(parse_selector, selector, SELECTOR),
-        _parsed(parse_positions, positions, VISUAL_POSITIONS),
-        _parsed(parse_steering, steering, VISUAL_STEERING),
+        parsed(parse_request_budget, budget, BUDGET),
+        parsed(parse_query, query, QUERY),
+        parsed(parse_selector, selector, SELECTOR),
+        parsed(parse_positions, positions, VISUAL_POSITIONS),
+        parsed(parse_steering, steering, VISUAL_STEERING),
     )
     return (_over(typed, given) if isinstance(typed, VisualRequest) else given), others
 
@@ -122,28 +127,12 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
 def _over(fields: VisualRequest, arguments: VisualRequest) -> VisualRequest:
     """Merge the two; a request's fields take precedence over its processor arguments."""
     budget_of = fields if fields.has_budget else arguments
-    return VisualRequest(
-        budget_of.has_budget,
-        budget_of.budget,
-        arguments.query if fields.query is None else fields.query,
-        fields.selector or arguments.selector,
-        fields.positions or arguments.positions,
-        fields.steering or arguments.steering,
-        None
-        if arguments.query is not None and fields.item_queries is None
-        else fields.item_queries,
-        fields.explain_id,
+    return replace(
+        fields,
+        has_budget=budget_of.has_budget,
+        budget=budget_of.budget,
+        query=arguments.query if fields.query is None else fields.query,
+        selector=fields.selector or arguments.selector,
+        positions=fields.positions or arguments.positions,
+        steering=fields.steering or arguments.steering,
     )
-
-
-def _parse_query(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise ValueError(f"the words that guide the selection are a string; got {type(value).__name__}")
-
-
-def _parsed(parse: Callable[[object], Any], value: object, field: str) -> Any:
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise FieldError(field, f"{field}: {error}") from None

@@ -6,8 +6,8 @@ from enum import StrEnum
 from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.request.budget import BUDGET
+from flashvlm_vllm.request.field_error import FieldError
 from flashvlm_vllm.request.question import QUERY
-from flashvlm_vllm.request.read_request import FieldError
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.steering import VISUAL_STEERING
 from flashvlm_vllm.request.visual_positions import VISUAL_POSITIONS
@@ -31,6 +31,8 @@ class Reason(StrEnum):
     """A budget for a model that is not covered, or for a video of one that prunes images only."""
     BELOW_FLOOR = "below_floor"
     """The budget has fewer tokens than a video has time steps."""
+    DOES_NOT_FIT = "does_not_fit"
+    """A budget that must fit, for a prompt that is too long with the smallest one."""
     EMBEDDINGS = "embeddings"
     """A budget for precomputed embeddings, which have no saliency."""
     NO_TOKENS = "no_tokens"

@@ -7,23 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flashvlm_vllm.request.choices import parse_choice
+from flashvlm_vllm.request.parts import NO_SETTINGS, ItemSettings, visual_parts
 from flashvlm_vllm.request.question import UserTurn, words_of
 
 VISUAL_STEERING = "visual_steering"
 """Name of the field in requests, flags and processor arguments."""
-
-IMAGE, VIDEO = "image", "video"
-_MODALITIES = {
-    "image_url": IMAGE,
-    "input_image": IMAGE,
-    "image_pil": IMAGE,
-    "image_embeds": IMAGE,
-    "image": IMAGE,
-    "video_url": VIDEO,
-    "video_embeds": VIDEO,
-    "video": VIDEO,
-}
-"""By the type of a content part, or by its key where it has no type."""
 
 
 class Steering(StrEnum):
@@ -80,12 +68,31 @@ def item_queries(
     return {modality: tuple(each) for modality, each in queries.items()}
 
 
+def with_own_queries(
+    queries: Mapping[str, tuple[str, ...]], items: Mapping[str, Sequence[ItemSettings]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the words of each picture; those of its content part take precedence.
+
+    Args:
+        queries: by modality, the words of each picture.
+        items: by modality, the settings of each picture; empty if none has any.
+
+    """
+    return {
+        modality: tuple(
+            words if own.query is None else own.query
+            for words, own in zip(each, items.get(modality, [NO_SETTINGS] * len(each)), strict=True)
+        )
+        for modality, each in queries.items()
+    }
+
+
 def turns_of_messages(messages: Iterable[object]) -> list[Turn]:
     """Return the turns of OpenAI style chat messages; see `question.query_from_messages`."""
     return [
         Turn(
             words_of(message.get("content")),
-            _modalities(message.get("content")),
+            tuple(modality for modality, _ in visual_parts(message.get("content"))),
             message.get("role") == "user",
         )
         for message in messages
@@ -117,18 +124,3 @@ def turns_of_prompt(prompt: str, turn: UserTurn, placeholders: Mapping[str, str]
         modalities = tuple(modality for _, modality in found)
         turns.append(Turn(" ".join(words.split()), modalities))
     return turns
-
-
-def _modalities(content: object) -> tuple[str, ...]:
-    """Return the modality of each picture in a message, in its order."""
-    if isinstance(content, str) or not isinstance(content, Iterable):
-        return ()
-    found = []
-    for part in content:
-        if not isinstance(part, Mapping):
-            continue
-        kind = part.get("type")
-        # As in vLLM: by the type, or by the keys of a part without a type or with a uuid.
-        kinds = [kind] if isinstance(kind, str) and part.get("uuid") is None else list(part)
-        found += [_MODALITIES[each] for each in kinds if each in _MODALITIES][:1]
-    return tuple(found)

@@ -42,9 +42,14 @@ _KEPT = Counter(
 )
 _ASKED = Counter(
     "flashvlm_visual_items",
-    "Images and videos in requests, by the source of their budget (request, default, none) "
-    "and by selector (none without a budget).",
+    "Images and videos in requests, by the source of their budget (request, default, under_load, "
+    "none) and by selector (none without a budget).",
     ["model_name", "modality", "budget", "selector"],
+)
+_CLAMPED = Counter(
+    "flashvlm_clamped_items",
+    "Images and videos whose budget was replaced by the server's limit (min, max).",
+    ["model_name", "modality", "limit"],
 )
 _BUDGET_TOKENS = Histogram(
     "flashvlm_visual_budget_tokens",
@@ -109,13 +114,15 @@ _CACHE_LIMIT = _of_engine(
 
 def count_items(model_name: str, report: PromptReport) -> None:
     """Count one prompt's images and videos."""
-    source = "none" if report.budget is None else "default" if report.is_default else "request"
     for count in report.counts:
         labels = (model_name, count.modality)
+        source = count.source or "none"
         _SEEN.labels(*labels).inc(count.total)
         _KEPT.labels(*labels).inc(count.kept)
-        _ASKED.labels(*labels, source, report.selector or "none").inc()
-        if report.budget is not None:
+        _ASKED.labels(*labels, source, count.selector or "none").inc()
+        if count.clamped is not None:
+            _CLAMPED.labels(*labels, count.clamped).inc()
+        if count.source is not None:
             _BUDGET_TOKENS.labels(*labels, source).observe(count.kept)
             _BUDGET_SHARE.labels(*labels, source).observe(count.kept / count.total)
 

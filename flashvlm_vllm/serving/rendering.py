@@ -10,23 +10,32 @@ from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 
 from flashvlm_vllm.ipc.prompt_report import REPORT
 from flashvlm_vllm.request.budget import BUDGET
+from flashvlm_vllm.request.field_error import FieldError
+from flashvlm_vllm.request.load_levels import budget_at
+from flashvlm_vllm.request.parts import item_settings
 from flashvlm_vllm.request.question import query_from_messages
-from flashvlm_vllm.request.read_request import REQUEST, FieldError, VisualRequest, read_request
+from flashvlm_vllm.request.read_request import REQUEST, VisualRequest, read_request
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
-from flashvlm_vllm.request.steering import item_queries, turns_of_messages
+from flashvlm_vllm.request.steering import (
+    Steering,
+    item_queries,
+    turns_of_messages,
+    with_own_queries,
+)
 from flashvlm_vllm.serving import metrics, request_context
-from flashvlm_vllm.settings import settings_of
+from flashvlm_vllm.serving.waiting import WAITING
+from flashvlm_vllm.settings import ServerSettings, settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
 
 Render = Callable[..., Awaitable[Any]]
-CheckSelector = Callable[[str | None], None]
+CheckSelectors = Callable[[VisualRequest], None]
 
 
 async def render_with_budget(
     render: Render,
     renderer: Any,
     trusting_renderer: Any,
-    check_selector: CheckSelector,
+    check_selectors: CheckSelectors,
     request: Any,
     messages: Sequence[Any],
     *args: Any,
@@ -39,7 +48,7 @@ async def render_with_budget(
         renderer: the server's renderer, which decides whether clients may send
             ``mm_processor_kwargs``.
         trusting_renderer: the same renderer, but it accepts the arguments added here.
-        check_selector: raises a refusal for a selector that is not installed.
+        check_selectors: raises a refusal for selectors that are not installed.
         request: the chat request; unchanged afterwards.
         messages: the messages of the conversation.
         args, kwargs: passed to ``render``.
@@ -51,7 +60,7 @@ async def render_with_budget(
     started = time.perf_counter()
     try:
         result = await _render(
-            render, renderer, trusting_renderer, check_selector, request, messages, args, kwargs
+            render, renderer, trusting_renderer, check_selectors, request, messages, args, kwargs
         )
     except Refusal as refusal:
         metrics.count_refusal(refusal.reason)
@@ -65,18 +74,20 @@ async def _render(
     render: Render,
     renderer: Any,
     trusting_renderer: Any,
-    check_selector: CheckSelector,
+    check_selectors: CheckSelectors,
     request: Any,
     messages: Sequence[Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     try:
-        asked = read_request(request)
+        asked = replace(read_request(request), items=item_settings(messages))
     except FieldError as error:
         raise refusal_of(error) from None
     if not covers(renderer.model_config):
-        if asked.budget is not None:
+        if asked.budget is not None or any(
+            each.budget is not None for own in asked.items.values() for each in own
+        ):
             raise Refusal(
                 Reason.NOT_COVERED,
                 f"{BUDGET}: the served model is not covered by the flashvlm plugin; covered "
@@ -85,8 +96,8 @@ async def _render(
             )
         return await render(renderer, request, messages, *args, **kwargs)
 
-    check_selector(asked.selector)
-    extra = _processor_arguments(asked, renderer, messages)
+    check_selectors(asked)
+    extra = _processor_arguments(asked, renderer, request, messages)
     if not extra:
         return await render(renderer, request, messages, *args, **kwargs)
     # Arguments of the client are checked as without the plugin; only those added are trusted.
@@ -104,25 +115,42 @@ async def _render(
 
 
 def _processor_arguments(
-    asked: VisualRequest, renderer: Any, messages: Sequence[Any]
+    asked: VisualRequest, renderer: Any, request: Any, messages: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return the arguments to add; none if neither request nor server has a budget."""
-    budget = asked.budget if asked.has_budget else settings_of(renderer.model_config).budget
-    if budget is None:
+    """Return the arguments to add; none if nothing can be pruned."""
+    settings = settings_of(renderer.model_config)
+    if not asked.has_budget:
+        asked = replace(asked, under_load=budget_at(settings.under_load, WAITING.count()))
+    if not _may_prune(asked, settings):
         return {REQUEST: VisualRequest(has_budget=True)} if asked.has_budget else {}
     # The processor applies the defaults, because it knows when they cannot apply.
-    explain_id = request_context.explain_id()
+    latest = query_from_messages(messages) if asked.query is None else asked.query
+    # Words given for the whole request apply to all pictures, as those of the newest message.
+    steering = asked.steering or settings.default_steering
     if asked.query is not None:
-        return {REQUEST: replace(asked, explain_id=explain_id)}
-    steering = asked.steering or settings_of(renderer.model_config).default_steering
-    latest = query_from_messages(messages)
-    request = replace(
+        steering = Steering.LATEST
+    queries = item_queries(turns_of_messages(messages), latest, steering)
+    limit = request.build_tok_params(renderer.model_config).max_output_tokens
+    asked = replace(
         asked,
         query=latest,
-        item_queries=item_queries(turns_of_messages(messages), latest, steering),
-        explain_id=explain_id,
+        item_queries=with_own_queries(queries, asked.items),
+        explain_id=request_context.explain_id(),
+        answer=limit or None,
     )
-    return {REQUEST: request}
+    return {REQUEST: asked}
+
+
+def _may_prune(asked: VisualRequest, settings: ServerSettings) -> bool:
+    """Return whether any picture of the request may get a budget."""
+    budget = asked.budget if asked.has_budget else settings.budget
+    if budget is not None or asked.under_load is not None:
+        return True
+    if any(each.budget is not None for own in asked.items.values() for each in own):
+        return True
+    # A limit applies to a request for no pruning, too.
+    asks = asked.has_budget or any(each.has_budget for own in asked.items.values() for each in own)
+    return asks and settings.budget_max is not None
 
 
 def _take_reports(renderer: Any, result: Any, seconds: float) -> None:

@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 
 from flashvlm_vllm.ipc.item_fields import MODALITIES
 from flashvlm_vllm.request.refusal import Reason
+from flashvlm_vllm.request.request_budget import as_json
 from flashvlm_vllm.serving.request_context import Collected
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
@@ -56,7 +57,7 @@ def _log(request_id: str | None, collected: Collected) -> None:
         },
         "total": sum(count.total for count in counts),
         "kept": sum(count.kept for count in counts),
-        "budget": None if latest is None else latest.budget,
+        "budget": None if latest is None else as_json(latest.budget),
         "is_default": latest is not None and latest.is_default,
         "selector": None if latest is None else latest.selector,
         "rendering_ms": round(collected.seconds * 1000, 1),

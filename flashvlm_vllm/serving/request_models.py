@@ -19,8 +19,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 )
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from flashvlm_vllm.request.budget import parse_budget
 from flashvlm_vllm.request.refusal import FIELD_REASONS
+from flashvlm_vllm.request.request_budget import parse_request_budget
 from flashvlm_vllm.request.steering import Steering, parse_steering
 from flashvlm_vllm.request.visual_positions import (
     VisualPositions,
@@ -30,12 +30,18 @@ from flashvlm_vllm.serving import metrics, request_log
 
 _TOKENS: dict[str, Any] = {"type": "integer", "minimum": 1}
 _FRACTION: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_TOTAL: dict[str, Any] = {
+    "type": "object",
+    "properties": {"total": _TOKENS},
+    "required": ["total"],
+    "additionalProperties": False,
+}
 BUDGET_SCHEMA: dict[str, Any] = {"anyOf": [_TOKENS, _FRACTION]}
 
 VisualBudget = Annotated[
     Any,
-    BeforeValidator(parse_budget),
-    WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, {"type": "null"}]}),
+    BeforeValidator(parse_request_budget),
+    WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, _TOTAL, {"enum": ["fit"]}, {"type": "null"}]}),
 ]
 
 
@@ -54,7 +60,9 @@ class VisualFields(BaseModel):
         default=None,
         description=(
             "Visual tokens to keep of each image: a whole number (1 or more), or a fraction "
-            "strictly between 0 and 1. The words of the latest user message decide which. "
+            'strictly between 0 and 1; {"total": tokens} for all images and videos together; "fit" '
+            "for as many as the context has room for. The words of the user decide which. A "
+            "content part with an image or a video may have its own. "
             "null turns pruning off for this request; left out, the server's default "
             "(--visual-budget) applies. Also accepted as a string in `metadata`."
         ),

@@ -7,6 +7,7 @@ from typing import Any
 
 from flashvlm_vllm.ipc.item_fields import MODALITIES
 from flashvlm_vllm.ipc.prompt_report import Layout, PromptLayout
+from flashvlm_vllm.request.budget import BudgetSource
 from flashvlm_vllm.serving.request_context import Collected, Counts
 
 FIELD = "visual_tokens"
@@ -27,11 +28,14 @@ def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, A
     for modality in MODALITIES:
         items = [
             {"total": count.total, "kept": count.kept}
+            | ({} if count.clamped is None else {"clamped": str(count.clamped)})
             for count in counts
             if count.modality == modality
         ]
         if items or modality == "image":
             payload[f"{modality}s"] = items
+    if any(count.source is BudgetSource.UNDER_LOAD for count in counts):
+        payload["under_load"] = True
     if layouts:
         results = [each.result for each in layouts]
         shortened = Layout.SHORTENED

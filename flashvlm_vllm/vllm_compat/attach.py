@@ -8,6 +8,7 @@ from flashvlm_vllm.vllm_compat import (
     renderer,
     runners,
     scheduler,
+    statistics,
     worker_methods,
 )
 from flashvlm_vllm.vllm_compat.wrap import Wrap, apply_all
@@ -19,7 +20,7 @@ ENGINE: tuple[Wrap, ...] = (
     *scheduler.WRAPS,
     *worker_methods.WRAPS,
 )
-SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS)
+SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS, *statistics.WRAPS)
 
 
 def to_engine() -> None:

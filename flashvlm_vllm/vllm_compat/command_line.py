@@ -9,9 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 from flashvlm_vllm.request.budget import parse_budget_text
+from flashvlm_vllm.request.load_levels import parse_load_level
+from flashvlm_vllm.request.request_budget import as_json, parse_request_budget_text
 from flashvlm_vllm.request.steering import Steering
 from flashvlm_vllm.request.visual_positions import VisualPositions
-from flashvlm_vllm.settings import DEFAULT_GB, ENGINE_SETTINGS, SERVING_SETTINGS, is_enabled
+from flashvlm_vllm.settings import (
+    BUDGET_MAX,
+    BUDGET_MIN,
+    DEFAULT_GB,
+    ENGINE_SETTINGS,
+    SERVING_SETTINGS,
+    UNDER_LOAD,
+    is_enabled,
+)
 from flashvlm_vllm.vllm_compat import attach
 from flashvlm_vllm.vllm_compat.engine_config import FROM_COMMAND_LINE
 from flashvlm_vllm.vllm_compat.wrap import Kind, Wrap, apply_all
@@ -84,11 +94,18 @@ def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -
             if is_enabled():
                 activate()
 
-    def budget(text: str) -> Any:
-        try:
-            return parse_budget_text(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+    def checked(parse: Callable[[object], Any]) -> Callable[[str], Any]:
+        def read(text: str) -> Any:
+            try:
+                return parse(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+
+        return read
+
+    def load_level(text: object) -> object:
+        parse_load_level(text)
+        return text  # Parsed again where the engine's settings are made.
 
     def requests(text: str) -> int:
         if not (text.isascii() and text.isdigit()):
@@ -105,10 +122,28 @@ def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -
     )
     group.add_argument(
         "--visual-budget",
-        type=budget,
+        type=checked(lambda text: as_json(parse_request_budget_text(text))),
         metavar="TOKENS|FRACTION",
         help="Default number of visual tokens to keep of each image, for requests without a "
-        "budget: a whole number, or a fraction strictly between 0 and 1. Needs --plugins flashvlm.",
+        "budget: a whole number, or a fraction strictly between 0 and 1; fit, for as many as the "
+        "context has room for; or '{\"total\": TOKENS}' for all images of a request. Needs "
+        "--plugins flashvlm.",
+    )
+    for name, least_or_most in ((BUDGET_MIN, "least"), (BUDGET_MAX, "most")):
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=checked(parse_budget_text),
+            metavar="TOKENS|FRACTION",
+            help=f"The {least_or_most} visual tokens of each image that a request can ask for; "
+            "usage reports where it applied. Needs --plugins flashvlm.",
+        )
+    group.add_argument(
+        "--visual-budget-under-load",
+        type=checked(load_level),
+        action="append",
+        metavar="BUDGET:WAITING",
+        help="Budget of requests that name none, while more than WAITING requests wait in the "
+        "engines; may be given several times. Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-selector",
@@ -159,6 +194,11 @@ def _from_cli_args(original: Any, cls: Any, args: Any) -> Any:
     defaults = {name: value for name, value in given.items() if value is not None}
     if is_enabled():
         attach.to_serving()
+        if UNDER_LOAD in defaults and getattr(args, "disable_log_stats", False):
+            sys.exit(
+                "flashvlm: --visual-budget-under-load needs the engine's statistics; leave out "
+                "--disable-log-stats"
+            )
         if defaults:
             # Set on the namespace, which vLLM also passes to the API servers that it spawns.
             args.mm_processor_kwargs = {**(args.mm_processor_kwargs or {}), **defaults}

@@ -10,13 +10,13 @@ from flashvlm_vllm.vllm_compat.wrap import Wrap
 async def _preprocess_chat(
     original: Any, renderer: Any, request: Any, messages: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from flashvlm_vllm.processing.validation import check_selector
+    from flashvlm_vllm.processing.validation import check_selectors
     from flashvlm_vllm.serving.rendering import render_with_budget
 
     trusting = copy.copy(renderer)
     trusting.trust_request_mm_kwargs = True
     return await render_with_budget(
-        original, renderer, trusting, check_selector, request, messages, *args, **kwargs
+        original, renderer, trusting, check_selectors, request, messages, *args, **kwargs
     )
 
 

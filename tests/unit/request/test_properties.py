@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flashvlm_vllm.request.budget import parse_budget, parse_budget_text
-from flashvlm_vllm.request.read_request import FieldError, read_request
+from flashvlm_vllm.request.field_error import FieldError
+from flashvlm_vllm.request.read_request import read_request
+from flashvlm_vllm.request.request_budget import (
+    as_json,
+    parse_request_budget,
+    parse_request_budget_text,
+)
 from flashvlm_vllm.request.selector_name import parse_selector
 from flashvlm_vllm.request.visual_positions import parse_positions
 from flashvlm_vllm.serving.request_models import REQUEST_MODELS, VisualBudget
@@ -53,8 +59,9 @@ TEXTS = st.one_of(
 )
 
 
+BUDGETS = JSON | st.sampled_from(["fit", "Fit"]) | st.fixed_dictionaries({"total": JSON | NUMBERS})
 FIELDS: dict[str, Any] = {
-    "visual_budget": JSON,
+    "visual_budget": BUDGETS,
     "visual_query": JSON,
     "visual_selector": JSON,
     "visual_positions": POSITIONS | JSON,
@@ -68,6 +75,25 @@ def is_budget(value: object) -> bool:
     if type(value) is int:
         return value >= 1
     return type(value) is float and 0 < value < 1
+
+
+def is_request_budget(value: object) -> bool:
+    """A budget of each item, a total, or what fits."""
+    if isinstance(value, dict):
+        total = value.get("total")
+        return set(value) == {"total"} and type(total) is int and total >= 1
+    return value == "fit" or is_budget(value)
+
+
+def is_request_budget_text(text: object) -> bool:
+    """The same, written as text."""
+    if isinstance(text, str) and text.strip().startswith("{"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and is_request_budget(value)
+    return (isinstance(text, str) and text.strip().lower() == "fit") or is_budget_text(text)
 
 
 def is_budget_text(text: object) -> bool:
@@ -109,6 +135,24 @@ def test_a_budget_in_text_is_accepted_iff_documented(text: Any) -> None:
     assert accepts(parse_budget_text, text) == is_budget_text(text)
 
 
+@settings(max_examples=400)
+@given(BUDGETS)
+def test_a_requests_budget_is_accepted_iff_documented_and_returned_unchanged(value: Any) -> None:
+    assert accepts(parse_request_budget, value) == is_request_budget(value)
+    if is_request_budget(value):
+        assert as_json(parse_request_budget(value)) == value
+
+
+@settings(max_examples=600)
+@given(st.one_of(TEXTS, JSON, BUDGETS.map(json.dumps), st.sampled_from([" FIT\n", "{", "{}"])))
+@example('{"total":' * 100_000)
+def test_a_requests_budget_in_text_is_accepted_iff_documented(text: Any) -> None:
+    if isinstance(text, str) and text.startswith('{"total":{"total"'):
+        assert not accepts(parse_request_budget_text, text)  # deeper than json.loads can read
+        return
+    assert accepts(parse_request_budget_text, text) == is_request_budget_text(text)
+
+
 @given(JSON)
 def test_a_selector_is_a_name_or_null(value: Any) -> None:
     is_name = value is None or (isinstance(value, str) and bool(value.strip()))
@@ -128,13 +172,14 @@ def test_positions_are_kept_closed_or_null(value: Any) -> None:
 
 
 @settings(max_examples=400)
-@given(NUMBERS | st.none() | st.booleans() | st.text())
+@given(NUMBERS | st.none() | st.booleans() | st.text() | BUDGETS)
 def test_openapi_and_the_request_model_accept_the_same_budgets(value: Any) -> None:
     schema = TypeAdapter(VisualBudget).json_schema()
     is_valid = jsonschema.Draft202012Validator(schema).is_valid(value)
-    if is_budget(value):
+    number = value["total"] if isinstance(value, dict) and set(value) == {"total"} else value
+    if is_request_budget(value):
         assert is_valid
-    elif not (isinstance(value, float) and (value.is_integer() or math.isnan(value))):
+    elif not (isinstance(number, float) and (number.is_integer() or math.isnan(number))):
         # In JSON Schema 64.0 is an integer, and JSON has no NaN.
         assert not is_valid
 
@@ -151,7 +196,7 @@ def test_request_models_accept_exactly_the_documented_fields(
         "/v1/chat/completions/batch": {"messages": [[message]]},
         "/v1/responses": {"input": "hello"},
     }[path]
-    is_documented = is_budget(fields.get("visual_budget")) and all(
+    is_documented = is_request_budget(fields.get("visual_budget")) and all(
         isinstance(fields.get(name), str | None) for name in ("visual_query", "visual_selector")
     )
     is_documented = is_documented and is_positions(fields.get("visual_positions"))
@@ -164,7 +209,8 @@ def test_request_models_accept_exactly_the_documented_fields(
         return
     assert is_documented
     for name, value in fields.items():
-        assert getattr(request, name) == value
+        given = getattr(request, name)
+        assert (as_json(given) if name == "visual_budget" else given) == value
 
 
 @settings(max_examples=400)
@@ -175,7 +221,7 @@ def test_request_models_accept_exactly_the_documented_fields(
         st.fixed_dictionaries(
             {},
             optional={
-                "visual_budget": TEXTS | JSON,
+                "visual_budget": TEXTS | JSON | BUDGETS.map(json.dumps),
                 "visual_query": TEXTS | JSON,
                 "visual_selector": TEXTS | JSON,
                 "visual_positions": POSITIONS | JSON,
@@ -192,9 +238,9 @@ def test_fields_override_metadata_and_invalid_values_raise_a_field_error(
     listed = metadata if isinstance(metadata, dict) else {}
     merged = {**listed, **fields}
     budget_is_good = (
-        is_budget(fields["visual_budget"])
+        is_request_budget(fields["visual_budget"])
         if "visual_budget" in fields
-        else "visual_budget" not in listed or is_budget_text(listed["visual_budget"])
+        else "visual_budget" not in listed or is_request_budget_text(listed["visual_budget"])
     )
     query, selector = merged.get("visual_query"), merged.get("visual_selector")
     selector_is_good = selector is None or (isinstance(selector, str) and bool(selector.strip()))
@@ -211,7 +257,7 @@ def test_fields_override_metadata_and_invalid_values_raise_a_field_error(
     assert read.positions == merged.get("visual_positions")
     assert read.has_budget == ("visual_budget" in merged)
     if "visual_budget" in fields:
-        assert read.budget == fields["visual_budget"]
+        assert as_json(read.budget) == fields["visual_budget"]
 
 
 class Stock(BaseModel, extra="allow"):

@@ -12,7 +12,7 @@ from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.ipc.prompt_report import PromptReport
 from flashvlm_vllm.ipc.worker_calls import CacheStatistics, SelectionTotals, WorkerStatistics
-from flashvlm_vllm.request.budget import ItemCount
+from flashvlm_vllm.request.budget import BudgetSource, Clamp, ItemCount
 from flashvlm_vllm.request.refusal import Reason, Refusal
 from flashvlm_vllm.serving import metrics, request_context
 
@@ -111,9 +111,10 @@ def test_statistics_survive_serialisation() -> None:
 
 
 def test_items_are_counted_by_the_source_of_their_budget() -> None:
-    items = (ItemCount(576, 64), ItemCount(100, 64, "video"))
+    asked = (BudgetSource.DEFAULT, "flashvlm", Clamp.MAX)
+    items = (ItemCount(576, 64, "image", *asked), ItemCount(100, 64, "video", *asked))
     metrics.count_items("n", PromptReport(items, 64, is_default=True, selector="flashvlm"))
-    whole = tuple(count._replace(kept=count.total) for count in items)
+    whole = tuple(ItemCount(count.total, count.total, count.modality) for count in items)
     metrics.count_items("n", PromptReport(whole))
     for modality, total in (("image", 576), ("video", 100)):
         labels = {"model_name": "n", "modality": modality}
@@ -122,6 +123,7 @@ def test_items_are_counted_by_the_source_of_their_budget() -> None:
         for source, selector in (("default", "flashvlm"), ("none", "none")):
             own = {**labels, "budget": source, "selector": selector}
             assert value("flashvlm_visual_items_total", **own) == 1
+        assert value("flashvlm_clamped_items_total", **labels, limit="max") == 1
         assert value("flashvlm_visual_budget_tokens_sum", **labels, budget="default") == 64
         share = value("flashvlm_visual_budget_ratio_sum", **labels, budget="default")
         assert share == pytest.approx(64 / total)
