@@ -53,8 +53,7 @@ class PictureCache:
         if not found:
             return inputs
         known = self._info.parse_mm_data(found, validate=False)
-        items = MultiModalDataItems({**inputs.mm_data_items, **known})
-        return replace(inputs, mm_data_items=items)
+        return replace(inputs, mm_data_items=MultiModalDataItems({**inputs.mm_data_items, **known}))
 
     def _restore(self, modality: str, uuids: Sequence[str | None], given: list[Any]) -> list[bool]:
         """Fill in missing items in place; return which were filled in."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
 from flashvlm_vllm.request.read_request import VisualRequest
-from flashvlm_vllm.request.steering import Steering, item_queries, turns_of_prompt
+from flashvlm_vllm.request.steering import Steering, item_queries, turns_of_prompt, with_own_queries
 
 MOST_WORDS: Final = 512
 """Most tokens that guide the selection, the last ones of a long message: a question usually comes
@@ -56,14 +56,17 @@ class QuestionTokens:
 
         """
         if request.query is not None:
-            queries = request.item_queries or {}
             latest = request.query
+            queries = request.item_queries or {
+                modality: (latest,) * count for modality, count in counts.items()
+            }
         else:
             text = self._info.get_tokenizer().decode(list(prompt))
             turn = self._turn_in(text)
             latest = turn.words_of_latest(text)
             turns = turns_of_prompt(text, turn, self._placeholders(counts))
             queries = item_queries(turns, latest, steering)
+        queries = with_own_queries(queries, request.items)
         found: dict[str, list[tuple[int, ...]]] = {}
         for modality, count in counts.items():
             own = queries.get(modality, ())

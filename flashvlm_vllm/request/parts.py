@@ -23,6 +23,9 @@ _MODALITIES = {
 }
 """By the type of a content part, or by its key where it has no type."""
 
+ITEMS = "flashvlm_items"
+"""The processor argument under which ``LLM.chat`` passes the settings of content parts."""
+
 _PARSERS: dict[str, Callable[[object], Any]] = {
     BUDGET: parse_budget,
     QUERY: parse_query,
@@ -45,6 +48,13 @@ class ItemSettings:
 NO_SETTINGS = ItemSettings()
 
 
+class PromptItems(dict[str, tuple[ItemSettings, ...]]):
+    """By modality, the settings of each image or video; empty if no content part has any.
+
+    A type of its own, which a client cannot send as a processor argument.
+    """
+
+
 def visual_parts(content: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield modality and content part of each image and video of a message, in its order."""
     for part in _parts(content):
@@ -53,14 +63,11 @@ def visual_parts(content: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield modality, part
 
 
-def item_settings(messages: Iterable[object]) -> dict[str, tuple[ItemSettings, ...]]:
+def item_settings(messages: Iterable[object]) -> PromptItems:
     """Return the settings in the content parts of chat messages.
 
     Args:
         messages: OpenAI style chat messages.
-
-    Returns:
-        By modality, one entry per image or video; empty if no part has any settings.
 
     Raises:
         FieldError: a setting is not valid, or is in a part that is neither image nor video.
@@ -78,8 +85,8 @@ def item_settings(messages: Iterable[object]) -> dict[str, tuple[ItemSettings, .
             else:
                 _refuse_settings(part)
     if all(each is NO_SETTINGS for own in found.values() for each in own):
-        return {}
-    return {modality: tuple(own) for modality, own in found.items()}
+        return PromptItems()
+    return PromptItems({modality: tuple(own) for modality, own in found.items()})
 
 
 def _parts(content: object) -> Iterator[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flashvlm_vllm.request.budget import BUDGET, Budget
 from flashvlm_vllm.request.field_error import parsed
-from flashvlm_vllm.request.parts import ItemSettings
+from flashvlm_vllm.request.parts import ITEMS, ItemSettings, PromptItems
 from flashvlm_vllm.request.question import QUERY, parse_query
 from flashvlm_vllm.request.request_budget import (
     RequestBudget,
@@ -108,6 +108,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
     """
     others = dict(arguments)
     typed = others.pop(REQUEST, None)
+    items = others.pop(ITEMS, None)
     has_budget = BUDGET in others
     budget, query, selector, positions, steering = (
         others.pop(name, None)
@@ -120,6 +121,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
         parsed(parse_selector, selector, SELECTOR),
         parsed(parse_positions, positions, VISUAL_POSITIONS),
         parsed(parse_steering, steering, VISUAL_STEERING),
+        items=items if isinstance(items, PromptItems) else {},
     )
     return (_over(typed, given) if isinstance(typed, VisualRequest) else given), others
 

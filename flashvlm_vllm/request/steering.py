@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flashvlm_vllm.request.choices import parse_choice
-from flashvlm_vllm.request.parts import NO_SETTINGS, ItemSettings, visual_parts
+from flashvlm_vllm.request.parts import ItemSettings, visual_parts
 from flashvlm_vllm.request.question import UserTurn, words_of
 
 VISUAL_STEERING = "visual_steering"
@@ -77,12 +77,17 @@ def with_own_queries(
         queries: by modality, the words of each picture.
         items: by modality, the settings of each picture; empty if none has any.
 
+    Returns:
+        The words by modality. Settings of another number of pictures are not used.
+
     """
     return {
         modality: tuple(
             words if own.query is None else own.query
-            for words, own in zip(each, items.get(modality, [NO_SETTINGS] * len(each)), strict=True)
+            for words, own in zip(each, items.get(modality, ()), strict=True)
         )
+        if len(items.get(modality, ())) == len(each)
+        else each
         for modality, each in queries.items()
     }
 

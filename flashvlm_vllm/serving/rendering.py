@@ -20,7 +20,6 @@ from flashvlm_vllm.request.steering import (
     Steering,
     item_queries,
     turns_of_messages,
-    with_own_queries,
 )
 from flashvlm_vllm.serving import metrics, request_context
 from flashvlm_vllm.serving.waiting import WAITING
@@ -134,7 +133,7 @@ def _processor_arguments(
     asked = replace(
         asked,
         query=latest,
-        item_queries=with_own_queries(queries, asked.items),
+        item_queries=queries,
         explain_id=request_context.explain_id(),
         answer=limit or None,
     )

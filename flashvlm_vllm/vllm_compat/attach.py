@@ -5,6 +5,7 @@ from flashvlm_vllm.vllm_compat import (
     chat_handlers,
     engine_config,
     input_processor,
+    offline_chat,
     renderer,
     runners,
     scheduler,
@@ -17,6 +18,7 @@ ENGINE: tuple[Wrap, ...] = (
     *engine_config.WRAPS,
     *runners.WRAPS,
     *input_processor.WRAPS,
+    *offline_chat.WRAPS,
     *scheduler.WRAPS,
     *worker_methods.WRAPS,
 )

@@ -12,6 +12,8 @@ from openai import AsyncOpenAI, BadRequestError
 
 from testing.photo import data_url, photo
 from testing.server import Server
+from testing.tiny.llava import build_llava
+from tests.engine.conftest import REPOSITORY
 from tests.engine.test_server import Client, text_of
 
 CONTEXT = 1536
@@ -27,15 +29,19 @@ def client(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def limited(clip_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server with limits, and smaller budgets while requests wait; it runs two at a time."""
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server with limits, and smaller budgets while requests wait; it runs one at a time.
+
+    Its model is slower than the API process, which could not answer others otherwise.
+    """
+    model = build_llava(REPOSITORY / ".models" / "llava-slow", hidden=512, layers=12)
     options = (
         *("--visual-budget-min", "16", "--visual-budget-max", "0.5"),
         *("--visual-budget-under-load", "64:0", "--visual-budget-under-load", "32:3"),
         *("--max-num-seqs", "1"),
     )
     log = tmp_path_factory.mktemp("limited") / "log"
-    with Server(clip_llava, (*OPTIONS, *options), log=log) as server:
+    with Server(model, (*OPTIONS, *options), log=log) as server:
         yield Client(server)
 
 

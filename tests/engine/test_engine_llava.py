@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flashvlm_vllm.request.budget import kept_tokens
+from flashvlm_vllm.request.refusal import Refusal
 from testing.photo import photo
 from tests.engine.conftest import Engine, StartEngine, token_ids
 
@@ -133,6 +134,41 @@ def test_the_same_question_in_chat_and_in_a_prompt_selects_the_same_tokens(engin
     )
     # The encoder cache has the item: same image, same budget, same question.
     assert len(engine.kept()) == before
+
+
+def test_content_parts_of_a_chat_have_settings_of_their_own(engine: Engine) -> None:
+    from vllm import SamplingParams
+
+    def chat(*own: dict[str, Any], **settings: Any) -> list[list[int]]:
+        pictures = [
+            {"type": "image_pil", "image_pil": photo(name), **fields}
+            for name, fields in zip(("cat", "coffee"), own, strict=True)
+        ]
+        content = [*pictures, {"type": "text", "text": QUESTIONS[0]}]
+        engine.clear_caches()
+        before = len(engine.kept())
+        engine.llm.chat(
+            [{"role": "user", "content": content}],  # type: ignore[list-item]
+            SamplingParams(temperature=0, max_tokens=2),
+            use_tqdm=False,
+            mm_processor_kwargs=settings or None,
+        )
+        return [record["kept"] for record in engine.kept()[before:]]
+
+    (first, second) = chat({}, {}, visual_budget=64, visual_query="a cup")
+    own = {"visual_budget": 64, "visual_query": "a cup"}
+    assert chat(own, {"visual_budget": 8}, visual_query="an animal")[0] == first
+    assert chat({"visual_budget": None}, own) == [second]  # vLLM encodes the first
+    sizes = [len(each) for each in chat({"visual_budget": 8}, {}, visual_budget={"total": 90})]
+    assert sizes == [8, 90]
+    with pytest.raises(Refusal, match="visual_budget of image 1"):
+        chat({}, {"visual_budget": 0})
+
+
+def test_a_budget_that_fits_offline_leaves_a_quarter_of_the_context(engine: Engine) -> None:
+    images = [photo("astronaut")] * 9
+    output = engine.ask(QUESTIONS[0], "fit", images)
+    assert 4096 * 3 // 4 - 9 < len(output.prompt_token_ids) <= 4096 * 3 // 4
 
 
 def test_a_second_turn_answers_as_without_caches(engine: Engine) -> None:

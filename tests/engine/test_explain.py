@@ -197,10 +197,13 @@ def test_invalid_requests_are_refused(client: Traced, fields: dict[str, Any], me
     assert message in error["message"]
 
 
-def test_an_item_given_by_uuid_only_is_refused(client: Traced) -> None:
+def test_an_item_given_by_uuid_only_is_explained_if_it_is_known(client: Traced) -> None:
     messages = conversation("by name?", uuid="a photo")
-    client.ask(messages=messages, visual_budget=64)
+    given = client.post_as(client.body(messages=messages, visual_budget=64)).json()
     messages[0]["content"][0]["image_url"] = None
+    found = client.post_as(client.body(messages=messages, visual_budget=64)).json()
+    assert found["items"] == given["items"]
+    messages[0]["content"][0]["uuid"] = "another photo"
     answer = client.post_as(client.body(messages=messages, visual_budget=64))
     assert answer.status_code == 400
     assert "data is not provided" in answer.json()["error"]["message"]
