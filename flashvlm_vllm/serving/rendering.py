@@ -11,10 +11,12 @@ from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from flashvlm_vllm.ipc.prompt_report import REPORT
 from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.question import query_from_messages
-from flashvlm_vllm.request.read_request import REQUEST, FieldError, VisualRequest, read_request
+from flashvlm_vllm.request.read_request import REQUEST, FieldError, VisualRequest
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
 from flashvlm_vllm.request.steering import item_queries, turns_of_messages
 from flashvlm_vllm.serving import metrics, request_context
+from flashvlm_vllm.serving.sent_request import read_sent_request
+from flashvlm_vllm.serving.tool_results import with_own_pictures
 from flashvlm_vllm.settings import settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
 
@@ -72,7 +74,7 @@ async def _render(
     kwargs: dict[str, Any],
 ) -> Any:
     try:
-        asked = read_request(request)
+        asked = read_sent_request(request)
     except FieldError as error:
         raise refusal_of(error) from None
     if not covers(renderer.model_config):
@@ -86,7 +88,7 @@ async def _render(
         return await render(renderer, request, messages, *args, **kwargs)
 
     check_selector(asked.selector)
-    extra = _processor_arguments(asked, renderer, messages)
+    extra = _processor_arguments(asked, renderer, with_own_pictures(request, messages))
     if not extra:
         return await render(renderer, request, messages, *args, **kwargs)
     # Arguments of the client are checked as without the plugin; only those added are trusted.

@@ -5,6 +5,7 @@ from flashvlm_vllm.vllm_compat import (
     chat_handlers,
     engine_config,
     input_processor,
+    messages,
     renderer,
     runners,
     scheduler,
@@ -19,7 +20,7 @@ ENGINE: tuple[Wrap, ...] = (
     *scheduler.WRAPS,
     *worker_methods.WRAPS,
 )
-SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS)
+SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS, *messages.WRAPS)
 
 
 def to_engine() -> None:
