@@ -5,14 +5,16 @@ import functools
 import inspect
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.datastructures import State
 
 from flashvlm_vllm.explain import playground
 from flashvlm_vllm.explain import route as explain_route
 from flashvlm_vllm.serving.metrics import StatisticsOnScrape
-from flashvlm_vllm.serving.request_models import REQUEST_MODELS
+from flashvlm_vllm.serving.request_models import CHAT, REQUEST_MODELS
+from flashvlm_vllm.serving.routes import refusals_of
+from flashvlm_vllm.serving.sent_request import KeepSentRequest, keep_model
 from flashvlm_vllm.settings import NAME
 from flashvlm_vllm.vllm_compat import attach
 from flashvlm_vllm.vllm_releases import remove_route
@@ -22,7 +24,8 @@ class FlashVLMEndpoint:
     """Adds typed request fields to vLLM's chat routes. The handlers are vLLM's own."""
 
     name = NAME
-    required_tasks = ("generate",)
+    required_tasks = None
+    """On every server: one that embeds refuses a budget, which would have no effect."""
 
     def __init__(self) -> None:
         # API server processes that vLLM spawns do not parse a command line.
@@ -33,18 +36,24 @@ class FlashVLMEndpoint:
 
         vLLM's middlewares, such as the one that checks API keys, apply to all of them.
         """
-        for route in list(app.routes):
-            if isinstance(route, APIRoute) and "POST" in route.methods:
-                model = REQUEST_MODELS.get(route.path)
-                if model is not None:
-                    remove_route(app, route)
-                    app.add_api_route(
-                        route.path,
-                        _with_request_model(route.endpoint, model),
-                        methods=["POST"],
-                        dependencies=route.dependencies,
-                        responses=route.responses,
-                    )
+        routes = [
+            route for route in app.routes if isinstance(route, APIRoute) and "POST" in route.methods
+        ]
+        generates = any(route.path == CHAT for route in routes)
+        for route in routes:
+            model = REQUEST_MODELS.get(route.path)
+            refusals = refusals_of(route.path, generates=generates)
+            # Disabled routes (those of --enable-scale-out) have no request.
+            if model is not None and "request" in inspect.signature(route.endpoint).parameters:
+                endpoint = _with_request_model(route.endpoint, model)
+            elif refusals:
+                endpoint = route.endpoint
+            else:
+                continue
+            _replace(app, route, endpoint, [*route.dependencies, *map(Depends, refusals)])
+        app.add_middleware(KeepSentRequest)
+        if not generates:
+            return
         playground.attach(app)
         per_minute = getattr(app.state.args, "visual_explain_per_minute", None)
         explain_route.attach(
@@ -57,11 +66,26 @@ class FlashVLMEndpoint:
         StatisticsOnScrape.engine_client = engine_client
 
 
+def _replace(app: FastAPI, route: APIRoute, endpoint: Any, dependencies: list[Any]) -> None:
+    """Replace a route by one with another endpoint and other dependencies."""
+    remove_route(app, route)
+    app.add_api_route(
+        route.path,
+        endpoint,
+        methods=["POST"],
+        dependencies=dependencies,
+        responses=route.responses,
+        response_model=route.response_model,
+        include_in_schema=route.include_in_schema,
+    )
+
+
 def _with_request_model(endpoint: Any, model: type) -> Any:
     """Return ``endpoint`` with its ``request`` parameter typed as ``model``."""
 
     @functools.wraps(endpoint)
     async def typed(*args: Any, **kwargs: Any) -> Any:
+        keep_model(kwargs["request"])
         return await endpoint(*args, **kwargs)
 
     signature = inspect.signature(endpoint)

@@ -7,6 +7,7 @@ from vllm.exceptions import VLLMValidationError
 
 from flashvlm_vllm.request.budget import BUDGET
 from flashvlm_vllm.request.field_error import FieldError
+from flashvlm_vllm.request.header import BUDGET_HEADER
 from flashvlm_vllm.request.question import QUERY
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.steering import VISUAL_STEERING
@@ -43,6 +44,8 @@ class Reason(StrEnum):
     """The request or an item is larger than the route or the selector accepts."""
     TOO_MANY = "too_many"
     """More requests per minute than a route of this plugin accepts."""
+    WRONG_ROUTE = "wrong_route"
+    """A visual field or the budget header on a route where it would have no effect."""
 
 
 class Refusal(VLLMValidationError):
@@ -56,6 +59,7 @@ class Refusal(VLLMValidationError):
 FIELD_REASONS = {
     BUDGET: Reason.BAD_BUDGET,
     f"metadata.{BUDGET}": Reason.BAD_BUDGET,
+    BUDGET_HEADER: Reason.BAD_BUDGET,
     QUERY: Reason.BAD_QUERY,
     SELECTOR: Reason.BAD_SELECTOR,
     VISUAL_POSITIONS: Reason.BAD_POSITIONS,

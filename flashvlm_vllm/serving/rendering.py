@@ -14,7 +14,7 @@ from flashvlm_vllm.request.field_error import FieldError
 from flashvlm_vllm.request.load_levels import budget_at
 from flashvlm_vllm.request.parts import item_settings
 from flashvlm_vllm.request.question import query_from_messages
-from flashvlm_vllm.request.read_request import REQUEST, VisualRequest, read_request
+from flashvlm_vllm.request.read_request import REQUEST, VisualRequest
 from flashvlm_vllm.request.refusal import Reason, Refusal, refusal_of
 from flashvlm_vllm.request.steering import (
     Steering,
@@ -22,6 +22,8 @@ from flashvlm_vllm.request.steering import (
     turns_of_messages,
 )
 from flashvlm_vllm.serving import metrics, request_context
+from flashvlm_vllm.serving.sent_request import read_sent_request
+from flashvlm_vllm.serving.tool_results import with_own_pictures
 from flashvlm_vllm.serving.waiting import WAITING
 from flashvlm_vllm.settings import ServerSettings, settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
@@ -80,7 +82,7 @@ async def _render(
     kwargs: dict[str, Any],
 ) -> Any:
     try:
-        asked = replace(read_request(request), items=item_settings(messages))
+        asked = replace(read_sent_request(request), items=item_settings(messages))
     except FieldError as error:
         raise refusal_of(error) from None
     if not covers(renderer.model_config):
@@ -96,7 +98,7 @@ async def _render(
         return await render(renderer, request, messages, *args, **kwargs)
 
     check_selectors(asked)
-    extra = _processor_arguments(asked, renderer, request, messages)
+    extra = _processor_arguments(asked, renderer, request, with_own_pictures(request, messages))
     if not extra:
         return await render(renderer, request, messages, *args, **kwargs)
     # Arguments of the client are checked as without the plugin; only those added are trusted.

@@ -13,6 +13,10 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+)
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
     ChatCompletionRequest,
@@ -139,9 +143,22 @@ class VisualBatchChatCompletionRequest(VisualFields, BatchChatCompletionRequest)
         return request
 
 
+class VisualAnthropicMessagesRequest(VisualFields, AnthropicMessagesRequest):
+    """``POST /v1/messages`` and ``POST /v1/messages/render``."""
+
+
+class VisualAnthropicCountTokensRequest(VisualFields, AnthropicCountTokensRequest):
+    """``POST /v1/messages/count_tokens``."""
+
+
+CHAT = "/v1/chat/completions"
 REQUEST_MODELS: dict[str, type[VisualFields]] = {
-    "/v1/chat/completions": VisualChatCompletionRequest,
+    CHAT: VisualChatCompletionRequest,
     "/v1/chat/completions/batch": VisualBatchChatCompletionRequest,
     "/v1/responses": VisualResponsesRequest,
+    "/v1/messages": VisualAnthropicMessagesRequest,
+    "/v1/messages/count_tokens": VisualAnthropicCountTokensRequest,
+    "/v1/messages/render": VisualAnthropicMessagesRequest,
 }
-"""Routes that take the visual fields, and their request models."""
+"""Request models of the routes that take the visual fields. Routes whose models keep unknown fields
+(``/tokenize``, ``/invocations``, rendering of chats) take them too, without a description."""

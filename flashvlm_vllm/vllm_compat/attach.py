@@ -5,6 +5,7 @@ from flashvlm_vllm.vllm_compat import (
     chat_handlers,
     engine_config,
     input_processor,
+    messages,
     offline_chat,
     renderer,
     runners,
@@ -22,7 +23,12 @@ ENGINE: tuple[Wrap, ...] = (
     *scheduler.WRAPS,
     *worker_methods.WRAPS,
 )
-SERVING: tuple[Wrap, ...] = (*renderer.WRAPS, *chat_handlers.WRAPS, *statistics.WRAPS)
+SERVING: tuple[Wrap, ...] = (
+    *renderer.WRAPS,
+    *chat_handlers.WRAPS,
+    *messages.WRAPS,
+    *statistics.WRAPS,
+)
 
 
 def to_engine() -> None:

@@ -35,6 +35,7 @@ def stock(program: str) -> str:
 
 def test_wrapped_calls_have_the_expected_parameters() -> None:
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
     from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -61,6 +62,11 @@ def test_wrapped_calls_have_the_expected_parameters() -> None:
         OpenAIServingResponses.create_responses,
     ):
         assert parameters(create)[:3] == ["self", "request", "raw_request"]
+    for convert in (
+        AnthropicServingMessages.messages_full_converter,
+        AnthropicServingMessages.message_stream_converter,
+    ):
+        assert parameters(convert) == ["self", "generator"]
 
 
 def test_processor_hooks_that_the_mixin_overrides_have_the_expected_parameters() -> None:
@@ -111,6 +117,18 @@ def test_stock_vllm_still_has_no_config_field_for_plugin_settings() -> None:
         "print([name for name in names if 'plugin' in name or 'extra' in name])"
     )
     assert stock(program).strip() == "[]"
+
+
+def test_stock_vllm_still_drops_what_it_does_not_know_on_the_messages_route() -> None:
+    program = (
+        "from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest as R\n"
+        "from vllm.entrypoints.anthropic.serving import _build_anthropic_usage as convert\n"
+        "from vllm.entrypoints.serve.engine.protocol import UsageInfo\n"
+        "request = R(model='m', messages=[], max_tokens=1, visual_budget=64)\n"
+        "usage = convert(UsageInfo(prompt_tokens=1, visual_tokens={'kept': 64}))\n"
+        "print('visual_budget' in request.model_dump(), 'visual_tokens' in usage.model_dump())"
+    )
+    assert stock(program).split() == ["False", "False"]
 
 
 def test_without_being_enabled_the_plugin_registers_no_model_and_wraps_nothing() -> None:

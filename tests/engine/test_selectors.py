@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
 from testing.photo import photo
 from testing.server import Server
 from tests.engine.conftest import Engine, StartEngine, token_ids
+from tests.engine.test_messages import ASKED
 from tests.engine.test_parity import Reference
 from tests.engine.test_server import ARGUMENTS, URL, Client, conversation, text_of
 from tests.engine.test_server_options import VLLM
@@ -44,7 +46,8 @@ def client(
 ) -> Iterator[Client]:
     log = tmp_path_factory.mktemp("selectors") / "log"
     options = ("--plugins", "flashvlm", "--visual-selector", "vispruner", "--block-size", "32")
-    environment = {"PYTHONPATH": str(third_party_selectors)}
+    paths = [str(third_party_selectors), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     with Server(clip_llava, (*options, *ARGUMENTS), log=log, environment=environment) as server:
         yield Client(server)
 
@@ -396,3 +399,22 @@ def test_openapi_describes_the_selector(client: Client) -> None:
         "visual_selector"
     ]
     assert "by name" in field["description"]
+
+
+def test_a_failing_selector_in_messages_returns_the_error(client: Client) -> None:
+    body = {
+        "model": client.server.model,
+        "messages": ASKED,
+        "max_tokens": 8,
+        "visual_budget": 64,
+        "visual_selector": "raises",
+    }
+    failed = client.post("/v1/messages", body)
+    assert failed.status_code == 500
+    assert failed.json()["type"] == "error"
+    assert FAILURES["raises"] in failed.json()["error"]["message"]
+    events = client.post("/v1/messages", {**body, "stream": True}).text.split("\n\n")
+    name, _, data = events[0].partition("\ndata: ")
+    assert name == "event: error"
+    assert FAILURES["raises"] in json.loads(data)["error"]["message"]
+    assert "visual_tokens" not in "".join(events)

@@ -36,6 +36,10 @@ ORIGIN = "http://playground.test"
 CHAT = "/v1/chat/completions"
 BATCH = "/v1/chat/completions/batch"
 RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
+RENDER = "/v1/messages/render"
+OF_ANTHROPIC = (MESSAGES, COUNT, RENDER)
 EXPLAIN = "/v1/visual_tokens"
 PAGE = "/flashvlm"
 OPEN = {PAGE}
@@ -132,6 +136,11 @@ def body_of(path: str, server: Server, url: str | None = None) -> dict[str, Any]
         picture = messages[0]["content"][0]["image_url"]["url"]
         parts = [{"type": "input_image", "image_url": picture, "detail": "auto"}, text]
         return {**given, "max_output_tokens": 4, "input": [{"role": "user", "content": parts}]}
+    if path in OF_ANTHROPIC:
+        address = messages[0]["content"][0]["image_url"]["url"]
+        blocks = [{"type": "image", "source": {"type": "url", "url": address}}]
+        asked = [{"role": "user", "content": [*blocks, {"type": "text", "text": "a dog?"}]}]
+        return {**given, "max_tokens": 4, "messages": asked}
     if path == BATCH:
         return {**given, "max_tokens": 4, "messages": [messages]}
     return {**given, "max_tokens": 4, "messages": messages}
@@ -148,7 +157,7 @@ def call(server: Server, method: str, path: str, key: str | None = KEY, **more: 
 
 def test_the_plugin_attaches_the_expected_routes() -> None:
     paths = {path for _, path in ROUTES}
-    assert paths == {CHAT, BATCH, RESPONSES, EXPLAIN, PAGE}
+    assert paths == {CHAT, BATCH, RESPONSES, *OF_ANTHROPIC, EXPLAIN, PAGE}
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -239,7 +248,7 @@ def our_part(description: Any, path: str) -> Any:
     return {**description, "paths": {path: {"post": operation}}}
 
 
-@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
+@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, *OF_ANTHROPIC, EXPLAIN])
 def test_documented_field_values_are_answered_without_server_errors(
     server: Server, description: Any, path: str
 ) -> None:
@@ -264,7 +273,7 @@ def test_documented_field_values_are_answered_without_server_errors(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, EXPLAIN])
+@pytest.mark.parametrize("path", [CHAT, BATCH, RESPONSES, *OF_ANTHROPIC, EXPLAIN])
 def test_any_body_gets_a_documented_status(server: Server, description: Any, path: str) -> None:
     """Whole requests drawn by schemathesis, most of which are invalid."""
     schema = schemathesis.openapi.from_dict(

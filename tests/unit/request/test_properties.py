@@ -191,7 +191,11 @@ def test_request_models_accept_exactly_the_documented_fields(
     path: str, fields: dict[str, Any]
 ) -> None:
     message = {"role": "user", "content": "hello"}
+    of_messages = {"model": "m", "max_tokens": 1, "messages": [message]}
     needed: dict[str, Any] = {
+        "/v1/messages": of_messages,
+        "/v1/messages/count_tokens": of_messages,
+        "/v1/messages/render": of_messages,
         "/v1/chat/completions": {"messages": [message]},
         "/v1/chat/completions/batch": {"messages": [[message]]},
         "/v1/responses": {"input": "hello"},
