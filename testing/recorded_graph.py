@@ -38,8 +38,8 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scale: float | None,
-    cu_seqlens: Tensor | None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
     **named: Any,
 ) -> Tensor:
     """Attend as on a GPU, where the rows of a padded buffer after the last sequence are ignored."""
@@ -55,9 +55,7 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self._graph = graph
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self._graph.calls.append((func, args, kwargs or {}, result))
         return result
@@ -85,3 +83,13 @@ def capture_encoder(worker: Any) -> int:
         graphs.capture(graph_pool=())
     number: int = graphs.get_num_graphs_to_capture()
     return number
+
+
+def graph_hits(worker: Any) -> int:
+    """Run in a worker: return the number of items that were encoded with a graph of the encoder."""
+    runner = worker.model_runner
+    if hasattr(runner, "encoder_cudagraph_manager"):
+        graphs = runner.encoder_cudagraph_manager
+    else:
+        graphs = runner.model_state.encoder_runner.cudagraph_manager
+    return 0 if graphs is None else int(graphs.graph_hits)
