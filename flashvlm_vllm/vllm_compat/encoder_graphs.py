@@ -8,7 +8,6 @@ a budget or none has.
 from collections.abc import Callable
 from typing import Any, Final
 
-from flashvlm_vllm.ipc.item_fields import pruned_modality
 from flashvlm_vllm.vllm_compat.wrap import Wrap
 
 
@@ -25,6 +24,7 @@ def execute(original: Callable[..., Any], graphs: Any, mm_kwargs: dict[str, Any]
         the model's ``embed_multimodal``.
 
     """
+    from flashvlm_vllm.ipc.item_fields import pruned_modality
     from flashvlm_vllm.worker.pruned_model import PrunedModel
 
     model = graphs.model

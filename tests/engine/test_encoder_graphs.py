@@ -40,7 +40,7 @@ FAMILIES = {
     "qwen3-vl": Family(qwen3_vl.build_qwen3_vl, QWEN),
     "gemma3": Family(gemma3.build_gemma3, gemma3.START, {"max_num_batched_tokens": 256}),
     "qwen2-vl": Family(lambda path: qwen_vl.build_qwen_vl(path, "2"), QWEN),
-    "qwen3.5": Family(qwen3_5.build_qwen3_5, QWEN),
+    "qwen3.5": Family(qwen3_5.build_qwen3_5, QWEN, {"dtype": "bfloat16"}),
     "glm4.1v": Family(
         glm4_1v.build_glm4_1v,
         glm4_1v.IMAGE,
