@@ -52,7 +52,7 @@ def _attend(
 
 class _Recording(TorchDispatchMode):
     def __init__(self, graph: RecordedGraph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
