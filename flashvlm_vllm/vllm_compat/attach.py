@@ -3,6 +3,7 @@
 
 from flashvlm_vllm.vllm_compat import (
     chat_handlers,
+    encoder_graphs,
     engine_config,
     input_processor,
     messages,
@@ -18,6 +19,7 @@ from flashvlm_vllm.vllm_compat.wrap import Wrap, apply_all
 ENGINE: tuple[Wrap, ...] = (
     *engine_config.WRAPS,
     *runners.WRAPS,
+    *encoder_graphs.WRAPS,
     *input_processor.WRAPS,
     *offline_chat.WRAPS,
     *scheduler.WRAPS,

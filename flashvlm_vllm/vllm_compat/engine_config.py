@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wraps the engine configuration: attaches settings, refuses or turns off incompatible options."""
+"""Wraps the engine configuration: attaches settings, refuses incompatible options."""
 
 import sys
 from dataclasses import replace
@@ -21,7 +21,6 @@ def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs:
         _refuse_adapters_on_towers(config)
     except ValueError as error:
         _stop(engine_args, error)
-    _turn_off_encoder_graphs(config)
     _set_position_axes(config.model_config)
     return config
 
@@ -78,20 +77,6 @@ def _refuse_adapters_on_towers(config: Any) -> None:
         )
 
 
-def _turn_off_encoder_graphs(config: Any) -> None:
-    compilation = config.compilation_config
-    if not (compilation.cudagraph_mm_encoder or compilation.compile_mm_encoder):
-        return
-    if covers(config.model_config):
-        from vllm.logger import init_logger
-
-        compilation.cudagraph_mm_encoder = compilation.compile_mm_encoder = False
-        init_logger("vllm.flashvlm").info(
-            "flashvlm: CUDA graphs and compilation of the vision encoder are off; they would "
-            "bypass the selection"
-        )
-
-
 def _set_position_axes(model_config: Any) -> None:
     if not covers(model_config) or settings_of(model_config).position_axes:
         return
@@ -126,22 +111,6 @@ WRAPS: Final = (
 )
 
 RESTRICTIONS: Final = (
-    Entry(
-        "vllm.config:CompilationConfig.cudagraph_mm_encoder",
-        "CUDA graphs of the encoder return all tokens of an image without calling "
-        "embed_multimodal; they are turned off for covered models.",
-        "0.32",
-        "Encoder graphs let the model select tokens.",
-        "https://github.com/vllm-project/vllm/pull/49852",
-    ),
-    Entry(
-        "vllm.config:CompilationConfig.compile_mm_encoder",
-        "A compiled tower does not call the hooks that read the inputs of its attention; "
-        "compilation is turned off for covered models.",
-        "0.32",
-        "Towers return saliency.",
-        "https://github.com/vllm-project/vllm/pull/38888",
-    ),
     Entry(
         "vllm.config:LoRAConfig.enable_tower_connector_lora",
         "vLLM maps adapters to rows of the tower's input once per step. Images with and without a "

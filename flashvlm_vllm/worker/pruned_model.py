@@ -6,7 +6,7 @@ steps is the same for all families, see `PrunedModel.embed_multimodal`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -35,6 +35,7 @@ from flashvlm_vllm.worker.feature_cache import FeatureCache, ImageFeatures
 from flashvlm_vllm.worker.kept import Kept
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import PositionedModel
+from flashvlm_vllm.worker.uncompiled import uncompiled
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
@@ -139,9 +140,15 @@ class PrunedModel(PositionedModel, ABC):
             for item, each, gap in zip(items, kept, gaps, strict=True)
         ]
 
-    def embed_whole(self, kwargs: dict[str, Any]) -> Any:
-        """Encode images or videos without a budget, as vLLM does."""
-        return self._encode_as_vllm(kwargs)
+    def finish_whole(self, kwargs: Mapping[str, Any], embeddings: Any) -> Any:
+        """Return the embeddings of items without a budget.
+
+        Args:
+            kwargs: their model inputs.
+            embeddings: what vLLM's model returns for them, or the CUDA graph of its encoder.
+
+        """
+        return embeddings
 
     # The driver.
 
@@ -159,6 +166,7 @@ class PrunedModel(PositionedModel, ABC):
             scheduler.max_num_encoder_input_tokens, scheduler.encoder_cache_size
         )
         self._chooser = Chooser()
+        self._uncompiled = partial(uncompiled, vllm_config)
         self.set_up_positions(vllm_config)
         config = vllm_config.model_config.hf_config
         self._tower_width = getattr(getattr(config, "vision_config", None), "hidden_size", 0)
@@ -177,7 +185,7 @@ class PrunedModel(PositionedModel, ABC):
         """Encode images or videos; for those with a budget return the kept tokens only."""
         requests = ItemRequests.pop_from(kwargs)
         if requests is None:
-            return self.embed_whole(kwargs)
+            return self.finish_whole(kwargs, self._encode_as_vllm(kwargs))
         items = self.read_items(requests.modality, kwargs)
         words = self._embed_questions(requests.question_ids)
         kept: list[Kept] = []
@@ -224,11 +232,12 @@ class PrunedModel(PositionedModel, ABC):
         words: Sequence[Tensor | None],
     ) -> list[Kept]:
         with_keys = any(find_selector(name).uses_keys for name in requests.selectors)
-        features = self.feature_cache.features_of(
-            requests.item_keys,
-            lambda missing: self.encode([items[row] for row in missing], with_keys=with_keys),
-            with_keys=with_keys,
-        )
+
+        def encode(missing: Sequence[int]) -> list[ImageFeatures]:
+            with self._uncompiled():
+                return self.encode([items[row] for row in missing], with_keys=with_keys)
+
+        features = self.feature_cache.features_of(requests.item_keys, encode, with_keys=with_keys)
         candidates = [
             self._candidates(item, own, requests, row, words[row])
             for row, (item, own) in enumerate(zip(items, features, strict=True))

@@ -151,7 +151,7 @@ def test_without_being_enabled_the_plugin_registers_no_model_and_wraps_nothing()
 
 @pytest.mark.parametrize("covered", [True, False])
 @pytest.mark.parametrize("setting", ["cudagraph_mm_encoder", "compile_mm_encoder"])
-def test_encoder_graphs_are_disabled_for_covered_models(
+def test_encoder_graphs_and_compilation_stay_on(
     covered: bool, setting: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
@@ -164,7 +164,7 @@ def test_encoder_graphs_are_disabled_for_covered_models(
     model = build_llava(tmp_path / "llava") if covered else build_text_llama(tmp_path / "llama")
     arguments = EngineArgs(model=str(model), compilation_config={setting: True}, max_model_len=1024)
     config = arguments.create_engine_config()
-    assert getattr(config.compilation_config, setting) is not covered
+    assert getattr(config.compilation_config, setting)
 
 
 @pytest.mark.parametrize("covered", [True, False])
@@ -203,10 +203,19 @@ def test_stock_vllm_still_maps_lora_adapters_to_rows_once_for_all_encoder_calls(
 
 
 def test_stock_vllm_still_runs_encoder_graphs_instead_of_the_model() -> None:
+    from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
+    from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    source = inspect.getsource(GPUModelRunner._execute_mm_encoder)
-    assert "encoder_cudagraph_manager.execute" in source
+    assert parameters(EncoderCudaGraphManager.execute) == ["self", "mm_kwargs"]
+    first = inspect.getsource(GPUModelRunner._execute_mm_encoder)
+    assert "encoder_cudagraph_manager.execute" in first
+    second = inspect.getsource(EncoderRunner.execute_mm_encoder)
+    assert "cg_manager.execute" in second
+    for source in (first, second):
+        # A call that returns None is run by the model.
+        assert "cudagraph_output is not None" in source
+        assert "embed_multimodal(**mm_kwargs_batch)" in source
 
 
 def test_stock_vllm_still_counts_the_encoder_embeds_of_an_item_by_its_kept_embeddings() -> None:

@@ -190,17 +190,24 @@ class MRopeModel(PrunedModel):
             embeddings.append(without_places(placed[:, :-_CHANNELS]) if is_closed else placed)
         return embeddings
 
-    def embed_whole(self, kwargs: dict[str, Any]) -> Any:
-        """Encode as vLLM does. Without a budget, vLLM's own video pruning still applies."""
+    def finish_whole(self, kwargs: Mapping[str, Any], embeddings: Any) -> Any:
+        """Append position channels. Without a budget, vLLM's own video pruning still applies."""
         modality = next((each for each in MODALITIES if f"{each}_grid_thw" in kwargs), None)
         if modality is None:
-            return super().embed_whole(kwargs)
+            return embeddings
         grids, times = self._grids(modality, kwargs), self.times(modality, kwargs)
-        embeddings = super().embed_whole(kwargs)
         return [
             self._left_to_vllm(rows, grid, time, modality)
             for rows, grid, time in zip(embeddings, grids, times, strict=True)
         ]
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Return vLLM's own: with ``--video-pruning-rate`` no modality has CUDA graphs."""
+        self.is_multimodal_pruning_enabled = self._video_pruning is not None
+        try:
+            return super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        finally:
+            self.is_multimodal_pruning_enabled = False
 
     def _left_to_vllm(self, rows: Tensor, grid: Grid, time: Any, modality: str) -> Tensor:
         if self._video_pruning is None or modality != "video" or not self.prunes_videos_itself:
@@ -233,13 +240,13 @@ class MRopeModel(PrunedModel):
         on_device = async_tensor_h2d(torch.from_numpy(positions), rows.device)
         return with_places(rows, on_device[kept], int(positions.max()) + 1)
 
-    def _grids(self, modality: str, kwargs: dict[str, Any]) -> list[Grid]:
+    def _grids(self, modality: str, kwargs: Mapping[str, Any]) -> list[Grid]:
         return [
             (int(steps), int(high), int(wide))
             for steps, high, wide in kwargs[f"{modality}_grid_thw"].tolist()
         ]
 
-    def times(self, modality: str, kwargs: dict[str, Any]) -> list[Any]:
+    def times(self, modality: str, kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the timing that each item's positions depend on, in addition to its grid.
 
         By default the number of positions per time step.

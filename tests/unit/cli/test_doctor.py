@@ -62,7 +62,7 @@ def test_a_model_that_is_not_covered_or_not_readable_is_reported(
         (["--grpc"], "wrong start: refused: --grpc requests do not pass"),
         (["--visual-budget", "64"], "with budgets"),
         (["--visual-budget", "0"], "wrong start: refused"),
-        (["--compilation-config", '{"compile_mm_encoder": true}'], "note  start: compile_mm_enc"),
+        (["--compilation-config", '{"compile_mm_encoder": true}'], "with budgets"),
         (["--no-such-flag"], "wrong start: refused: vLLM does not accept them"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
