@@ -16,8 +16,9 @@ from types import FrameType
 from openai import OpenAI, OpenAIError
 
 from demo import picture
+from demo.conversation import TURNS, converse
 from demo.measure import ANSWER_TOKENS, Answer, DemoError, Meter, ask
-from demo.report import Progress, table
+from demo.report import CONVERSATION_LEGEND, Progress, conversation_table, table
 from demo.world import QUESTIONS, Asked, picture_of
 from small_vlm import WEIGHTS
 from testing.photo import data_url
@@ -35,7 +36,7 @@ BUDGETS: tuple[int | None, ...] = (None, 64, 32)
 # A long answer, so that the KV cache can be read during it. With this question a prompt ends eight
 # tokens into a block at each of these budgets, so the answer needs no other block.
 DESCRIBE = "Describe the picture."
-SEEDS = (3, 2, 1, 0)  # The first is a warm-up; the others hit no cache.
+SEEDS = (3, 2, 1, 0)  # The first is a warm-up.
 SHOWN = SEEDS[-1]
 PICTURE_BUDGET = 64
 NOTE = (
@@ -47,6 +48,7 @@ ARGUMENTS = (
     "--plugins", "flashvlm",
     "--max-model-len", "2048",
     "--block-size", "32",  # The smallest of vLLM's attention on CPUs; its default there is 128.
+    "--enable-prompt-tokens-details",  # For the tokens from the prefix cache.
 )  # fmt: skip
 
 
@@ -112,23 +114,44 @@ def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture
     def answer(image_url: str, question: str, budget: int | None) -> Answer:
         return ask(client, meter, server.model, image_url, question, budget)
 
-    warm_up, *urls = [data_url(picture_of(seed)) for seed in SEEDS]
-    progress.say("warming up on another picture")
-    for budget in BUDGETS:
-        answer(warm_up, DESCRIBE, budget)
-    answers: dict[int | None, list[Answer]] = {budget: [] for budget in BUDGETS}
-    for number, url in enumerate(urls, 1):
-        asked = ", ".join(f"{budget or 'no budget'}" for budget in BUDGETS)
-        progress.say(f"asking about picture {number}: {asked}")
-        for budget in BUDGETS:
-            answers[budget].append(answer(url, DESCRIBE, budget))
+    answers = compare(progress, answer)
     for budget, repeated in answers.items():
         if not any(one.kv_blocks for one in repeated):
             raise DemoError(f"/metrics never showed the KV blocks of a request (budget {budget})")
     print(f"\n{table(answers)}\n\n{legend(answers, meter.block_size)}\n", flush=True)
 
+    progress.say(
+        f"a conversation of {TURNS} turns with a picture each: no budget, then {PICTURE_BUDGET}"
+    )
+    turns = {budget: converse(client, server.model, budget) for budget in (None, PICTURE_BUDGET)}
+    print(f"\n{conversation_table(turns)}\n\n{CONVERSATION_LEGEND}\n", flush=True)
+
     first, second = (look(progress, answer, asked) for asked in QUESTIONS)
     return first, second
+
+
+def compare(
+    progress: Progress, answer: Callable[[str, str, int | None], Answer]
+) -> dict[int | None, list[Answer]]:
+    """Ask with each budget about each picture; return the answers by budget.
+
+    Times are comparable: the first round is not timed, each request has a copy of the picture that
+    no cache has seen, and the budgets take turns in going first.
+    """
+    answers: dict[int | None, list[Answer]] = {budget: [] for budget in BUDGETS}
+    for round_, seed in enumerate(SEEDS):
+        first = round_ % len(BUDGETS)
+        order = BUDGETS[first:] + BUDGETS[:first]
+        if round_ == 0:
+            progress.say("warming up on another picture")
+        else:
+            shown = ", ".join(f"{budget or 'no budget'}" for budget in order)
+            progress.say(f"asking about picture {round_}: {shown}")
+        for copy, budget in enumerate(order):
+            got = answer(data_url(picture_of(seed, copy)), DESCRIBE, budget)
+            if round_:
+                answers[budget].append(got)
+    return answers
 
 
 def look(
@@ -154,15 +177,18 @@ def first_word(answer: Answer) -> str:
 def legend(answers: Mapping[int | None, Sequence[Answer]], block_size: int) -> str:
     """Explain the columns, and count cache hits."""
     every = [answer for repeated in answers.values() for answer in repeated]
+    calls = len(every) // len(answers)
     prefix_hits = sum(answer.prefix_hits for answer in every)
     image_hits = sum(answer.image_hits for answer in every)
-    return (
-        "KV blocks  the most in use according to /metrics while the request ran alone;\n"
-        f"           {block_size} tokens each, prompt and answer ({ANSWER_TOKENS}) alike\n"
-        f"TTFT       median of {len(every) // len(answers)} calls on different pictures; taken "
-        f"from caches in all {len(every)} calls:\n"
-        f"           {prefix_hits} prompt tokens, {image_hits} images"
-    )
+    feature_hits = sum(answer.feature_hits for answer in every)
+    return f"""\
+KV blocks  the most in use according to /metrics while the request ran alone;
+           {block_size} tokens each, prompt and answer ({ANSWER_TOKENS}) alike
+TTFT       median of {calls} calls after a warm-up; the budgets take turns in going first.
+           Each call has a copy of its picture that is new to all caches (one pixel differs),
+           so its time includes encoding it.
+           Taken from caches in all {len(every)} calls: {prefix_hits} prompt tokens,
+           {image_hits} preprocessed images, {feature_hits} encoded images"""
 
 
 def traced() -> list[str]:

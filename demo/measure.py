@@ -25,6 +25,8 @@ class Load:
     """Prompt tokens taken from the prefix cache since the server started."""
     image_hits: int
     """Images taken from the cache of preprocessed ones since then."""
+    feature_hits: int
+    """Images with a budget whose features were in the plugin's cache since then."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Answer:
     ttft_ms: float
     prefix_hits: int
     image_hits: int
+    feature_hits: int
 
 
 Sample = tuple[float, dict[str, str]]
@@ -75,11 +78,13 @@ class Meter:
         running, _ = self._sample(page, "vllm:num_requests_running")
         prefix_hits, _ = self._sample(page, "vllm:prefix_cache_hits_total")
         image_hits, _ = self._sample(page, "vllm:mm_cache_hits_total")
+        feature_hits, _ = self._sample(page, "flashvlm_feature_cache_hits")
         return Load(
             running=int(running),
             kv_blocks=round(usage * self._usable_blocks),
             prefix_hits=int(prefix_hits),
             image_hits=int(image_hits),
+            feature_hits=int(feature_hits),
         )
 
     def _page(self) -> dict[str, Sample]:
@@ -145,4 +150,5 @@ def ask(
         ttft_ms=1000 * ttft,
         prefix_hits=after.prefix_hits - before.prefix_hits,
         image_hits=after.image_hits - before.image_hits,
+        feature_hits=after.feature_hits - before.feature_hits,
     )

@@ -8,10 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 
+from demo.conversation import Turn
 from demo.measure import Answer
 
 HEADINGS = ("budget", "prompt tokens", "visual tokens kept", "KV blocks", "TTFT ms", "answer")
 ANSWER_WIDTH = 36
+CONVERSATION_LEGEND = """\
+computed   prompt tokens that were not in vLLM's prefix cache. Each turn repeats the earlier
+           ones and brings a new picture. Earlier pictures keep the tokens that their own
+           question selected (visual_steering "message", the default), so their KV blocks
+           are found again
+no budget  served as by stock vLLM, with its prefix cache"""
 
 
 class Progress:
@@ -63,11 +70,28 @@ def table(answers: Mapping[int | None, Sequence[Answer]]) -> str:
                 textwrap.shorten(first.text, ANSWER_WIDTH, placeholder=" ..."),
             )
         )
+    return _aligned(rows, text_last=True)
+
+
+def conversation_table(conversations: Mapping[int | None, Sequence[Turn]]) -> str:
+    """Rows of aligned columns: per budget the tokens computed in each turn, in all, and prompts."""
+    turns = range(1, 1 + max(map(len, conversations.values())))
+    names = (f"computed in turn {turn}" for turn in turns)
+    rows = [("budget", *names, "in all", "last prompt")]
+    for budget, own in conversations.items():
+        computed = [turn.computed for turn in own]
+        name = "none" if budget is None else str(budget)
+        rows.append((name, *map(str, computed), str(sum(computed)), str(own[-1].prompt)))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, text_last: bool = False) -> str:
+    """Align cells to the right, except those of the last column if it is text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruled = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
-    return "\n".join(_line(row, widths) for row in ruled)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    *numbers, last = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-    return "  ".join([*numbers, last.strip()])
+    lines = []
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        if text_last:
+            cells[-1] = row[-1]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

@@ -29,13 +29,21 @@ class Asked(NamedTuple):
 QUESTIONS = (Asked("What color is the ring?", "red"), Asked("Which letter is yellow?", "h"))
 
 
-def picture_of(seed: int) -> Image.Image:
+def picture_of(seed: int, copy: int = 0) -> Image.Image:
     """Return the demo's objects on a background drawn from a seed, 168 pixels on a side.
 
-    Another seed gives another image, so there are no cache hits, and the same answers.
+    Another seed gives another image with the same answers.
+
+    Args:
+        seed: number of the background.
+        copy: number below 8. Copies differ in one pixel, by 7 of 255 at most: vLLM and the plugin
+            take each for another picture, and have none of the others' results in a cache.
+
     """
     rng = np.random.default_rng(seed)
     things = tuple(
         place_thing(rng, color, kind, cell, (0, 0), radius) for color, kind, cell, radius in _THINGS
     )
-    return Image.fromarray(draw(Scene(things, cells=CELLS, seed=seed)))
+    pixels = draw(Scene(things, cells=CELLS, seed=seed))
+    pixels[0, -1, -1] ^= copy
+    return Image.fromarray(pixels)

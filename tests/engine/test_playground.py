@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from demo.measure import samples
 from demo.world import QUESTIONS, picture_of
 from small_vlm import WEIGHTS
 from testing.browser import browsing, why_not
@@ -130,6 +131,23 @@ class Page:
             )
         )
 
+    def record(self) -> None:
+        """Record the chat requests that the page sends from here on."""
+        self.driver.execute_script(
+            """
+            window.recorded = [];
+            const send = window.fetch;
+            window.fetch = (path, options) => {
+              if (path === "v1/chat/completions") recorded.push(JSON.parse(options.body));
+              return send(path, options);
+            };
+            """
+        )
+
+    def recorded(self) -> list[dict[str, Any]]:
+        requests: list[dict[str, Any]] = self.driver.execute_script("return window.recorded")
+        return requests
+
     def answered(self, card: str) -> bool:
         done = self.find(card).get_attribute("aria-busy") == "false"
         return done and self.find(f"{card} dl").is_displayed()
@@ -192,6 +210,65 @@ def test_dropping_a_picture_asking_and_moving_the_slider(open_page: Callable[...
     assert page.text("#chosen") == "all, no budget"
     assert page.lit() == 1
     assert page.complaints() == []
+
+
+def counters(server: Server) -> dict[str, float]:
+    """Return what the server counted so far of encoded pictures, selections and cached prompts."""
+    found = samples(httpx.get(f"{server.url}/metrics").text)
+    names = {
+        "encoded": "flashvlm_feature_cache_misses",
+        "selected": "flashvlm_selection_seconds_count",
+        "prompt tokens from the prefix cache": "vllm:prefix_cache_hits_total",
+    }
+    return {what: found[name][0] for what, name in names.items()}
+
+
+def test_both_answers_are_timed_at_their_second_request(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    page.find("#question").send_keys(RING.question)
+    page.drop(picture_of(20))
+    page.until(lambda: page.kept() == 64, "64 tokens kept")
+    page.record()
+    before = counters(server)
+    page.find("#ask").click()
+    page.until(page.both_answered, "both answers")
+    changed = {what: now - before[what] for what, now in counters(server).items()}
+
+    warm_up, timed, whole_warm_up, whole_timed = page.recorded()
+    for first, second in ((warm_up, timed), (whole_warm_up, whole_timed)):
+        assert (first["max_tokens"], "stream" in first) == (1, False)
+        assert (second["max_tokens"], second["stream"]) == (128, True)
+        assert first["messages"] == second["messages"] == timed["messages"]
+    assert "uuid" not in timed["messages"][0]["content"][0], "or it would be encoded again"
+    assert len({each["cache_salt"] for each in page.recorded()}) == 4
+    assert warm_up["visual_budget"] == 64
+    assert whole_warm_up["visual_budget"] is whole_timed["visual_budget"] is None
+    # The same number of tokens, chosen anew.
+    assert timed["visual_budget"] != 64 / TOTAL
+    assert round(timed["visual_budget"] * TOTAL) == 64
+    assert page.text("#pruned .visual") == "64 of 576"
+    # Kept patches were shown before, so this picture is encoded and its tokens are chosen.
+    assert changed == {"encoded": 0, "selected": 1, "prompt tokens from the prefix cache": 0}
+    assert "the second request of each is timed" in page.text("footer")
+    assert page.complaints() == []
+
+
+def test_caches_can_be_left_in_the_times(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.find("#question").send_keys(RING.question)
+    page.drop(picture_of(21))
+    page.find("#more summary").click()
+    page.find("#fair").click()
+    assert "do not compare these times" in page.text("footer")
+    assert "second request" not in page.text("footer")
+    page.until(lambda: page.kept() == 64, "64 tokens kept")
+    page.record()
+    page.find("#ask").click()
+    page.until(page.both_answered, "both answers")
+    assert [each["visual_budget"] for each in page.recorded()] == [64, None]
+    assert not [each for each in page.recorded() if "cache_salt" in each]
 
 
 def test_everything_is_reachable_by_keyboard(open_page: Callable[..., Page]) -> None:

@@ -17,8 +17,10 @@ from transformers import CLIPImageProcessor
 
 from demo import __main__ as demo
 from demo import measure, picture
+from demo.conversation import TURNS, Turn, converse
 from demo.measure import Answer, DemoError, Meter
-from demo.report import Progress, table
+from demo.report import Progress, conversation_table, table
+from demo.world import picture_of
 from testing.photo import photo
 from testing.server import ServerError
 
@@ -32,6 +34,8 @@ vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {usage}
 vllm:prefix_cache_hits_total{{engine="0",model_name="m"}} 32.0
 # TYPE vllm:mm_cache_hits counter
 vllm:mm_cache_hits_total{{engine="0",model_name="m"}} 1.0
+# TYPE flashvlm_feature_cache_hits gauge
+flashvlm_feature_cache_hits{{engine="0",model_name="m"}} 2.0
 # TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{{block_size="32",cache_dtype="auto",num_gpu_blocks="1024"}} 1.0
 """
@@ -47,6 +51,7 @@ def cost(**changes: Any) -> Answer:
         "ttft_ms": 240.0,
         "prefix_hits": 0,
         "image_hits": 0,
+        "feature_hits": 0,
     }
     return Answer(**(usual | changes))
 
@@ -93,10 +98,15 @@ def test_kv_blocks_are_computed_from_the_usage_without_the_null_block(
     serve_metrics(monkeypatch, METRICS.format(running=1.0, usage=20 / 1023))
     meter = Meter("http://localhost")
     assert meter.block_size == 32
-    assert meter.read() == measure.Load(running=1, kv_blocks=20, prefix_hits=32, image_hits=1)
+    assert meter.read() == measure.Load(
+        running=1, kv_blocks=20, prefix_hits=32, image_hits=1, feature_hits=2
+    )
 
 
-@pytest.mark.parametrize("missing", ["vllm:cache_config_info", "vllm:kv_cache_usage_perc"])
+@pytest.mark.parametrize(
+    "missing",
+    ["vllm:cache_config_info", "vllm:kv_cache_usage_perc", "flashvlm_feature_cache_hits"],
+)
 def test_a_missing_metric_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
@@ -115,15 +125,37 @@ def test_an_unknown_number_of_blocks_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 class Client:
-    """An OpenAI client that answers with two words and a usage."""
+    """An OpenAI client that answers with two words and a usage.
 
-    def __init__(self, visual_tokens: dict[str, Any] | None) -> None:
+    Its prefix cache has all of a prompt but the last picture's tokens.
+    """
+
+    def __init__(self, visual_tokens: dict[str, Any] | None, *, caches: bool = True) -> None:
         self.sent: dict[str, Any] = {}
+        self.conversations: list[tuple[int | None, list[dict[str, Any]]]] = []
+        self._caches = caches
         self._usage = SimpleNamespace(prompt_tokens=78, visual_tokens=visual_tokens)
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
 
-    def _create(self, **fields: Any) -> Iterator[Any]:
+    def _create(self, **fields: Any) -> Any:
         self.sent = fields
+        return self._stream() if fields.get("stream") else self._answer(**fields)
+
+    def _answer(
+        self, messages: list[dict[str, Any]], extra_body: dict[str, Any], **_: Any
+    ) -> SimpleNamespace:
+        budget = extra_body.get("visual_budget")
+        self.conversations.append((budget, list(messages)))
+        tokens, turn = budget or 576, 1 + len(messages) // 2
+        details = SimpleNamespace(cached_tokens=tokens * (turn - 1))
+        usage = SimpleNamespace(
+            prompt_tokens=tokens * turn + 10,
+            prompt_tokens_details=details if self._caches and turn > 1 else None,
+        )
+        message = SimpleNamespace(content=f"answer {turn}")
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)], usage=usage)
+
+    def _stream(self) -> Iterator[Any]:
         for word in ("", " near", " river"):
             yield SimpleNamespace(
                 choices=[SimpleNamespace(delta=SimpleNamespace(content=word))], usage=None
@@ -172,6 +204,93 @@ def test_unmeasured_blocks_are_an_error_and_not_shown_as_zero(
     with pytest.raises(DemoError, match="never showed the KV blocks"):
         demo.talk(Progress(), server)
     assert "budget  " not in capsys.readouterr().out
+
+
+def test_times_are_taken_after_a_warm_up_on_new_pictures_with_each_budget_first_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[tuple[str, int | None]] = []
+
+    def answer(url: str, _: str, budget: int | None) -> Answer:
+        asked.append((url, budget))
+        return cost(ttft_ms=float(len(asked)))
+
+    answers = demo.compare(Progress(), answer)
+    count = len(demo.BUDGETS)
+    assert len(asked) == count * len(demo.SEEDS)
+    assert len({url for url, _ in asked}) == len(asked), "a cache has seen a picture"
+    timed = sorted(one.ttft_ms for repeated in answers.values() for one in repeated)
+    assert timed == [float(number) for number in range(count + 1, len(asked) + 1)]
+    assert {budget for _, budget in asked[:count]} == set(demo.BUDGETS)
+    first = [budget for _, budget in asked[count::count]]
+    assert sorted(first, key=str) == sorted(demo.BUDGETS, key=str)
+    assert "warming up" in capsys.readouterr().out
+
+
+def test_copies_of_a_picture_differ_in_one_pixel() -> None:
+    copies = [np.asarray(picture_of(5, copy), dtype=int) for copy in range(8)]
+    for number, one in enumerate(copies):
+        for other in copies[:number]:
+            assert np.count_nonzero((one != other).any(axis=2)) == 1
+            assert np.abs(one - other).max() <= 7
+
+
+def test_the_legend_counts_what_was_taken_from_caches() -> None:
+    answers = {None: [cost(), cost(image_hits=1)], 64: [cost(prefix_hits=32, feature_hits=3)] * 2}
+    text = demo.legend(answers, block_size=32)
+    assert "median of 2 calls after a warm-up" in text
+    taken = " ".join(text.split("Taken from caches ")[1].split())
+    assert taken == "in all 4 calls: 64 prompt tokens, 1 preprocessed images, 6 encoded images"
+
+
+def test_a_conversation_repeats_all_turns_and_counts_the_tokens_outside_the_prefix_cache() -> None:
+    client = Client(None)
+    turns = converse(client, "m", 64)
+    assert turns == [Turn(74, 0), Turn(138, 64), Turn(202, 128)]
+    assert [turn.computed for turn in turns] == [74, 74, 74]
+    sent = [messages for _, messages in client.conversations]
+    assert [len(messages) for messages in sent] == [1, 3, 5]
+    assert sent[2][:3] == sent[1] and sent[1][1] == {"role": "assistant", "content": "answer 1"}
+    urls = [message["content"][0]["image_url"]["url"] for message in sent[2][::2]]
+    assert len(set(urls)) == TURNS == 3
+
+
+def test_a_server_that_reports_no_cached_tokens_is_an_error() -> None:
+    with pytest.raises(DemoError, match="in the prefix cache"):
+        converse(Client(None, caches=False), "m", None)
+
+
+def test_the_table_of_a_conversation_has_the_tokens_computed_by_turn() -> None:
+    conversations = {
+        None: [Turn(586, 0), Turn(1172, 576), Turn(1767, 1160)],
+        64: [Turn(74, 0), Turn(148, 64), Turn(223, 128)],
+    }
+    assert conversation_table(conversations).splitlines() == [
+        "budget  computed in turn 1  computed in turn 2  computed in turn 3  in all  last prompt",
+        "------  ------------------  ------------------  ------------------  ------  -----------",
+        "  none                 586                 596                 607    1789         1767",
+        "    64                  74                  84                  95     253          223",
+    ]
+
+
+def test_all_requests_are_sent_and_both_tables_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = METRICS.format(running=0.0, usage=0.0)
+    two = METRICS.format(running=1.0, usage=2 / 1023)
+    serve_metrics(monkeypatch, idle, *[idle, two, two, idle] * len(demo.SEEDS) * len(demo.BUDGETS))
+    client = Client({"total": 576, "kept": 64})
+    monkeypatch.setattr(demo, "OpenAI", lambda **_: client)
+    monkeypatch.setattr(demo, "look", lambda *_: picture.Selection("what?", [0], 576))
+    server: Any = SimpleNamespace(url="http://localhost", model="m")
+    demo.talk(Progress(), server)
+    printed = capsys.readouterr().out
+    assert [budget for budget, _ in client.conversations] == [None] * TURNS + [64] * TURNS
+    own = {budget: converse(client, "m", budget) for budget in (None, demo.PICTURE_BUDGET)}
+    assert conversation_table(own) in printed
+    assert "visual_steering" in printed and "stock" in printed
+    assert "visual tokens kept" in printed
+    assert "--enable-prompt-tokens-details" in demo.ARGUMENTS
 
 
 @pytest.mark.parametrize("name", ["astronaut", "cat", "motorcycle"])
