@@ -26,7 +26,7 @@ from small_vlm.scenes import Scene, draw, sample_scene
 FILE: Final = committed("multiturn") / "answers.json"
 SELECTOR: Final = "flashvlm-2"
 BUDGETS: Final = (64, 32)
-STEERINGS: Final = ("message", "latest")
+STEERINGS: Final = ("message", "latest", "own")
 FAMILIES: Final = ("color", "shape", "letter")
 WHOLE: Final = "no budget"
 SEED: Final = 20

@@ -19,9 +19,14 @@ TITLES: Final = {
 STOCK: Final = "stock"
 OFF: Final = "64 tokens, no feature cache"
 CACHED: Final = "64 tokens, feature cache"
-COLUMNS: Final = (STOCK, OFF, CACHED)
+OWN: Final = "64 tokens, feature cache, own words"
+COLUMNS: Final = (STOCK, OFF, CACHED, OWN)
 MOST: Final = 0.35
 """Of the first question's TTFT, what the second may take with the cache."""
+
+
+MOST_OF_STOCK: Final = 1.1
+"""Of stock's TTFT, what later questions of a conversation may take."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,14 @@ class Series:
 def later(series: Sequence[Series], turn: int = 1) -> Compared:
     """Compare a later question's TTFT with the first one's, image by image."""
     return compare([one.ttfts[turn] for one in series], [one.ttfts[0] for one in series])
+
+
+def against_stock(columns: Mapping[str, Sequence[Series]], column: str) -> Compared:
+    """Compare the TTFT of all questions but the first with stock's, question by question."""
+    own, stock = (
+        [ttft for one in columns[name] for ttft in one.ttfts[1:]] for name in (column, STOCK)
+    )
+    return compare(own, stock)
 
 
 def mode_table(found: Mapping[str, Sequence[Series]]) -> str:
@@ -94,4 +107,16 @@ def marks(found: Mapping[Mode, Mapping[str, Sequence[Series]]]) -> list[Mark]:
                 None if encoded is None else encoded == 0,
             )
         )
+        if mode == "conversation" and STOCK in columns:
+            for column in (CACHED, OWN):
+                if column in columns:
+                    ratio = against_stock(columns, column)
+                    judged.append(
+                        Mark(
+                            f"{mode}: {column}: later questions' TTFT at most {MOST_OF_STOCK} of "
+                            "stock's",
+                            str(ratio),
+                            None if ratio.interval is None else ratio.interval[1] <= MOST_OF_STOCK,
+                        )
+                    )
     return judged

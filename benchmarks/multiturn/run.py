@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of further questions about one image.
 
-Three servers of one model, whose vision tower takes most of the time, take turns: stock, and the
-plugin without and with its feature cache. Run from the repository root:
+Four servers of one model, whose vision tower takes most of the time, take turns: stock, and the
+plugin without and with its feature cache, the latter also with pictures that follow the words of
+their own message. Run from the repository root:
 ``python -m benchmarks.multiturn.run --check``.
 """
 
@@ -30,6 +31,7 @@ from benchmarks.multiturn.figures import (
     COLUMNS,
     MODES,
     OFF,
+    OWN,
     STOCK,
     TITLES,
     Mode,
@@ -53,7 +55,12 @@ QUESTIONS: Final = (
 )
 ARGUMENTS: Final = ("--max-model-len", "4096")  # room for five whole images
 CACHE_FLAG: Final = "--visual-feature-cache-gb"
-CACHE: Final = {STOCK: (), OFF: (CACHE_FLAG, "0"), CACHED: (CACHE_FLAG, "1")}
+CACHE: Final = {
+    STOCK: (),
+    OFF: (CACHE_FLAG, "0"),
+    CACHED: (CACHE_FLAG, "1"),
+    OWN: (CACHE_FLAG, "1", "--visual-steering", "own"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

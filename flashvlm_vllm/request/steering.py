@@ -22,6 +22,8 @@ class Steering(StrEnum):
     the newest message that has any follow the newest user message."""
     LATEST = "latest"
     """Those of the newest user message: every turn selects again for all pictures."""
+    OWN = "own"
+    """Those of its own message, for the newest pictures too: no turn selects again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def item_queries(
     for number, turn in enumerate(turns):
         if turn.is_user and turn.words:
             user = turn.words
-        follows_latest = number == newest or steering is Steering.LATEST
+        is_newest = number == newest and steering is Steering.MESSAGE
+        follows_latest = is_newest or steering is Steering.LATEST
         for modality in turn.modalities:
             words = latest if follows_latest else turn.words or user
             queries.setdefault(modality, []).append(words)

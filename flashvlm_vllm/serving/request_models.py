@@ -98,9 +98,10 @@ class VisualFields(BaseModel):
         default=None,
         description=(
             "Which words guide the selection of a picture in a conversation: those of the "
-            '"message" that brought it, or of the "latest" user message; left out or null, the '
-            "server's default (--visual-steering, message) applies. Pictures of the newest message "
-            "that has any always follow the latest user message."
+            '"message" that brought it, except that pictures of the newest message that has '
+            'any follow the latest user message; of the "latest" user message; or of their "own" '
+            "message without exception. Left out or null, the server's default "
+            "(--visual-steering, message) applies."
         ),
     )
 

@@ -161,8 +161,9 @@ def _add_cli_args(original: Any, parser: Any, *, activate: Callable[[], None]) -
         "--visual-steering",
         choices=[str(each) for each in Steering],
         help="Words that guide the selection of a picture in a conversation, for requests without "
-        "visual_steering: those of the message that brought it (message, the default), or of the "
-        "latest user message (latest). Needs --plugins flashvlm.",
+        "visual_steering: those of the message that brought it (message, the default), of the "
+        "latest user message (latest), or of its own message for the newest pictures too (own). "
+        "Needs --plugins flashvlm.",
     )
     group.add_argument(
         "--visual-feature-cache-gb",

@@ -14,6 +14,7 @@ from benchmarks.multiturn.figures import (
     CACHED,
     COLUMNS,
     OFF,
+    OWN,
     STOCK,
     Series,
     encoded_later,
@@ -49,6 +50,16 @@ def test_targets_require_a_quick_second_question_and_no_encoder_call() -> None:
     assert marks({"independent": {STOCK: series(0.9)}}) == []
 
 
+def test_later_questions_of_a_conversation_are_compared_with_stock() -> None:
+    def verdict(second: float) -> list[bool | None]:
+        columns = {STOCK: series(0.1, None), CACHED: series(second), OWN: series(0.1)}
+        found = [each for each in marks({"conversation": columns}) if "of stock's" in each.asked]
+        return [each.met for each in found]
+
+    assert verdict(0.105) == [True, True]
+    assert verdict(0.12) == [False, True]
+
+
 def test_the_sum_is_missing_if_one_server_does_not_count() -> None:
     assert encoded_later(series(0.3, encoded=2, images=3)) == 6
     assert encoded_later([*series(0.3), *series(0.3, encoded=None)]) is None
@@ -62,7 +73,7 @@ def test_the_table_has_a_column_per_question() -> None:
 
 
 def test_every_server_is_in_every_place() -> None:
-    rounds = [rotated(COLUMNS, index) for index in range(3)]
+    rounds = [rotated(COLUMNS, index) for index in range(len(COLUMNS))]
     assert all(sorted(place) == sorted(COLUMNS) for place in zip(*rounds, strict=True))
 
 

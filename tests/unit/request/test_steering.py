@@ -48,6 +48,10 @@ def test_pictures_of_earlier_messages_follow_their_own_words() -> None:
         "image": ("which is larger?",) * 2,
         "video": ("which is larger?",),
     }
+    assert of_messages(messages, Steering.OWN) == {
+        "image": ("what is this?", "and these?"),
+        "video": ("and these?",),
+    }
     # A new picture: those of the message before go back to its words.
     messages += [say("assistant", "the cat"), say("user", IMAGE, "now?")]
     assert of_messages(messages, Steering.MESSAGE) == {
@@ -104,7 +108,7 @@ def test_an_unknown_steering_names_the_known_ones() -> None:
     assert parse_steering(None) is None
     assert parse_steering("latest") is Steering.LATEST
     for value in ("first", 3, True):
-        with pytest.raises(ValueError, match="'message' or 'latest'; got"):
+        with pytest.raises(ValueError, match="'message' or 'latest' or 'own'; got"):
             parse_steering(value)
 
 
