@@ -53,6 +53,7 @@ def main() -> int:
             # for the end of that in the engine.
             _slide(driver, budget)
             _wait(driver, "#pruned .visual", f"{budget} of 576")
+            driver.execute_script("document.activeElement.blur()")  # without the frame of the focus
             _save(driver.get_screenshot_as_png(), path)
             size = path.stat().st_size / 1000
             print(f"{path.relative_to(ROOT)}: {size:.0f} kB, {budget} tokens, {_times(driver)}")
