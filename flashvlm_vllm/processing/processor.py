@@ -101,9 +101,8 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         validation.refuse_too_large(plans)
 
         words: dict[str, list[tuple[int, ...]]] = {}
-        # With a prompt that may not fit, the pixels that were just processed are used again.
-        is_planned = is_pruned or may_not_fit or request.explain_id is not None
-        if is_planned and any(known for known in plans.values()):
+        # A prompt that may not fit was just processed; planned items use those pixels again.
+        if is_pruned or may_not_fit or request.explain_id is not None:
             words = self._words_of_items(request, inputs.prompt, plans)
             for modality, known in plans.items():
                 for each, own in zip(known, words[modality], strict=True):
@@ -115,18 +114,12 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         result = super().apply(inputs, timing_ctx)
 
         layout = PromptLayout(positions)
-        result[LAYOUT] = layout  # type: ignore[literal-required]
-        has_budget = is_pruned or any(
-            each.allotment.budget is not None for known in plans.values() for each in known
-        )
         budget = request.budget if request.has_budget else settings.budget
+        planned = [(modality, each) for modality, known in plans.items() for each in known]
+        has_budget = any(each.allotment.budget is not None for _, each in planned)
+        result[LAYOUT] = layout  # type: ignore[literal-required]
         result[REPORT] = PromptReport(  # type: ignore[literal-required]
-            tuple(
-                each.reported(modality)
-                for modality, known in plans.items()
-                for each in known
-                if each.count is not None
-            ),
+            tuple(each.reported(modality) for modality, each in planned if each.count is not None),
             budget,
             is_default=budget is not None and not request.has_budget,
             selector=(request.selector or settings.default_selector) if has_budget else None,
