@@ -45,7 +45,17 @@ BUDGET_SCHEMA: dict[str, Any] = {"anyOf": [_TOKENS, _FRACTION]}
 VisualBudget = Annotated[
     Any,
     BeforeValidator(parse_request_budget),
-    WithJsonSchema({"anyOf": [_TOKENS, _FRACTION, _TOTAL, {"enum": ["fit"]}, {"type": "null"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TOKENS,
+                _FRACTION,
+                _TOTAL,
+                {"type": "string", "enum": ["fit"]},
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 
 

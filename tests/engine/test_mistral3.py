@@ -163,8 +163,8 @@ def test_the_budget_applies_to_each_of_several_images(engine: Engine, reference:
     engine.clear_caches()
     before = len(engine.kept())
     (output,) = ask(engine, [(QUESTIONS[0], images, 10)])
-    # The last has only two tokens.
-    assert [len(record["kept"]) for record in engine.kept()[before:]] == [10, 10, 2]
+    # The last has only two tokens: vLLM encodes it.
+    assert [len(record["kept"]) for record in engine.kept()[before:]] == [10, 10]
     ids = list(output.prompt_token_ids)
     assert ids.count(reference.id_of(IMAGE)) == 22
     assert ids.count(reference.id_of(END)) == 3
