@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Derives the budget of each item from the request, its content parts and the server's settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashvlm_vllm.ipc.gaps import RESERVE
@@ -50,16 +50,14 @@ def allot(request: VisualRequest, settings: ServerSettings, counts: Counts) -> A
             items.
 
     """
-    own = {
-        modality: own_settings(request, modality, len(known)) for modality, known in counts.items()
-    }
     budget = request.budget if request.has_budget else settings.budget
     source = BudgetSource.REQUEST if request.has_budget else BudgetSource.DEFAULT
-    shares = _shares(budget, counts, own, is_asked=request.has_budget)
+    shares = _shares(budget, request, counts)
     allotments: Allotments = {}
     for modality, known in counts.items():
         allotments[modality] = []
-        for number, (count, item) in enumerate(zip(known, own[modality], strict=True)):
+        own = own_settings(request, modality, len(known))
+        for number, (count, item) in enumerate(zip(known, own, strict=True)):
             selector = item.selector or request.selector or settings.default_selector
             if item.has_budget:
                 each = Allotment(item.budget, selector, BudgetSource.REQUEST)
@@ -137,15 +135,7 @@ def fitted(
     """
     if length + (request.answer or 1) <= context:
         return allotments
-    own = {
-        modality: own_settings(request, modality, len(known)) for modality, known in counts.items()
-    }
-    open_items = [
-        (modality, number, count)
-        for modality, known in counts.items()
-        for number, count in enumerate(known)
-        if count is not None and not own[modality][number].has_budget
-    ]
+    open_items = _open_items(request, counts)
     answer = context // RESERVE if request.answer is None else request.answer
     now = sum(
         count.kept(allotments[modality][number].budget) for modality, number, count in open_items
@@ -175,12 +165,20 @@ def fitted(
     return result
 
 
+def _open_items(request: VisualRequest, counts: Counts) -> list[tuple[str, int, TokenCount]]:
+    """Return modality, number and count of the items of known size without their own budget."""
+    return [
+        (modality, number, count)
+        for modality, known in counts.items()
+        for number, (count, own) in enumerate(
+            zip(known, own_settings(request, modality, len(known)), strict=True)
+        )
+        if count is not None and not own.has_budget
+    ]
+
+
 def _shares(
-    budget: RequestBudget | None,
-    counts: Counts,
-    own: Mapping[str, Sequence[ItemSettings]],
-    *,
-    is_asked: bool,
+    budget: RequestBudget | None, request: VisualRequest, counts: Counts
 ) -> dict[str, list[Budget | None]]:
     """Return the budget of each item that has none of its own; a total is divided."""
     if not isinstance(budget, TotalBudget):
@@ -189,15 +187,10 @@ def _shares(
     shares: dict[str, list[Budget | None]] = {
         modality: [None] * len(known) for modality, known in counts.items()
     }
-    places = [
-        (modality, number, count)
-        for modality, known in counts.items()
-        for number, count in enumerate(known)
-        if count is not None and not own[modality][number].has_budget
-    ]
+    places = _open_items(request, counts)
     sizes = [count for _, _, count in places]
     least = sum(each.floor for each in sizes)
-    if is_asked and budget.tokens < least:
+    if request.has_budget and budget.tokens < least:
         raise Refusal(
             Reason.BELOW_FLOOR,
             f"{BUDGET}: a total of {budget.tokens} tokens is too small for {len(sizes)} images and "

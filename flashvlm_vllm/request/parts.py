@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashvlm_vllm.request.budget import BUDGET, Budget, parse_budget
-from flashvlm_vllm.request.field_error import parsed
+from flashvlm_vllm.request.choices import shown
+from flashvlm_vllm.request.field_error import FieldError, parsed
 from flashvlm_vllm.request.question import QUERY, parse_query
 from flashvlm_vllm.request.selector_name import SELECTOR, parse_selector
 
@@ -53,6 +54,11 @@ class PromptItems(dict[str, tuple[ItemSettings, ...]]):
 
     A type of its own, which a client cannot send as a processor argument.
     """
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether an item has a budget of its own other than ``null``."""
+        return any(each.budget is not None for own in self.values() for each in own)
 
 
 def visual_parts(content: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -114,8 +120,8 @@ def _settings(part: Mapping[str, Any], which: str) -> ItemSettings:
 def _refuse_settings(part: Mapping[str, Any]) -> None:
     for name in _PARSERS:
         if name in part:
-
-            def refuse(_: object) -> None:
-                raise ValueError("only parts that are images or videos have settings")
-
-            parsed(refuse, None, name, f"of a content part of type {part.get('type')!r}")
+            raise FieldError(
+                name,
+                f"{name} of a content part of type {shown(part.get('type'))}: only parts that are "
+                "images or videos have settings",
+            )

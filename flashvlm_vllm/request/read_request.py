@@ -7,7 +7,7 @@ from typing import Any
 
 from flashvlm_vllm.request.budget import BUDGET, Budget
 from flashvlm_vllm.request.field_error import parsed
-from flashvlm_vllm.request.parts import ITEMS, ItemSettings, PromptItems
+from flashvlm_vllm.request.parts import ITEMS, PromptItems
 from flashvlm_vllm.request.question import QUERY, parse_query
 from flashvlm_vllm.request.request_budget import (
     RequestBudget,
@@ -46,8 +46,8 @@ class VisualRequest:
     given for all, or offline, where the prompt has them."""
     explain_id: str | None = None
     """Unique id of a request whose selection is to be explained."""
-    items: Mapping[str, tuple[ItemSettings, ...]] = field(default_factory=dict)
-    """By modality, the settings of each picture; empty if none has any."""
+    items: PromptItems = field(default_factory=PromptItems)
+    """Settings of the pictures' content parts."""
     under_load: Budget | None = None
     """Set while too many requests wait: the most that a request without a budget keeps."""
     answer: int | None = None
@@ -121,7 +121,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[VisualRequest, dict[st
         parsed(parse_selector, selector, SELECTOR),
         parsed(parse_positions, positions, VISUAL_POSITIONS),
         parsed(parse_steering, steering, VISUAL_STEERING),
-        items=items if isinstance(items, PromptItems) else {},
+        items=items if isinstance(items, PromptItems) else PromptItems(),
     )
     return (_over(typed, given) if isinstance(typed, VisualRequest) else given), others
 

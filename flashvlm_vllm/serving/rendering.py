@@ -86,9 +86,7 @@ async def _render(
     except FieldError as error:
         raise refusal_of(error) from None
     if not covers(renderer.model_config):
-        if asked.budget is not None or any(
-            each.budget is not None for own in asked.items.values() for each in own
-        ):
+        if asked.budget is not None or asked.items.has_budgets:
             raise Refusal(
                 Reason.NOT_COVERED,
                 f"{BUDGET}: the served model is not covered by the flashvlm plugin; covered "
@@ -145,9 +143,7 @@ def _processor_arguments(
 def _may_prune(asked: VisualRequest, settings: ServerSettings) -> bool:
     """Return whether any picture of the request may get a budget."""
     budget = asked.budget if asked.has_budget else settings.budget
-    if budget is not None or asked.under_load is not None:
-        return True
-    if any(each.budget is not None for own in asked.items.values() for each in own):
+    if budget is not None or asked.under_load is not None or asked.items.has_budgets:
         return True
     # A limit applies to a request for no pruning, too.
     asks = asked.has_budget or any(each.has_budget for own in asked.items.values() for each in own)

@@ -245,7 +245,7 @@ def test_both_answers_are_timed_at_their_second_request(
     assert len({each["cache_salt"] for each in page.recorded()}) == 4
     assert warm_up["visual_budget"] == 64
     assert whole_warm_up["visual_budget"] is whole_timed["visual_budget"] is None
-    # The same number of tokens, chosen anew.
+    # The same number of tokens, selected again.
     assert timed["visual_budget"] != 64 / TOTAL
     assert round(timed["visual_budget"] * TOTAL) == 64
     assert page.text("#pruned .visual") == "64 of 576"

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 from flashvlm_vllm.processing.allotment import allot, fitted, must_fit
 from flashvlm_vllm.request.budget import BudgetSource, Clamp, TokenCount
-from flashvlm_vllm.request.parts import ItemSettings
+from flashvlm_vllm.request.parts import ItemSettings, PromptItems
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.refusal import Refusal
 from flashvlm_vllm.request.request_budget import (
@@ -47,8 +47,8 @@ def test_the_part_precedes_the_request_and_the_request_precedes_the_server() -> 
     assert budgets(VisualRequest(), server) == [32, 32, 32]
     assert budgets(VisualRequest(True, 64), server) == [64, 64, 64]
     assert budgets(VisualRequest(True, None), server) == [None, None, None]
-    assert budgets(VisualRequest(True, 64, items=parts), server) == [8, None, 64]
-    request = VisualRequest(items=parts)
+    assert budgets(VisualRequest(True, 64, items=PromptItems(parts)), server) == [8, None, 64]
+    request = VisualRequest(items=PromptItems(parts))
     assert budgets(request, server) == [8, None, 32]
     own = [BudgetSource.REQUEST] * 2
     assert sources(request, server) == [*own, BudgetSource.DEFAULT]
@@ -58,7 +58,7 @@ def test_the_part_precedes_the_request_and_the_request_precedes_the_server() -> 
 
 def test_settings_for_another_number_of_items_are_refused() -> None:
     with pytest.raises(Refusal, match="have 1 image parts, the prompt has 2"):
-        budgets(VisualRequest(items={"image": (ItemSettings(True, 8),)}))
+        budgets(VisualRequest(items=PromptItems({"image": (ItemSettings(True, 8),)})))
 
 
 def test_limits_replace_what_a_request_asks_for_but_not_the_default() -> None:
@@ -82,13 +82,13 @@ def test_under_load_the_smaller_budget_applies_to_items_without_one() -> None:
     assert budgets(loaded, ServerSettings(budget=8)) == [8, 8, 8]
     assert set(sources(loaded, ServerSettings(budget=8))) == {BudgetSource.DEFAULT}
     parts = {"image": (ItemSettings(True, 99), ItemSettings(True, None))}
-    assert budgets(VisualRequest(under_load=16, items=parts)) == [99, None, 16]
+    assert budgets(VisualRequest(under_load=16, items=PromptItems(parts))) == [99, None, 16]
 
 
 def test_a_total_is_divided_over_the_items_without_a_budget_of_their_own() -> None:
     assert sum(budgets(VisualRequest(True, TotalBudget(90)))) == 90
     parts = {"image": (ItemSettings(True, None), ItemSettings())}
-    first, *others = budgets(VisualRequest(True, TotalBudget(90), items=parts))
+    first, *others = budgets(VisualRequest(True, TotalBudget(90), items=PromptItems(parts)))
     assert first is None and sum(others) == 90
     with pytest.raises(Refusal, match=r"a total of 5 tokens is too small for 3.*smallest.* is 6"):
         budgets(VisualRequest(True, TotalBudget(5)))
@@ -163,7 +163,7 @@ def test_limits_apply_to_a_budget_that_fits() -> None:
 
 def test_items_with_a_budget_of_their_own_are_not_changed_to_fit() -> None:
     parts = {"image": (ItemSettings(True, 50), ItemSettings(True, None))}
-    request = VisualRequest(True, FitBudget.FIT, items=parts, answer=10)
+    request = VisualRequest(True, FitBudget.FIT, items=PromptItems(parts), answer=10)
     server = ServerSettings()
     start = allot(request, server, COUNTS)
     found = fitted(start, COUNTS, request, server, 200, 200)

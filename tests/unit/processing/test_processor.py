@@ -19,7 +19,7 @@ from flashvlm_vllm.ipc.prompt_report import REPORT
 from flashvlm_vllm.processing.allotment import Allotment
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 from flashvlm_vllm.request.budget import ItemCount, TokenCount
-from flashvlm_vllm.request.parts import ItemSettings
+from flashvlm_vllm.request.parts import ItemSettings, PromptItems
 from flashvlm_vllm.request.read_request import REQUEST, VisualRequest
 from flashvlm_vllm.request.request_budget import FitBudget
 from flashvlm_vllm.request.visual_positions import VisualPositions
@@ -96,7 +96,9 @@ def test_the_plan_of_uncached_items_reuses_the_plans_of_the_prompt() -> None:
 
 
 def whole_and_pruned(processor: Any, store: Any, *parts: ItemSettings, budget: Any) -> Any:
-    request = VisualRequest(True, budget, "what is this?", items={"image": parts} if parts else {})
+    request = VisualRequest(
+        True, budget, "what is this?", items=PromptItems({"image": parts} if parts else {})
+    )
     images = [photo("coffee"), photo("cat")]
     tokenizer = processor.info.get_tokenizer()
     prompt = tokenizer.encode(f"USER: {'<image>' * len(images)}\nwhat is this? ASSISTANT:")
