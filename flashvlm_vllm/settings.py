@@ -80,6 +80,9 @@ class ServerSettings:
     position_axes: int = 0
     """Axes of the model's positions: 1, or 3 with M-RoPE. 0 if the position scheme is not known;
     kept tokens then get consecutive positions. Determined from the model's configuration."""
+    no_llm_selectors: str | None = None
+    """Why selectors that use the language model are refused; ``None`` if they can be used.
+    Determined from the engine's configuration."""
 
     @classmethod
     def parse(cls, given: Mapping[str, object]) -> "ServerSettings":

@@ -79,8 +79,10 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalGeneration:
-    """Build the untrained model, float32."""
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, layers: int = LAYERS, width: int = WIDTH
+) -> LlavaForConditionalGeneration:
+    """Build the untrained model, float32, with a language model of some depth and width."""
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -94,11 +96,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=WIDTH // HEAD_DIM,
-            num_key_value_heads=WIDTH // HEAD_DIM,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // HEAD_DIM,
+            num_key_value_heads=width // HEAD_DIM,
             head_dim=HEAD_DIM,
             max_position_embeddings=8192,
             tie_word_embeddings=True,

@@ -6,7 +6,7 @@ The API process packs them and the worker unpacks them; no other code reads them
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,40 @@ MODALITIES = ("image", "video")
 CLOSED = -1
 """Gap of an item whose kept tokens get consecutive positions."""
 
+
+class TurnIds(NamedTuple):
+    """Token ids that the chat template writes around the words of a user's turn."""
+
+    before: tuple[int, ...] = ()
+    """From the start of the turn."""
+    after: tuple[int, ...] = ()
+    """Up to the first generated token."""
+
+
+NO_TURN = TurnIds()
+
+MOST_WORDS = 512
+"""Most tokens that guide the selection, the last ones of a long message: a question usually comes
+at the end. Each token adds one score per visual token."""
+
 _KEEP = "kept_tokens"
 _QUESTION_IDS = "query_ids"
 _SELECTION_KEY = "identity"
 _ITEM_KEY = "item"
 _SELECTOR = "selector_name"
 _GAP = "gap"
-_NAMES = (_KEEP, _QUESTION_IDS, _SELECTION_KEY, _ITEM_KEY, _SELECTOR, _GAP)
+_TURN_IDS = "turn_ids"
+_TURN_START = "turn_start"
+_NAMES = (
+    _KEEP,
+    _QUESTION_IDS,
+    _SELECTION_KEY,
+    _ITEM_KEY,
+    _SELECTOR,
+    _GAP,
+    _TURN_IDS,
+    _TURN_START,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,8 @@ class ItemRequests:
     selectors: list[str]
     gaps: list[int]
     """Positions that the dropped tokens leave unused; `CLOSED` for consecutive positions."""
+    turns: list[TurnIds]
+    """What surrounds the question; empty unless the selector uses the language model."""
     modality: str = "image"
     """Modality of all items; vLLM never puts items of two modalities into one call."""
 
@@ -53,6 +82,8 @@ class ItemRequests:
             _ITEM_KEY: _as_bytes(self.item_keys),
             _SELECTOR: _as_bytes([name.encode() for name in self.selectors]),
             _GAP: torch.tensor(self.gaps, dtype=torch.int64),
+            _TURN_IDS: [torch.tensor(sum(each, ()), dtype=torch.int64) for each in self.turns],
+            _TURN_START: torch.tensor([len(each.before) for each in self.turns]),
         }
         return {field_name(name, self.modality): value for name, value in values.items()}
 
@@ -70,6 +101,10 @@ class ItemRequests:
             [_bytes_of(key) for key in fields[_ITEM_KEY]],
             [_bytes_of(name).decode() for name in fields[_SELECTOR]],
             torch.stack(list(fields[_GAP])).flatten().tolist(),
+            [
+                _turn_of(ids, int(start))
+                for ids, start in zip(fields[_TURN_IDS], fields[_TURN_START], strict=True)
+            ],
             modality,
         )
 
@@ -82,6 +117,7 @@ class ItemRequests:
             self.item_keys[batch],
             self.selectors[batch],
             self.gaps[batch],
+            self.turns[batch],
             self.modality,
         )
 
@@ -116,6 +152,11 @@ def selection_key_of(item: Mapping[str, Any], modality: str) -> str | None:
     """Return a processed item's selection key in hexadecimal; ``None`` if it is not pruned."""
     name = field_name(_SELECTION_KEY, modality)
     return _bytes_of(item[name].data).hex() if name in item else None
+
+
+def _turn_of(ids: Tensor, start: int) -> TurnIds:
+    every = tuple(ids.flatten().tolist())
+    return TurnIds(every[:start], every[start:])
 
 
 def _as_bytes(values: Sequence[bytes]) -> Tensor:

@@ -31,6 +31,7 @@ from flashvlm_vllm.processing.family import NO_ARGUMENTS
 from flashvlm_vllm.request.budget import TokenCount
 from flashvlm_vllm.vision.merging_tower import Grid
 from flashvlm_vllm.vllm_releases import video_arguments
+from flashvlm_vllm.worker.candidates import Part
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import closed_items
 from flashvlm_vllm.worker.positions import Span, grid_positions, with_places
@@ -181,6 +182,13 @@ class Qwen3Model(MRopeModel):
     def into_first_layer(self, projected: Tensor) -> Tensor:
         """Return the projections without the features for deeper layers."""
         return projected[..., : self.visual_dim]
+
+    def added_after_first_layer(self, part: Part) -> Tensor | None:
+        """Return the features of the tower's first tapped layer, which this layer adds."""
+        rows = part.embeddings
+        if rows is None or rows.shape[1] < 2 * self.visual_dim:
+            return None
+        return rows[:, self.visual_dim : 2 * self.visual_dim]
 
     def laid_out(self, rows: Tensor, kept: Tensor, grid: Grid, time: Any) -> Tensor:
         """Return the embeddings of an item's placeholder, including a video's timestamps."""

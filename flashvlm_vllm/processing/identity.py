@@ -30,7 +30,9 @@ def selection_key(plan: ItemPlan, item: str) -> bytes:
 
     """
     asked = [plan.allotment.budget, plan.allotment.selector, plan.question_ids]
-    factors = json.dumps([_SELECTION_VERSION, item, *asked])
+    # Selectors that do not use the language model keep their identities.
+    turn = [plan.turn_ids] if any(plan.turn_ids) else []
+    factors = json.dumps([_SELECTION_VERSION, item, *asked, *turn])
     return hashlib.sha256(factors.encode()).digest()
 
 

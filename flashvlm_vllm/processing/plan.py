@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.multimodal.parse import MultiModalDataItems
 
-from flashvlm_vllm.ipc.item_fields import CLOSED
+from flashvlm_vllm.ipc.item_fields import CLOSED, NO_TURN, TurnIds
 from flashvlm_vllm.processing.allotment import Allotment
 from flashvlm_vllm.request.budget import ItemCount, TokenCount
 from flashvlm_vllm.request.visual_positions import VisualPositions
@@ -30,6 +30,8 @@ class ItemPlan:
     """Number of dropped tokens; 0 if the item's size is not known."""
     question_ids: tuple[int, ...] = ()
     """Token ids of the words that guide its selection."""
+    turn_ids: TurnIds = NO_TURN
+    """Token ids of the chat template around a question, if the selector uses the language model."""
     selection_key: bytes | None = None
     """Set when the item is processed. An item in vLLM's cache is not processed."""
 

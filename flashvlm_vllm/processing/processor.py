@@ -99,6 +99,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         plans = _plans(counts, allotments, positions, settings.position_axes)
         is_pruned = any(each.is_pruned for known in plans.values() for each in known)
         validation.refuse_too_large(plans)
+        validation.refuse_llm_selectors(plans, settings)
 
         words: dict[str, list[tuple[int, ...]]] = {}
         # A prompt that may not fit was just processed; planned items use those pixels again.
@@ -106,8 +107,11 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             words = self._words_of_items(request, inputs.prompt, plans)
             for modality, known in plans.items():
                 for each, own in zip(known, words[modality], strict=True):
-                    if find_selector(each.allotment.selector).uses_question:
+                    selector = find_selector(each.allotment.selector)
+                    if selector.uses_question:
                         each.question_ids = own
+                    if selector.uses_llm:
+                        each.turn_ids = self._question_tokens.turn_ids
             items = PlannedItems(inputs.mm_data_items, plans, request.explain_id)
             inputs = PlannedInputs.of(inputs, items)
 
@@ -282,6 +286,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             [item_key(name) for name in names],
             [each.allotment.selector for each in plans],
             [each.gap for each in plans],
+            [each.turn_ids for each in plans],
             modality,
         ).packed()
         inputs |= self.own_inputs(items, modality, arguments)

@@ -5,14 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+from flashvlm_vllm.ipc.item_fields import MOST_WORDS, TurnIds
 from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.steering import Steering, item_queries, turns_of_prompt, with_own_queries
-
-MOST_WORDS: Final = 512
-"""Most tokens that guide the selection, the last ones of a long message: a question usually comes
-at the end. Each token adds one score per visual token."""
 
 _CACHED_QUESTIONS: Final = 1024
 
@@ -101,6 +98,17 @@ class QuestionTokens:
             raise too_many_words(f"{len(ids)} tokens", longest)
         guiding = tuple(token for token in ids if token not in self._special_tokens)
         return guiding[-MOST_WORDS:]
+
+    @cached_property
+    def turn_ids(self) -> TurnIds:
+        """The ids of what the chat template writes around a question; empty without a template."""
+        tokenizer = self._info.get_tokenizer()
+        turn = self._user_turn
+        before, after = (
+            tuple(tokenizer.encode(each, add_special_tokens=False)) if each else ()
+            for each in (turn.prefix, turn.suffix)
+        )
+        return TurnIds(before, after)
 
     def _placeholders(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Return the text that stands for an item in a prompt, by modality."""

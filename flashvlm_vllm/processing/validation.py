@@ -121,6 +121,27 @@ def refuse_below_floor(allotments: Mapping[str, Sequence[Allotment]], counts: Co
                 )
 
 
+def refuse_llm_selectors(plans: Mapping[str, Sequence[ItemPlan]], settings: ServerSettings) -> None:
+    """Refuse a selector that uses the language model, if it cannot be used.
+
+    Raises:
+        Refusal: a pruned item has such a selector.
+
+    """
+    if settings.no_llm_selectors is None:
+        return
+    for known in plans.values():
+        for each in known:
+            name = each.allotment.selector
+            if each.is_pruned and find_selector(name).uses_llm:
+                raise Refusal(
+                    Reason.NOT_COVERED,
+                    f"{SELECTOR}: {name} uses the first layers of the language model, but "
+                    f"{settings.no_llm_selectors}; name another selector",
+                    parameter=SELECTOR,
+                )
+
+
 def refuse_too_large(plans: Mapping[str, Sequence[ItemPlan]]) -> None:
     """Refuse a pruned item with more tokens than its selector accepts.
 

@@ -8,6 +8,7 @@ from flashvlm_vllm.selection.select import (
     select_visual_tokens_ragged,
 )
 from flashvlm_vllm.selection.selectors import (
+    LanguageAttention,
     Merged,
     Selection,
     Selector,
@@ -21,6 +22,7 @@ from flashvlm_vllm.selection.selectors import (
 __all__ = [
     "ABLATIONS",
     "VIDEO",
+    "LanguageAttention",
     "Merged",
     "Selection",
     "SelectionConfig",

@@ -26,14 +26,13 @@ from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
+from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.relevance import text_similarity
 from flashvlm_vllm.selection.scaling import unit_rows
 
 RELEVANCE_WEIGHT: Final = 3.0
 """Weight of the words; that of the saliency is 1. The best of 2, 3 and 4 on 1,200 development
 questions, by 0.4 points."""
-REACH: Final = 1
-"""Largest distance of neighbours, in rows and in columns."""
 LEAST: Final = 1e-6
 """Lower bound in logarithms and for standard deviations."""
 HIGHEST: Final = 8.0
@@ -121,31 +120,3 @@ def standardised(values: Tensor) -> Tensor:
     """
     centred = values - values.mean(dim=0)
     return centred / (centred.square().mean(dim=0).sqrt() + LEAST)
-
-
-def mean_of_near(values: Tensor, places: Tensor) -> Tensor:
-    """Average each value with those at most `REACH` rows and columns away.
-
-    Neighbours are looked up in the sorted places: the size of the grid is not needed, places may be
-    missing (padding), and there is no synchronization with the device. O(N log N) time, O(N)
-    memory.
-
-    Args:
-        values: (N,) float32.
-        places: (N, 2) int64, distinct, 0 or more.
-
-    """
-    rows, columns = places.unbind(dim=1)
-    # Large enough that the end of a row is not a neighbour of the start of the next.
-    stride = columns.max() + 1 + REACH
-    numbers = rows * stride + columns
-    ascending, order = torch.sort(numbers)
-    total, count = torch.zeros_like(values), torch.zeros_like(values)
-    for down in range(-REACH, REACH + 1):
-        for across in range(-REACH, REACH + 1):
-            wanted = numbers + down * stride + across
-            found = torch.searchsorted(ascending, wanted).clamp_max(len(order) - 1)
-            is_there = ascending[found] == wanted
-            total += torch.where(is_there, values[order[found]], 0.0)
-            count += is_there
-    return total / count

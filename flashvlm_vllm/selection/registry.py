@@ -9,21 +9,24 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.baselines import (
     cdpruner,
     divprune,
+    fastv_boundary,
     prumerge_anchors,
     prumerge_plus,
     random_tokens,
+    sparsevlm_boundary,
     uniform,
     visionzip,
     visionzip_anchors,
 )
 from flashvlm_vllm.selection.config import VIDEO
-from flashvlm_vllm.selection.flashvlm_2 import REACH, select_coherent
+from flashvlm_vllm.selection.flashvlm_2 import select_coherent
+from flashvlm_vllm.selection.llm_attention import select_attended
+from flashvlm_vllm.selection.neighbours import places_in_time
 from flashvlm_vllm.selection.select import PUBLISHED, select_visual_tokens_ragged
 from flashvlm_vllm.selection.selectors import GROUP, Merged, Selector, VisualTokens
 
@@ -66,18 +69,23 @@ def _select_many(
 
 
 def _flashvlm_2(tokens: VisualTokens) -> Tensor:
-    places = tokens.places
-    if tokens.times is not None:
-        # Tokens of different time steps are no neighbours: each time step gets its own rows.
-        rows = places[:, 0] + tokens.times * (places[:, 0].max() + 1 + REACH)
-        places = torch.stack([rows, places[:, 1]], dim=1)
     return select_coherent(
         tokens.projected,
         tokens.saliency,
         tokens.text,
         tokens.budget,
         tokens.features,
-        places,
+        places_in_time(tokens.places, tokens.times),
+    )
+
+
+def _llm_attention(tokens: VisualTokens) -> Tensor:
+    if tokens.attention is None or not tokens.attention.words:
+        return _flashvlm_2(tokens)
+    return select_attended(
+        tokens.attention.weighted,
+        tokens.budget,
+        places_in_time(tokens.places, tokens.times),
     )
 
 
@@ -119,6 +127,18 @@ def _divprune(tokens: VisualTokens) -> Tensor:
     return divprune(tokens.projected, tokens.budget)
 
 
+def _fastv(tokens: VisualTokens) -> Tensor:
+    if tokens.attention is None:
+        return _vispruner(tokens)
+    return fastv_boundary(tokens.attention.mean, tokens.budget)
+
+
+def _sparsevlm(tokens: VisualTokens) -> Tensor:
+    if tokens.attention is None or tokens.text is None or not len(tokens.text):
+        return _vispruner(tokens)
+    return sparsevlm_boundary(tokens.attention.mean, tokens.projected, tokens.text, tokens.budget)
+
+
 def _random(tokens: VisualTokens) -> Tensor:
     return random_tokens(len(tokens.projected), tokens.budget, tokens.seed)
 
@@ -137,11 +157,14 @@ BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
     {
         "flashvlm": Selector(_flashvlm, choose_many=_flashvlm_many),
         "flashvlm-2": Selector(_flashvlm_2),
+        "llm-attention": Selector(_llm_attention, uses_llm=True),
         "vispruner": Selector(_vispruner, uses_question=False, choose_many=_vispruner_many),
         "visionzip": Selector(_visionzip, merges=True, uses_question=False, uses_keys=True),
         "prumerge+": Selector(_prumerge_plus, merges=True, uses_question=False, uses_keys=True),
         "cdpruner": Selector(_cdpruner),
         "divprune": Selector(_divprune, uses_question=False),
+        "fastv-boundary": Selector(_fastv, uses_llm=True),
+        "sparsevlm-boundary": Selector(_sparsevlm, uses_llm=True),
         "random": Selector(_random, uses_question=False),
         "uniform": Selector(_uniform, uses_question=False),
     }

@@ -27,6 +27,29 @@ class SelectorError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class LanguageAttention:
+    """Attention of a prompt's words to N visual tokens, in the second decoder layer.
+
+    Its R rows are the words after the visual tokens: those of the question, then what the chat
+    template writes up to the first generated token. The last row is FastV's (K = 2).
+    """
+
+    mean: Tensor
+    """(R, N) float32: attention weights, mean over the heads. A row sums to less than 1, because a
+    word attends to other words, too."""
+    weighted: Tensor
+    """(R, N) float32: attention weight times the length of the visual token's value vector, the
+    largest over the heads. How much of a token a word reads: tokens that many words attend to
+    without reading anything have short values."""
+    words: int
+    """Number of rows of the question's words, the first ones; 0 without a question."""
+
+    def of(self, tokens: Tensor | slice) -> LanguageAttention:
+        """Return the attention to some of the visual tokens."""
+        return LanguageAttention(self.mean[:, tokens], self.weighted[:, tokens], self.words)
+
+
+@dataclass(frozen=True, slots=True)
 class VisualTokens:
     """The tokens of one image or video, as input of a selector. All tensors are on one device."""
 
@@ -53,6 +76,9 @@ class VisualTokens:
     times: Tensor | None = None
     """(N,) int64 time step of each token, ascending; None for an image. One token of each time step
     of a video may be missing, because it is always kept and not part of the input."""
+    attention: LanguageAttention | None = None
+    """Attention of the question in the language model; None unless the selector uses it
+    (`uses_llm`)."""
 
 
 class Merged(NamedTuple):
@@ -78,6 +104,9 @@ class Selector:
     """False: the selection does not depend on the question, so a second question about the same
     image hits the prefix cache."""
     uses_keys: bool = False
+    uses_llm: bool = False
+    """Whether the selector uses `VisualTokens.attention`, for which the first decoder layer runs on
+    all tokens of the item and on the question, and a part of the second."""
     choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
     """`choose` for several images at once, one result per image, if that is faster. The result for
     an image must not depend on the other images."""

@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
+from flashvlm_vllm.language_models import why_not_used
 from flashvlm_vllm.position_scheme import axes_of
+from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.settings import ENGINE_SETTINGS, ServerSettings, set_settings, settings_of
 from flashvlm_vllm.supported_models import MODELS, covers
@@ -21,7 +23,10 @@ def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs:
         _refuse_adapters_on_towers(config)
     except ValueError as error:
         _stop(engine_args, error)
-    _set_position_axes(config.model_config)
+    try:
+        _set_facts(config)
+    except ValueError as error:
+        _stop(engine_args, error)
     return config
 
 
@@ -77,10 +82,21 @@ def _refuse_adapters_on_towers(config: Any) -> None:
         )
 
 
-def _set_position_axes(model_config: Any) -> None:
+def _set_facts(config: Any) -> None:
+    """Add to the settings what follows from the engine's configuration."""
+    from flashvlm_vllm.selection.registry import find_selector
+
+    model_config = config.model_config
     if not covers(model_config) or settings_of(model_config).position_axes:
         return
-    settings = replace(settings_of(model_config), position_axes=axes_of(model_config))
+    settings = replace(
+        settings_of(model_config),
+        position_axes=axes_of(model_config),
+        no_llm_selectors=why_not_used(config),
+    )
+    default = settings.default_selector
+    if settings.no_llm_selectors is not None and find_selector(default).uses_llm:
+        raise ValueError(f"{SELECTOR} {default} cannot be used: {settings.no_llm_selectors}")
     set_settings(model_config, settings)
     if not settings.position_axes and settings.default_positions is VisualPositions.KEPT:
         from vllm.logger import init_logger

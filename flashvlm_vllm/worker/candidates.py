@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvlm_vllm.selection import Selector, VisualTokens
+from flashvlm_vllm.selection import LanguageAttention, Selector, VisualTokens
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.worker.feature_cache import ImageFeatures
 
@@ -90,6 +90,8 @@ class Candidates:
     """Number of tokens to keep of the part. For a video at least its number of time steps."""
     text: Tensor | None
     """``(L, D)`` embeddings of the question; ``None`` without a question."""
+    attention: LanguageAttention | None = None
+    """Attention of the prompt's words to the part; ``None`` unless the selector uses it."""
 
     @property
     def total(self) -> int:
@@ -126,6 +128,7 @@ class Candidates:
             places=part.places,
             seed=int.from_bytes(self.selection_key[:8], "big") >> 1,
             times=self._times(),
+            attention=self.attention,
         )
 
     def _times(self) -> Tensor | None:

@@ -20,9 +20,9 @@ from vllm.logger import init_logger
 from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from flashvlm_vllm.ipc.item_fields import ItemRequests
+from flashvlm_vllm.ipc.item_fields import MOST_WORDS, ItemRequests
 from flashvlm_vllm.request.budget import spread_budget
-from flashvlm_vllm.selection import Selection, Selector
+from flashvlm_vllm.selection import LanguageAttention, Selection, Selector
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.selection.workspace import workspace_bytes
 from flashvlm_vllm.settings import settings_of
@@ -33,8 +33,10 @@ from flashvlm_vllm.worker.explain_record import record_of
 from flashvlm_vllm.worker.explain_watches import EXPLAIN_WATCHES
 from flashvlm_vllm.worker.feature_cache import FeatureCache, ImageFeatures
 from flashvlm_vllm.worker.kept import Kept
+from flashvlm_vllm.worker.language_attention import pass_bytes
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import PositionedModel
+from flashvlm_vllm.worker.question_attention import QuestionAttention
 from flashvlm_vllm.worker.uncompiled import uncompiled
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
@@ -52,6 +54,10 @@ class PrunedModel(PositionedModel, ABC):
 
     language_model: Any
     multi_modal_projector: Any
+
+    pass_tokens: int
+    """Most tokens that run through the first decoder layers at a time, for selectors that use them.
+    A single longer prompt runs alone."""
 
     # Hooks of a model family.
 
@@ -94,6 +100,17 @@ class PrunedModel(PositionedModel, ABC):
 
         """
         return spots
+
+    def item_positions(self, item: Item) -> Tensor:
+        """Return the unpruned positions ``(N, axes)`` int64 of an item's visual tokens, from 0.
+
+        Used by selectors that run the first decoder layers. Text within the item is not counted.
+        """
+        return torch.arange(item.tokens).unsqueeze(1)
+
+    def added_after_first_layer(self, part: Part) -> Tensor | None:
+        """Return what the model adds after its first decoder layer, ``(N, D)``; usually nothing."""
+        return None
 
     def assemble(self, parts: Sequence[Part], chosen: Sequence[Selection]) -> Kept:
         """Concatenate the kept tokens of an item's parts, in the order of the parts."""
@@ -167,6 +184,8 @@ class PrunedModel(PositionedModel, ABC):
         )
         self._chooser = Chooser()
         self._uncompiled = partial(uncompiled, vllm_config)
+        self._vllm_config = vllm_config
+        self.pass_tokens = self._encoder_tokens + MOST_WORDS
         self.set_up_positions(vllm_config)
         config = vllm_config.model_config.hf_config
         self._tower_width = getattr(getattr(config, "vision_config", None), "hidden_size", 0)
@@ -187,7 +206,7 @@ class PrunedModel(PositionedModel, ABC):
         if requests is None:
             return self.finish_whole(kwargs, self._encode_as_vllm(kwargs))
         items = self.read_items(requests.modality, kwargs)
-        words = self._embed_questions(requests.question_ids)
+        words = self.embed_words(requests.question_ids)
         kept: list[Kept] = []
         for batch in self.encoder_batches([item.tokens for item in items]):
             kept += self._select_batch(items[batch], requests[batch], words[batch])
@@ -224,6 +243,8 @@ class PrunedModel(PositionedModel, ABC):
         """Clear the features and selections of all items."""
         self.feature_cache.clear()
         self._chooser.clear()
+        if "_question_attention" in vars(self):
+            self._question_attention.clear()
 
     def _select_batch(
         self,
@@ -238,9 +259,14 @@ class PrunedModel(PositionedModel, ABC):
                 return self.encode([items[row] for row in missing], with_keys=with_keys)
 
         features = self.feature_cache.features_of(requests.item_keys, encode, with_keys=with_keys)
+        parts = [
+            self.parts(item, own, find_selector(name))
+            for item, own, name in zip(items, features, requests.selectors, strict=True)
+        ]
+        attention = self._question_attention.of_items(items, parts, requests)
         candidates = [
-            self._candidates(item, own, requests, row, words[row])
-            for row, (item, own) in enumerate(zip(items, features, strict=True))
+            self._candidates(own, requests, row, words[row], attention.get(row))
+            for row, own in enumerate(parts)
         ]
         chosen = self.select([each for own in candidates for each in own])
         bounds = accumulate((len(own) for own in candidates), initial=0)
@@ -262,20 +288,24 @@ class PrunedModel(PositionedModel, ABC):
 
     def _candidates(
         self,
-        item: Item,
-        features: ImageFeatures,
+        parts: Sequence[Part],
         requests: ItemRequests,
         row: int,
         text: Tensor | None,
+        attention: LanguageAttention | None,
     ) -> list[Candidates]:
         """Divide an item's budget over its parts; parts whose share is 0 are left out."""
-        name = requests.selectors[row]
-        parts = self.parts(item, features, find_selector(name))
+        name, key = requests.selectors[row], requests.selection_keys[row]
         sizes = [len(part.projected) for part in parts]
         shares = spread_budget(min(requests.keep[row], sum(sizes)), sizes)
+        starts = accumulate(sizes, initial=0)
+        own = [
+            None if attention is None else attention.of(slice(start, start + size))
+            for start, size in zip(starts, sizes, strict=False)
+        ]
         return [
-            Candidates(part, name, requests.selection_keys[row], share, text)
-            for part, share in zip(parts, shares, strict=True)
+            Candidates(part, name, key, share, text, seen)
+            for part, share, seen in zip(parts, shares, own, strict=True)
             if share
         ]
 
@@ -296,7 +326,7 @@ class PrunedModel(PositionedModel, ABC):
         for key, parts in items.items():
             for watch in EXPLAIN_WATCHES.of_item(key):
                 ids = torch.tensor(watch.questions[key], dtype=torch.int64, device=device)
-                (text,) = self._embed_questions([ids])
+                (text,) = self.embed_words([ids])
                 if get_tp_group().rank_in_group != 0:
                     continue
                 try:
@@ -306,7 +336,7 @@ class PrunedModel(PositionedModel, ABC):
                 except Exception as error:
                     logger.error("flashvlm: recording failed: %s", type(error).__name__)
 
-    def _embed_questions(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]:
+    def embed_words(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the raw text embeddings ``(L_i, D)`` of each item's question.
 
         All questions are embedded in one call: with a sharded vocabulary it is a collective, which
@@ -321,6 +351,11 @@ class PrunedModel(PositionedModel, ABC):
         return list(embeddings.split([len(each) for each in question_ids]))
 
     @cached_property
+    def _question_attention(self) -> QuestionAttention:
+        # Created on first use: vLLM replaces layers for LoRA after it has built the model.
+        return QuestionAttention(self, self._vllm_config)
+
+    @cached_property
     def _adapted_embeddings(self) -> list[VocabParallelEmbeddingWithLoRA]:
         return adapted_embeddings(self.language_model)
 
@@ -329,8 +364,8 @@ class PrunedModel(PositionedModel, ABC):
     def _encode_as_vllm(self, kwargs: dict[str, Any]) -> Any:
         """Encode whole images or videos.
 
-        The first call is vLLM's memory profiling. A tensor of the size of a selection's workspace
-        is allocated in it, so that the KV cache does not get that memory.
+        The first call is vLLM's memory profiling. A tensor of the size of a selection's temporary
+        tensors is allocated in it, so that the KV cache does not get that memory.
         """
         embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if not self._is_profiled and len(embeddings):
@@ -338,5 +373,9 @@ class PrunedModel(PositionedModel, ABC):
             # Rows after the projector may be wider than an embedding (features of deeper layers).
             widest = max(self._tower_width, embeddings[0].shape[-1])
             size = workspace_bytes(self._encoder_tokens, widest)
+            config = self._vllm_config.model_config
+            if settings_of(config).no_llm_selectors is None:
+                item_size = embeddings[0].element_size()
+                size = max(size, pass_bytes(self.pass_tokens, config.hf_text_config, item_size))
             torch.empty(size, dtype=torch.uint8, device=embeddings[0].device)
         return embeddings

@@ -93,4 +93,5 @@ def _taken(tokens: VisualTokens, rows: Tensor, budget: int) -> VisualTokens:
         keys=None if tokens.keys is None else tokens.keys[rows],
         places=tokens.places[rows],
         times=None if tokens.times is None else tokens.times[rows],
+        attention=None if tokens.attention is None else tokens.attention.of(rows),
     )

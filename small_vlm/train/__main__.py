@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file
 
 from small_vlm import WEIGHTS
-from small_vlm.architecture import build_model, build_tokenizer, parts_of
+from small_vlm.architecture import LAYERS, WIDTH, build_model, build_tokenizer, parts_of, tower_of
+from small_vlm.train.attention import PACKED
 from small_vlm.train.export import export
 from small_vlm.train.language import LanguageStage
 from small_vlm.train.schedule import run_stage
@@ -44,25 +46,46 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the language model")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of the language model")
+    parser.add_argument(
+        "--tower", type=Path, help="trained model whose vision tower is used in place of a new one"
+    )
     asked = parser.parse_args()
     unknown = set(asked.stages) - STAGES.keys()
     if unknown:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
     torch.set_num_threads(asked.threads)
-    for name in asked.stages or STAGES:
-        tokenizer = build_tokenizer()
-        model = build_model(tokenizer, asked.seed)
-        # Faster than the fused kernel for these sizes, on a CPU and with a mask.
-        model.model.language_model.config._attn_implementation = "eager"
-        build, seconds, peak = STAGES[name]
-        stage = build(model, tokenizer)
+    stages = asked.stages or [name for name in STAGES if name != "tower" or asked.tower is None]
+    for name in stages:
+        tokenizer, model = build(asked)
+        model.model.language_model.config._attn_implementation = PACKED
+        stage_of, seconds, peak = STAGES[name]
+        stage = stage_of(model, tokenizer)
         load(model, asked.folder, until=name)
+        # Wider models diverge at the rates that are best for narrow ones.
+        peak *= WIDTH / asked.width if name != "tower" else 1
         run_stage(name, stage, asked.seconds or seconds, asked.folder, asked.seed, peak)
-    if not asked.stages or "both" in asked.stages:
-        tokenizer = build_tokenizer()
-        model = build_model(tokenizer, asked.seed)
+    if "both" in stages:
+        tokenizer, model = build(asked)
         load(model, asked.folder)
         export(model, tokenizer, asked.folder, asked.output)
+
+
+def build(asked: argparse.Namespace) -> tuple[Any, Any]:
+    """Build tokenizer and untrained model; the tower is that of ``--tower`` if given."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, asked.seed, layers=asked.layers, width=asked.width)
+    if asked.tower is not None:
+        prefix = "vision_tower.vision_model."
+        weights = load_file(asked.tower / "model.safetensors")
+        tower = {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+        tower_of(model).load_state_dict(tower)
+    return tokenizer, model
 
 
 def load(model: Any, folder: Path, until: str | None = None) -> None:

@@ -77,7 +77,7 @@ def answer_loss(model: Any, prefix: Tensor, lengths: Tensor, packed: Branches) -
     """Run the language model and score the answers.
 
     Args:
-        model: a LLaVA.
+        model: a LLaVA whose language model has the attention `PACKED`.
         prefix: ``(B, P, D)`` embeddings of "user :" and the picture, padded at the end.
         lengths: ``(B,)`` how many of them are real.
         packed: the branches.
@@ -94,25 +94,23 @@ def answer_loss(model: Any, prefix: Tensor, lengths: Tensor, packed: Branches) -
     positions = torch.cat([places.expand(count, -1), lengths[:, None] + packed.positions], dim=1)
 
     real = places < lengths[:, None]
-    sees = torch.zeros(count, reach + size, reach + size, dtype=torch.bool)
-    sees[:, :reach, :reach] = torch.ones(reach, reach, dtype=torch.bool).tril() & real[:, None]
-    sees[:, reach:, :reach] = real[:, None]
+    sees = torch.zeros(count, size, reach + size, dtype=torch.bool)
+    sees[:, :, :reach] = real[:, None]
     same = packed.branch[:, :, None] == packed.branch[:, None]
-    sees[:, reach:, reach:] = same & torch.ones(size, size, dtype=torch.bool).tril()
-    sees |= torch.eye(reach + size, dtype=torch.bool)
+    sees[:, :, reach:] = same & torch.ones(size, size, dtype=torch.bool).tril()
+    sees[:, :, reach:] |= torch.eye(size, dtype=torch.bool)
 
-    with torch.autocast("cpu", torch.bfloat16):
-        mask = torch.zeros(sees.shape).masked_fill_(~sees, -1e9)
-        states = language(
-            inputs_embeds=embeddings,
-            attention_mask=mask[:, None],
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state[:, reach:]
-        chosen = packed.labels != IGNORED
-        logits = model.lm_head(states[chosen])
+    mask = torch.zeros(sees.shape).masked_fill_(~sees, -1e9)
+    states = language(
+        inputs_embeds=embeddings,
+        attention_mask=mask[:, None],
+        position_ids=positions,
+        use_cache=False,
+    ).last_hidden_state[:, reach:]
+    chosen = packed.labels != IGNORED
+    logits = model.lm_head(states[chosen])
     labels, weights = packed.labels[chosen], packed.weights[chosen]
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    loss = nn.functional.cross_entropy(logits, labels, reduction="none")
     loss = (loss * weights).sum() / weights.sum()
     with torch.no_grad():
         before = packed.labels.roll(1, dims=1)

@@ -62,7 +62,8 @@ def run_stage(
     """Train until ``seconds`` of work are done, continuing from the last checkpoint.
 
     The learning rate warms up over 2 % of the time and falls as a cosine to 2 % of ``peak``. Time
-    decides, not a number of steps, so that a slower machine ends as well; the log has both.
+    decides, not a number of steps, so that a slower machine ends as well; the log has both. It is
+    the time of one core at work, so other processes do not shorten the training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pt"
@@ -104,7 +105,7 @@ def run_stage(
     sums: dict[str, float] = defaultdict(float)
     counted, told, saved_at = 0, done, done
     while done < seconds:
-        started = time.perf_counter()
+        started = time.thread_time()
         part = done / seconds
         warm = min(1.0, part / 0.02 + 1e-3)
         rate = peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
@@ -120,7 +121,7 @@ def run_stage(
         for key, value in result.items():
             sums[key] += float(value.detach())
         counted += 1
-        done += time.perf_counter() - started
+        done += time.thread_time() - started
         if done - told >= every or done >= seconds:
             means = {key: round(value / counted, 4) for key, value in sums.items()}
             line = {

@@ -52,9 +52,9 @@ class SightStage:
         ]
         pixels = normalized([draw(scene) for scene in scenes])
         corner = (origin[0] * CELL_PATCHES, origin[1] * CELL_PATCHES)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             features = encode_pictures(tower_of(self.model), pixels, corner)[-2][:, 1:]
-        projected = self.model.model.multi_modal_projector(features.float())
+        projected = self.model.model.multi_modal_projector(features)
         ids = torch.tensor(encode(self.tokenizer, PICTURE))
         opening = self.model.model.language_model.embed_tokens(ids).expand(len(scenes), -1, -1)
         prefix = torch.cat([opening, projected], dim=1)

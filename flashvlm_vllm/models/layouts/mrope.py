@@ -170,6 +170,13 @@ class MRopeModel(PrunedModel):
         part = Part.of_clip(shown, columns)
         return [replace(part, embeddings=features.projected.flatten(0, 1))]
 
+    def item_positions(self, item: Item) -> Tensor:
+        """Return time, row and column of each token; a video's timestamps are not counted."""
+        (steps, high, wide), time = item.layout.grid, item.layout.time
+        side = self.visual.spatial_merge_size
+        factor = time if isinstance(time, float) else 1.0
+        return torch.from_numpy(grid_positions(steps, high // side, wide // side, factor))
+
     def project_merged(self, merged: Tensor) -> Tensor:
         """Return merged tokens, which are already projected."""
         return merged

@@ -14,7 +14,6 @@ from flashvlm_vllm.selection.determinant import largest_determinant
 from flashvlm_vllm.selection.flashvlm_2 import (
     RELEVANCE_WEIGHT,
     coherent_scores,
-    mean_of_near,
     select_coherent,
     standardised,
 )

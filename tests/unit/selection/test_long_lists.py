@@ -15,7 +15,7 @@ from benchmarks.selection.in_blocks import log_determinant, pairs_up_to, smalles
 from flashvlm_vllm.selection import VisualTokens, long_lists, run_selector
 from flashvlm_vllm.selection.baselines import cdpruner, divprune
 from flashvlm_vllm.selection.determinant import largest_determinant, largest_determinant_of_any
-from flashvlm_vllm.selection.flashvlm_2 import mean_of_near
+from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import cosine_gram
 from flashvlm_vllm.selection.registry import BUILT_IN
 from flashvlm_vllm.selection.workspace import workspace_bytes

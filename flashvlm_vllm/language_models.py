@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Language models whose first decoder layers selectors can use. Imports neither vLLM nor torch."""
+
+from typing import Any, Final
+
+LANGUAGE_MODELS: Final = frozenset(
+    {
+        "gemma3_text",
+        "glm4v_text",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen2_5_vl_text",
+        "qwen2_vl_text",
+        "qwen3",
+        "qwen3_vl_text",
+    }
+)
+"""Types of language models, by Transformers' names, whose first two decoder layers have a plain
+causal attention and are called in the same way. Each has a test."""
+
+_FIRST_LAYERS: Final = 2
+
+
+def why_not_used(config: Any) -> str | None:
+    """Return why selectors cannot use a language model; ``None`` if they can.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
+
+    """
+    text = config.model_config.hf_text_config
+    if text.model_type not in LANGUAGE_MODELS:
+        known = ", ".join(sorted(LANGUAGE_MODELS))
+        return f"the language model is of type {text.model_type}; supported are {known}"
+    stages = config.parallel_config.pipeline_parallel_size
+    if text.num_hidden_layers // stages < _FIRST_LAYERS:
+        return f"the first pipeline stage has fewer than {_FIRST_LAYERS} decoder layers"
+    return None
