@@ -43,8 +43,8 @@ def attend(
 
     """
     prefix = query.shape[2] - attention_mask.shape[2]
-    first = (each[:, :, :prefix] for each in (query, key, value))
-    seen = scaled_dot_product_attention(*first, is_causal=True, scale=scaling)
+    first, keys, values = (each[:, :, :prefix] for each in (query, key, value))
+    seen = scaled_dot_product_attention(first, keys, values, is_causal=True, scale=scaling)
     logits = query[:, :, prefix:] @ key.mT * scaling + attention_mask
     asked = logits.softmax(dim=-1) @ value
     return torch.cat([seen, asked], dim=2).transpose(1, 2).contiguous(), None
