@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of all variants, from the results of each model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.accuracy.statistics import paired
+from benchmarks.measuring.report import table
+
+FIRST: Final = ("unpruned", "oracle", "vispruner", "flashvlm", "flashvlm-2")
+SETS: Final = ("plain", "stress")
+CHOSEN: Final = "layer: layer 2 of {layers}"
+"""The row that is `llm-attention` as it is served."""
+NOTE: Final = """\
+Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
+McNemar's exact test against `llm-attention` over the three budgets of both sets together; + where the variant
+has more correct answers, - where it has fewer."""
+
+
+def write_report(folder: Path) -> None:
+    """Write ``report.md`` from the results files in a folder."""
+    parts = [
+        "<!-- SPDX-License-Identifier: Apache-2.0 -->",
+        "# Every variant that was tried",
+        NOTE,
+    ]
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "small.json"):
+        found = json.loads(path.read_text())
+        if "right" in found:
+            parts += [heading(path.stem, found["about"]), variant_table(found)]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n")
+
+
+def heading(name: str, about: Mapping[str, Any]) -> str:
+    """Return the heading of a model."""
+    return (
+        f"## {name}: {about['layers']} decoder layers of width {about['width']}, "
+        f"{about['questions']} development questions of each set"
+    )
+
+
+def variant_table(found: Mapping[str, Any]) -> str:
+    """Return the table of one model, the served selector in its place among the layers."""
+    right = found["right"]
+    chosen = CHOSEN.format(layers=found["about"]["layers"])
+    names = [each for each in right[SETS[0]] if all(each in right[own] for own in SETS)]
+    budgets = [str(each) for each in found["about"]["budgets"]]
+    rows = []
+    for name in sorted(names, key=lambda each: (each not in FIRST, _order(each))):
+        cells = [" / ".join(_shares(right[own][name])) for own in SETS]
+        test = ""
+        if name not in FIRST and name != chosen and chosen in names:
+            ours = [_marks(right, own, name, budget) for own in SETS for budget in budgets]
+            theirs = [_marks(right, own, chosen, budget) for own in SETS for budget in budgets]
+            found_test = paired(list(chain(*ours)), list(chain(*theirs)))
+            sign = "+" if found_test.difference > 0 else "-" if found_test.difference else ""
+            test = f"{sign} {found_test.p:.2g}".strip()
+        shown = f"**{name} (`llm-attention`)**" if name == chosen else name
+        rows.append((shown, *cells, test))
+    return table(("", "plain", "small object asked for", "p"), rows)
+
+
+def _order(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST)
+
+
+def _shares(marks: Mapping[str, str]) -> list[str]:
+    return [f"{each.count('1') / len(each):.3f}" for each in marks.values()]
+
+
+def _marks(right: Mapping[str, Any], own: str, name: str, budget: str) -> list[bool]:
+    return [mark == "1" for mark in right[own][name][budget]]

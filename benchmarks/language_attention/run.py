@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures every variant on development questions: ``python -m benchmarks.language_attention.run``.
+
+The questions are drawn with other seeds than all test sets. Results are written variant by variant;
+a later run continues. ``--model`` names another trained model; its results go to a file of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.sets import Item, nearest_patches, plain, stress
+from benchmarks.language_attention.figures import write_report
+from benchmarks.language_attention.observed import Observed, observe
+from benchmarks.language_attention.variants import Variant, variants
+from benchmarks.measuring.folders import committed
+from flashvlm_vllm.selection import run_selector
+from flashvlm_vllm.selection.registry import find_selector
+from small_vlm import WEIGHTS
+from small_vlm.architecture import VISUAL_TOKENS
+
+SETS: Final = {"plain": (plain, 401), "stress": (stress, 402)}
+"""Development sets and their seeds; those of the tests are 1 to 3."""
+BUDGETS: Final = (128, 64, 32)
+QUESTIONS: Final = 500
+BATCH: Final = 32
+COMPARED: Final = ("vispruner", "flashvlm", "flashvlm-2")
+GROUPED: Final = 6
+"""Variants whose kept tokens are found in one pass over the pictures."""
+
+
+def main() -> int:
+    """Measure what is missing, and write the report."""
+    parser = argparse.ArgumentParser(prog="benchmarks.language_attention.run", description=__doc__)
+    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--name", default="small", help="of the model in file and report")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="of each set")
+    parser.add_argument("--groups", nargs="+", help="groups of variants; default: all")
+    parser.add_argument("--report-only", action="store_true")
+    asked = parser.parse_args()
+    folder = committed("language_attention")
+    if not asked.report_only:
+        measure(asked, folder / f"{asked.name}.json")
+    write_report(folder)
+    return 0
+
+
+def measure(asked: argparse.Namespace, path: Path) -> None:
+    """Fill a results file."""
+    torch.set_num_threads(1)
+    weights = (asked.model / "model.safetensors").read_bytes()
+    reference = Reference(asked.model)
+    config = reference.model.config.text_config
+    about = {
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "questions": asked.questions,
+        "budgets": list(BUDGETS),
+    }
+    found = json.loads(path.read_text()) if path.exists() else {"about": about, "right": {}}
+    if found["about"] != about:
+        sys.exit(f"{path.name} is of other weights or questions; remove it or use another --name")
+    tried = [
+        each
+        for each in variants(config.num_hidden_layers)
+        if asked.groups is None or each.group in asked.groups
+    ]
+    for name, (draw, seed) in SETS.items():
+        items = draw(asked.questions, seed)
+        right = found["right"].setdefault(name, {})
+        missing = [each for each in tried if f"{each.group}: {each.name}" not in right]
+        if not missing and "unpruned" in right:
+            continue
+        pictures = Pictures(reference, items)
+        if "unpruned" not in right:
+            for row, kept in pictures.compared():
+                right[row] = pictures.marks(kept)
+                _save(found, path, name, row)
+        for start in range(0, len(missing), GROUPED):
+            group = missing[start : start + GROUPED]
+            for variant, kept in zip(group, pictures.kept(group), strict=True):
+                row = f"{variant.group}: {variant.name}"
+                right[row] = pictures.marks(kept)
+                _save(found, path, name, row)
+
+
+def _save(found: dict[str, Any], path: Path, name: str, row: str) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    shares = [marks.count("1") / len(marks) for marks in found["right"][name][row].values()]
+    print(time.strftime("%H:%M:%S"), f"{name:7} {row:75}", *(f"{each:.3f}" for each in shares),
+          flush=True)  # fmt: skip
+
+
+Kept = dict[int, list[Tensor]]
+"""Kept tokens of every picture, by budget."""
+
+
+class Pictures:
+    """A set of questions, encoded."""
+
+    def __init__(self, reference: Reference, items: list[Item]) -> None:
+        self.reference, self.items = reference, items
+        self.seen = [reference.look(item.pictures())[0] for item in items]
+        self.texts = [item.question.text for item in items]
+
+    def observed(self) -> Iterable[Observed]:
+        """Yield what the language model attends to, question by question."""
+        for seen, text in zip(self.seen, self.texts, strict=True):
+            yield observe(self.reference, seen, text)
+
+    def kept(self, tried: list[Variant]) -> list[Kept]:
+        """Return what each variant keeps."""
+        every: list[Kept] = [{budget: [] for budget in BUDGETS} for _ in tried]
+        for observed in self.observed():
+            for variant, kept in zip(tried, every, strict=True):
+                for budget in BUDGETS:
+                    kept[budget].append(variant.kept(observed, budget))
+        return every
+
+    def compared(self) -> Iterable[tuple[str, Kept]]:
+        """Yield what the unpruned model, the oracle and other selectors keep."""
+        yield "unpruned", {VISUAL_TOKENS: [torch.arange(VISUAL_TOKENS)] * len(self.items)}
+        yield (
+            "oracle",
+            {budget: [_nearest(item, budget) for item in self.items] for budget in BUDGETS},
+        )
+        for name in COMPARED:
+            selector = find_selector(name)
+            kept: Kept = {}
+            for budget in BUDGETS:
+                kept[budget] = []
+                for seen, text in zip(self.seen, self.texts, strict=True):
+                    tokens = seen.tokens(budget, self.reference.words(text))
+                    chosen = run_selector(name, selector, tokens, trusted=True)
+                    kept[budget].append(chosen.spots)
+            yield name, kept
+
+    def marks(self, kept: Kept) -> dict[str, str]:
+        """Return which answers are right with these tokens at their places, by budget."""
+        return {str(budget): self._marks(own) for budget, own in kept.items()}
+
+    def _marks(self, kept: list[Tensor]) -> str:
+        said: list[str] = []
+        for start in range(0, len(kept), BATCH):
+            rows = slice(start, start + BATCH)
+            visual = [
+                seen.projected[own] for seen, own in zip(self.seen[rows], kept[rows], strict=True)
+            ]
+            said += self.reference.answer(visual, self.texts[rows], kept[rows])
+        return "".join(
+            "1" if answer == item.question.answer else "0"
+            for answer, item in zip(said, self.items, strict=True)
+        )
+
+
+def _nearest(item: Item, budget: int) -> Tensor:
+    if item.about is None:
+        return (2 * torch.arange(budget) + 1) * VISUAL_TOKENS // (2 * budget)
+    return torch.tensor(nearest_patches(item.about, budget))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
