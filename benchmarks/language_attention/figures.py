@@ -18,8 +18,8 @@ CHOSEN: Final = "layer: layer 2 of {layers}"
 """The row that is `llm-attention` as it is served."""
 NOTE: Final = """\
 Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
-McNemar's exact test against `llm-attention` over the three budgets of both sets together; + where the variant
-has more correct answers, - where it has fewer."""
+McNemar's exact test against `llm-attention` over the three budgets of both sets together; + where
+the variant has more correct answers, - where it has fewer."""
 
 
 def write_report(folder: Path) -> None:

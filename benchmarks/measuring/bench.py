@@ -62,6 +62,7 @@ def bench(
     seed: int,
     log: Path,
     budget: int | None = None,
+    selector: str | None = None,
 ) -> dict[str, Any]:
     """Run ``vllm bench serve`` once, after a pause for the server of the previous turn.
 
@@ -76,7 +77,8 @@ def bench(
         "--save-detailed",  # returns the times of single requests; no file is written
     ]  # fmt: skip
     if budget is not None:
-        command += ["--extra-body", json.dumps({"visual_budget": budget})]
+        fields = {"visual_budget": budget, "visual_selector": selector}
+        command += ["--extra-body", json.dumps(fields)]
     time.sleep(PAUSE_SECONDS)
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)

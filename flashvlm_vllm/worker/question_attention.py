@@ -17,6 +17,7 @@ from flashvlm_vllm.selection import LanguageAttention
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.worker.candidates import Item, Part
 from flashvlm_vllm.worker.language_attention import LanguageAttentionReader, Prompt
+from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 
 if TYPE_CHECKING:
     from flashvlm_vllm.worker.pruned_model import PrunedModel
@@ -68,14 +69,17 @@ class QuestionAttention:
         missing = {key: row for row, key in rows.items() if known[key] is None}
         if missing:
             asked = list(missing.values())
-            prompts = self._prompts(
-                [items[row] for row in asked], [parts[row] for row in asked], requests, asked
-            )
-            read = [
-                found
-                for group in _groups(prompts, self._model.pass_tokens)
-                for found in self._reader.read(group)
-            ]
+            name, most = requests.selectors[asked[0]], max(items[row].tokens for row in asked)
+            work = Work(name, len(asked), most, is_counted=False)
+            with SELECTION_CLOCK.measure(parts[asked[0]][0].projected.device, work):
+                prompts = self._prompts(
+                    [items[row] for row in asked], [parts[row] for row in asked], requests, asked
+                )
+                read = [
+                    found
+                    for group in _groups(prompts, self._model.pass_tokens)
+                    for found in self._reader.read(group)
+                ]
             for key, new in zip(missing, read, strict=True):
                 known[key] = new
                 self._held.put(key, new)

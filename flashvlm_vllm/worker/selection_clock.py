@@ -22,13 +22,15 @@ DEFAULT_SLOW: Final = 1.0
 
 
 class Work(NamedTuple):
-    """One call of a selector."""
+    """One call of a selector, or of the language model for it."""
 
     selector: str
     items: int
     """Number of images or videos."""
     tokens: int
     """Visual tokens of the largest of them."""
+    is_counted: bool = True
+    """False for a call whose items another call counts."""
 
 
 class SelectionClock:
@@ -67,7 +69,7 @@ class SelectionClock:
     def _add(self, work: Work, seconds: float) -> None:
         total = self._totals.setdefault(work.selector, SelectionTotals())
         total.seconds += seconds
-        total.items += work.items
+        total.items += work.items if work.is_counted else 0
         if seconds > slow_seconds():
             logger.warning(
                 "flashvlm: selector %s took %.1f s for %d item(s) of up to %d visual tokens; all "
