@@ -52,7 +52,7 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
             if selector.merges:
                 ours += reference.answer([choose(reference, item, seen, text, 0, BUDGET)], asked)
                 continue
-            chosen = indices_of(name, seen, text, item.frames[0].seed)
+            chosen = indices_of(name, reference, seen, text, item.frames[0].seed)
             ours += reference.answer([seen.projected[chosen]], asked, [chosen])
             indices = torch.tensor(kept)
             given += reference.answer([seen.projected[indices]], asked, [indices])
@@ -65,8 +65,11 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
     return found
 
 
-def indices_of(name: str, seen: Seen, text: Tensor, seed: int) -> Tensor:
+def indices_of(name: str, reference: Reference, seen: Seen, text: Tensor, seed: int) -> Tensor:
     """Return the tokens that a selector keeps from Transformers' features."""
-    chosen = run_selector(name, find_selector(name), seen.tokens(BUDGET, text, seed), trusted=True)
+    selector = find_selector(name)
+    attention = reference.attention(seen, text) if selector.uses_llm else None
+    tokens = seen.tokens(BUDGET, text, seed, attention)
+    chosen = run_selector(name, selector, tokens, trusted=True)
     assert chosen.indices is not None
     return chosen.indices

@@ -21,6 +21,7 @@ from flashvlm_vllm.selection.registry import BUILT_IN
 from small_vlm.language import FAMILIES
 
 RIVAL: Final = "vispruner"
+STRONG: Final = ("flashvlm", "flashvlm-2", "llm-attention")
 INSIDE: Final = ("tome", "fastv", "sparsevlm")
 BOUNDS: Final = ("oracle", "downscale")
 # Table 1, column ACC, and Table 12 (means of its three sets), as the paper prints them.
@@ -152,7 +153,7 @@ def accuracy_table(one: Set) -> str:
             rows.append(
                 [
                     str(budget * one.frames),
-                    f"**{row}**" if row in ("flashvlm", "flashvlm-2") else row,
+                    f"**{row}**" if row in STRONG else row,
                     *(f"{one.family(right, family):.3f}" for family in families),
                     shown(share(right)),
                     shown(relative(right, whole, one.families)),
@@ -287,7 +288,7 @@ def plot(one: Set, path: Path) -> None:
         middle = [each.value for each in values]
         errors = [[m - v.low for m, v in zip(middle, values, strict=True)],
                   [v.high - m for m, v in zip(middle, values, strict=True)]]  # fmt: skip
-        strong = row.startswith("flashvlm") or row == "oracle"
+        strong = row.startswith(("flashvlm", "llm")) or row == "oracle"
         axes.errorbar(
             [budget * one.frames for budget in known], middle, yerr=errors, label=row, capsize=2,
             marker="o", markersize=4, linewidth=2.5 if strong else 1,

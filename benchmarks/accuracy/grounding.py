@@ -26,6 +26,7 @@ from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
 from flashvlm_vllm.selection import fused_scores, run_selector
 from flashvlm_vllm.selection.flashvlm_2 import coherent_scores, standardised
+from flashvlm_vllm.selection.llm_attention import attended_scores
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.selection.relevance import gated_text, query_relevance, text_similarity
 from flashvlm_vllm.selection.select import PUBLISHED
@@ -106,18 +107,24 @@ def sparsevlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor)
         return attention[:, visual].mean(dim=0)
 
 
+def attended(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
+    """The score of ``llm-attention``, from which it keeps the highest."""
+    return attended_scores(reference.attention(seen, text).weighted, PLACES)
+
+
 SCORES: Final[dict[str, Scores]] = {
     "fastv": fastv_scores,
     "sparsevlm": sparsevlm_scores,
     "vispruner": saliency_scores,
     "flashvlm": flashvlm_scores,
     "flashvlm-2": coherent_weights,
+    "llm-attention": attended,
 }
 
 
 def kept_by(name: str, scores: Tensor, seen: Seen, text: Tensor, budget: int) -> Tensor:
-    """Return which patches a method keeps; those inside the model keep their best scores."""
-    if name in ("fastv", "sparsevlm"):
+    """Return which patches a method keeps; those that read attention keep their best scores."""
+    if name in ("fastv", "sparsevlm", "llm-attention"):
         return scores.topk(budget).indices
     chosen = run_selector(name, find_selector(name), seen.tokens(budget, text), trusted=True)
     assert chosen.indices is not None

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from flashvlm_vllm.selection import VisualTokens
+from benchmarks.accuracy.layer_attention import attention_of
+from flashvlm_vllm.selection import LanguageAttention, VisualTokens
 from small_vlm.architecture import normalized, tower_of
 from small_vlm.checkpoint import EOS
 from small_vlm.scenes import SIDE, Pixels
@@ -40,10 +41,24 @@ class Seen:
     keys: Tensor
     """(N, H, d)."""
 
-    def tokens(self, budget: int, text: Tensor | None, seed: int = 0) -> VisualTokens:
+    def tokens(
+        self,
+        budget: int,
+        text: Tensor | None,
+        seed: int = 0,
+        attention: LanguageAttention | None = None,
+    ) -> VisualTokens:
         """Return the input of a selector."""
         return VisualTokens(
-            budget, self.projected, self.features, self.saliency, text, self.keys, PLACES, seed
+            budget,
+            self.projected,
+            self.features,
+            self.saliency,
+            text,
+            self.keys,
+            PLACES,
+            seed,
+            attention=attention,
         )
 
 
@@ -95,6 +110,20 @@ class Reference:
         with torch.inference_mode():
             embeddings: Tensor = self.language.embed_tokens(ids)
         return embeddings
+
+    def attention(self, seen: Seen, text: Tensor) -> LanguageAttention:
+        """Return what a prompt's words attend to, as selectors that use the model get it.
+
+        Args:
+            seen: the picture.
+            text: (L, D) embeddings of the question's words.
+
+        """
+        after = torch.cat([text, self.words(AFTER)])
+        layers = attention_of(self.language, self.words(BEFORE), seen.projected, after)
+        weights = layers[1].weights
+        weighted = weights * layers[1].values[:, None]
+        return LanguageAttention(weights.mean(dim=0), weighted.amax(dim=0), len(text))
 
     def project(self, features: Tensor) -> Tensor:
         """Return merged tower features in the language model's space."""

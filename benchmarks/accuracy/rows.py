@@ -110,7 +110,9 @@ def by_selector(name: str) -> Choose:
         reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
     ) -> Tensor:
         seed = item.frames[frame].seed
-        chosen = run_selector(name, selector, seen.tokens(budget, text, seed), trusted=True)
+        attention = reference.attention(seen, text) if selector.uses_llm else None
+        tokens = seen.tokens(budget, text, seed, attention)
+        chosen = run_selector(name, selector, tokens, trusted=True)
         if chosen.merged is not None:
             return reference.project(chosen.merged)
         return seen.projected[chosen.indices]
@@ -128,7 +130,8 @@ def with_positions_kept(name: str) -> Answer:
     def run(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
         visual, kept = [], []
         for item, (seen,), text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
-            tokens = seen.tokens(budget, text, item.frames[0].seed)
+            attention = reference.attention(seen, text) if selector.uses_llm else None
+            tokens = seen.tokens(budget, text, item.frames[0].seed, attention)
             chosen = run_selector(name, selector, tokens, trusted=True)
             assert chosen.indices is not None
             kept.append(chosen.indices)

@@ -5,25 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from benchmarks.accuracy.layer_attention import LayerAttention, attention_of
 from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
-
-
-@dataclass(frozen=True)
-class LayerAttention:
-    """Attention of R words to the N visual tokens in one layer, head by head."""
-
-    weights: Tensor
-    """(H, R, N) float32, softmax over all tokens that a word sees."""
-    values: Tensor
-    """(H, N) lengths of the value vectors."""
-    outputs: Tensor
-    """(H, N) lengths of the value vectors after the head's part of the output projection."""
 
 
 @dataclass(frozen=True)
@@ -53,60 +40,7 @@ def observe(reference: Reference, seen: Seen, question: str) -> Observed:
     return Observed(
         seen,
         text,
-        attention_of(reference, before, seen.projected, torch.cat([text, after])),
-        attention_of(reference, before[:0], seen.projected, torch.cat([text, after])),
-        attention_of(reference, before, seen.projected, after),
+        attention_of(reference.language, before, seen.projected, torch.cat([text, after])),
+        attention_of(reference.language, before[:0], seen.projected, torch.cat([text, after])),
+        attention_of(reference.language, before, seen.projected, after),
     )
-
-
-@torch.inference_mode()
-def attention_of(
-    reference: Reference, before: Tensor, visual: Tensor, after: Tensor
-) -> list[LayerAttention]:
-    """Return the attention of the words after the visual tokens, layer by layer.
-
-    Args:
-        reference: the model.
-        before: (P, D) embeddings of the words before the picture.
-        visual: (N, D) embeddings of the picture.
-        after: (R, D) embeddings of the words after it.
-
-    """
-    language = reference.language
-    inputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-        for layer in language.layers
-    ]
-    embeddings = torch.cat([before, visual, after])[None]
-    try:
-        language(inputs_embeds=embeddings, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    count = embeddings.shape[1]
-    turns = language.rotary_emb(embeddings, torch.arange(count)[None])
-    first = len(before)
-    return [
-        _layer(layer, hidden, turns, slice(first, first + len(visual)), len(after))
-        for layer, hidden in zip(language.layers, inputs, strict=True)
-    ]
-
-
-def _layer(
-    layer: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], visual: slice, words: int
-) -> LayerAttention:
-    own, normed = layer.self_attn, layer.input_layernorm(hidden)
-    query, key, value = (
-        project(normed).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
-        for project in (own.q_proj, own.k_proj, own.v_proj)
-    )
-    query, key = apply_rotary_pos_emb(query, key, *turns)
-    query, key, value = query[0], key[0], value[0]
-    count = key.shape[1]
-    logits = query[:, -words:] @ key.mT * own.scaling
-    ahead = torch.ones(count, count, dtype=torch.bool).triu(1)[-words:]
-    weights = logits.masked_fill(ahead, -torch.inf).softmax(dim=-1)[:, :, visual]
-    seen = value[:, visual]
-    parts = own.o_proj.weight.unflatten(1, (-1, own.head_dim)).transpose(0, 1)
-    return LayerAttention(weights, seen.norm(dim=-1), (seen @ parts.mT).norm(dim=-1))

@@ -10,8 +10,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy.layer_attention import LayerAttention
 from benchmarks.accuracy.reference import PLACES
-from benchmarks.language_attention.observed import LayerAttention, Observed
+from benchmarks.language_attention.observed import Observed
 from flashvlm_vllm.selection import SelectionConfig
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised

@@ -13,8 +13,8 @@ from benchmarks.measuring.pairs import Compared, compare
 from benchmarks.measuring.report import table
 
 KINDS: Final = ("color", "shape", "letter", "exist", "where")
-# The two selectors that use the question, the best that does not, and lower bounds.
-ROWS: Final = ("flashvlm", "flashvlm-2", "vispruner", "random", "downscale")
+# Three selectors that use the question, the best that does not, and lower bounds.
+ROWS: Final = ("llm-attention", "flashvlm-2", "flashvlm", "vispruner", "random", "downscale")
 LABELS: Final = {"downscale": "image scaled down"}
 LEVELS: Final = {
     "random, 1 client": "1 client",

@@ -28,7 +28,7 @@ def draw(plain: Set, served: dict[str, Any], path: Path) -> None:
             middle = [100 * each.value for each in shares]
             below = [100 * (each.value - each.low) for each in shares]
             above = [100 * (each.high - each.value) for each in shares]
-            strong = row.startswith("flashvlm")
+            strong = row.startswith(("flashvlm", "llm"))
             panel.errorbar(
                 plain.budgets, middle, yerr=(below, above), label=LABELS.get(row, row),
                 capsize=2, marker="o", markersize=4, linewidth=2 if strong else 1,

@@ -127,11 +127,13 @@ class Candidates:
             keys=part.keys if selector.uses_keys else None,
             places=part.places,
             seed=int.from_bytes(self.selection_key[:8], "big") >> 1,
-            times=self._times(),
+            times=self.times,
             attention=self.attention,
         )
 
-    def _times(self) -> Tensor | None:
+    @property
+    def times(self) -> Tensor | None:
+        """``(N,)`` int64 time step of each token; ``None`` for an image."""
         if self.part.frames == 1:
             return None
         numbers = torch.arange(self.total, device=self.part.projected.device)

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from flashvlm_vllm.ipc.explain_request import Coverage, ItemRecord, PartRecord
 from flashvlm_vllm.selection import Selection
-from flashvlm_vllm.selection.score_maps import coverage, score_maps
+from flashvlm_vllm.selection.flashvlm_2 import LEAST
+from flashvlm_vllm.selection.llm_attention import attended_scores
+from flashvlm_vllm.selection.neighbours import places_in_time
+from flashvlm_vllm.selection.scaling import min_max
+from flashvlm_vllm.selection.score_maps import ScoreMaps, coverage, score_maps
 from flashvlm_vllm.worker.candidates import Candidates
 
 _DIGITS = 4
@@ -44,6 +48,11 @@ def record_of(parts: Mapping[int, tuple[Candidates, Selection]], text: Tensor | 
 def _part(number: int, candidates: Candidates, kept: Tensor, text: Tensor | None) -> PartRecord:
     part = candidates.part
     maps = score_maps(part.projected, part.saliency, text)
+    if candidates.attention is not None and candidates.attention.words:
+        # A selector that uses the language model: its relevance replaces that of the words.
+        places = places_in_time(part.places, candidates.times)
+        read = min_max(attended_scores(candidates.attention.weighted, places), LEAST)
+        maps = ScoreMaps(maps.saliency, read, read)
     return PartRecord(
         number,
         part.frames,
