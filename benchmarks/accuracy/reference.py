@@ -137,6 +137,7 @@ class Reference:
         visual: Sequence[Tensor],
         questions: Sequence[str],
         kept: Sequence[Tensor] | None = None,
+        most: int = ANSWER_TOKENS,
     ) -> list[str]:
         """Answer greedily.
 
@@ -145,6 +146,7 @@ class Reference:
             questions: one each.
             kept: (T_i,) each: the tokens' numbers in the whole picture, whose positions they and
                 the words then keep. None: positions run on without gaps, as in vLLM.
+            most: tokens of an answer.
 
         """
         head = self.words(BEFORE)
@@ -166,16 +168,17 @@ class Reference:
             said = self._generate(
                 torch.stack([prompts[index] for index in indices]),
                 torch.stack([positions[index] for index in indices]),
+                most,
             )
             for index, ids in zip(indices, said, strict=True):
                 answers[index] = self.tokenizer.decode(ids)
         return answers
 
-    def _generate(self, embeddings: Tensor, positions: Tensor) -> list[list[int]]:
+    def _generate(self, embeddings: Tensor, positions: Tensor, most: int) -> list[list[int]]:
         said: list[list[int]] = [[] for _ in embeddings]
         open_ = set(range(len(said)))
         cache = None
-        for _ in range(ANSWER_TOKENS):
+        for _ in range(most):
             out = self.language(
                 inputs_embeds=embeddings,
                 position_ids=positions,

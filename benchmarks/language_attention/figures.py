@@ -11,15 +11,20 @@ from typing import Any, Final
 
 from benchmarks.accuracy.statistics import paired
 from benchmarks.measuring.report import table
+from flashvlm_vllm.selection.llm_attention import POWER
 
 FIRST: Final = ("unpruned", "oracle", "vispruner", "flashvlm", "flashvlm-2")
-SETS: Final = ("plain", "stress")
-CHOSEN: Final = "layer: layer 2 of {layers}"
+SETS: Final = ("plain", "stress", "described")
+CHOSEN: Final = f"choice: determinant, weight score^{POWER:g}"
 """The row that is `llm-attention` as it is served."""
 NOTE: Final = """\
 Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
 McNemar's exact test against `llm-attention` over the three budgets of both sets together; + where
-the variant has more correct answers, - where it has fewer."""
+the variant has more correct answers, - where it has fewer. *Objects described*: share of a scene's
+objects that "describe the picture" names with place, colour and kind.
+
+Ways to score tokens are compared with the tokens of the highest scores kept. *choice* compares ways
+to choose tokens by the score of `llm-attention`."""
 
 
 def write_report(folder: Path) -> None:
@@ -47,7 +52,7 @@ def heading(name: str, about: Mapping[str, Any]) -> str:
 def variant_table(found: Mapping[str, Any]) -> str:
     """Return the table of one model, the served selector in its place among the layers."""
     right = found["right"]
-    chosen = CHOSEN.format(layers=found["about"]["layers"])
+    chosen = CHOSEN
     names = [each for each in right[SETS[0]] if all(each in right[own] for own in SETS)]
     budgets = [str(each) for each in found["about"]["budgets"]]
     rows = []
@@ -55,14 +60,16 @@ def variant_table(found: Mapping[str, Any]) -> str:
         cells = [" / ".join(_shares(right[own][name])) for own in SETS]
         test = ""
         if name not in FIRST and name != chosen and chosen in names:
-            ours = [_marks(right, own, name, budget) for own in SETS for budget in budgets]
-            theirs = [_marks(right, own, chosen, budget) for own in SETS for budget in budgets]
+            ours, theirs = (
+                [_marks(right, own, row, budget) for own in SETS[:2] for budget in budgets]
+                for row in (name, chosen)
+            )
             found_test = paired(list(chain(*ours)), list(chain(*theirs)))
             sign = "+" if found_test.difference > 0 else "-" if found_test.difference else ""
             test = f"{sign} {found_test.p:.2g}".strip()
         shown = f"**{name} (`llm-attention`)**" if name == chosen else name
-        rows.append((shown, *cells, test))
-    return table(("", "plain", "small object asked for", "p"), rows)
+        rows.append((shown, *cells[:2], test, cells[2]))
+    return table(("", "plain", "small object asked for", "p", "objects described"), rows)
 
 
 def _order(name: str) -> int:

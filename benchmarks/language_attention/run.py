@@ -19,8 +19,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.reference import Reference
+from benchmarks.accuracy.reference import ANSWER_TOKENS, Reference, Seen
 from benchmarks.accuracy.sets import Item, nearest_patches, plain, stress
+from benchmarks.language_attention import described
 from benchmarks.language_attention.figures import write_report
 from benchmarks.language_attention.observed import Observed, observe
 from benchmarks.language_attention.variants import Variant, variants
@@ -29,11 +30,14 @@ from flashvlm_vllm.selection import run_selector
 from flashvlm_vllm.selection.registry import find_selector
 from small_vlm import WEIGHTS
 from small_vlm.architecture import VISUAL_TOKENS
+from small_vlm.language import DESCRIBE, Question
 
 SETS: Final = {"plain": (plain, 401), "stress": (stress, 402)}
 """Development sets and their seeds; those of the tests are 1 to 3."""
 BUDGETS: Final = (128, 64, 32)
-QUESTIONS: Final = 500
+QUESTIONS: Final = 300
+DESCRIBED: Final = ("described", 403)
+"""A set of whole pictures to describe, and its seed; a fifth as many as questions of a set."""
 BATCH: Final = 32
 COMPARED: Final = ("vispruner", "flashvlm", "flashvlm-2")
 GROUPED: Final = 6
@@ -77,13 +81,17 @@ def measure(asked: argparse.Namespace, path: Path) -> None:
         for each in variants(config.num_hidden_layers)
         if asked.groups is None or each.group in asked.groups
     ]
-    for name, (draw, seed) in SETS.items():
-        items = draw(asked.questions, seed)
+    sets = {
+        name: Pictures(reference, draw(asked.questions, seed))
+        for name, (draw, seed) in SETS.items()
+    }
+    sets[DESCRIBED[0]] = Described(reference, asked.questions // 5)
+    for name, pictures in sets.items():
         right = found["right"].setdefault(name, {})
         missing = [each for each in tried if f"{each.group}: {each.name}" not in right]
         if not missing and "unpruned" in right:
             continue
-        pictures = Pictures(reference, items)
+        pictures.encode()
         if "unpruned" not in right:
             for row, kept in pictures.compared():
                 right[row] = pictures.marks(kept)
@@ -108,12 +116,16 @@ Kept = dict[int, list[Tensor]]
 
 
 class Pictures:
-    """A set of questions, encoded."""
+    """A set of questions."""
 
     def __init__(self, reference: Reference, items: list[Item]) -> None:
         self.reference, self.items = reference, items
-        self.seen = [reference.look(item.pictures())[0] for item in items]
         self.texts = [item.question.text for item in items]
+        self.seen: list[Seen] = []
+
+    def encode(self) -> None:
+        """Run the tower on every picture."""
+        self.seen = [self.reference.look(item.pictures())[0] for item in self.items]
 
     def observed(self) -> Iterable[Observed]:
         """Yield what the language model attends to, question by question."""
@@ -134,7 +146,7 @@ class Pictures:
         yield "unpruned", {VISUAL_TOKENS: [torch.arange(VISUAL_TOKENS)] * len(self.items)}
         yield (
             "oracle",
-            {budget: [_nearest(item, budget) for item in self.items] for budget in BUDGETS},
+            {budget: [self.nearest(item, budget) for item in self.items] for budget in BUDGETS},
         )
         for name in COMPARED:
             selector = find_selector(name)
@@ -151,6 +163,12 @@ class Pictures:
         """Return which answers are right with these tokens at their places, by budget."""
         return {str(budget): self._marks(own) for budget, own in kept.items()}
 
+    def nearest(self, item: Item, budget: int) -> Tensor:
+        """Return the tokens nearest to the object in question, evenly spaced ones without one."""
+        if item.about is None:
+            return (2 * torch.arange(budget) + 1) * VISUAL_TOKENS // (2 * budget)
+        return torch.tensor(nearest_patches(item.about, budget))
+
     def _marks(self, kept: list[Tensor]) -> str:
         said: list[str] = []
         for start in range(0, len(kept), BATCH):
@@ -158,17 +176,30 @@ class Pictures:
             visual = [
                 seen.projected[own] for seen, own in zip(self.seen[rows], kept[rows], strict=True)
             ]
-            said += self.reference.answer(visual, self.texts[rows], kept[rows])
-        return "".join(
-            "1" if answer == item.question.answer else "0"
-            for answer, item in zip(said, self.items, strict=True)
-        )
+            said += self.reference.answer(visual, self.texts[rows], kept[rows], most=self.most)
+        every = zip(said, self.items, strict=True)
+        return "".join(self.mark(answer, item) for answer, item in every)
+
+    most = ANSWER_TOKENS
+
+    def mark(self, answer: str, item: Item) -> str:
+        """Return 1 for a right answer, 0 for a wrong one."""
+        return "1" if answer == item.question.answer else "0"
 
 
-def _nearest(item: Item, budget: int) -> Tensor:
-    if item.about is None:
-        return (2 * torch.arange(budget) + 1) * VISUAL_TOKENS // (2 * budget)
-    return torch.tensor(nearest_patches(item.about, budget))
+class Described(Pictures):
+    """Scenes to describe; one mark for each object."""
+
+    most = described.ANSWER_TOKENS
+
+    def __init__(self, reference: Reference, count: int) -> None:
+        question = Question("exist", DESCRIBE, "", None)
+        scenes = described.scenes(count, DESCRIBED[1])
+        super().__init__(reference, [Item((scene,), question, None) for scene in scenes])
+
+    def mark(self, answer: str, item: Item) -> str:
+        """Return 1 for each object that is named, 0 for the others."""
+        return "".join("01"[each] for each in described.named(item.frames[0], answer))
 
 
 if __name__ == "__main__":

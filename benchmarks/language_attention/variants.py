@@ -17,7 +17,7 @@ from flashvlm_vllm.selection import SelectionConfig
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised
 from flashvlm_vllm.selection.fusion import fuse
-from flashvlm_vllm.selection.llm_attention import AVERAGED
+from flashvlm_vllm.selection.llm_attention import AVERAGED, POWER
 from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import partition
 from flashvlm_vllm.selection.relevance import attenuate_below_gate, sharpen, text_similarity
@@ -193,6 +193,16 @@ def determinant(sharpness: float) -> Choice:
     return choose
 
 
+def determinant_of(power: float) -> Choice:
+    """Keep tokens with high scores that differ; the weight is a power of the score."""
+
+    def choose(scores: Tensor, observed: Observed, budget: int) -> Tensor:
+        weight = (scores / scores.mean()).pow(power).clamp_min(LEAST)
+        return largest_determinant_of_any(observed.seen.features, weight, budget)
+
+    return choose
+
+
 def halves(scores: Tensor, observed: Observed, budget: int) -> Tensor:
     """Keep the paper's two halves: the highest scores, and the most different of the rest."""
     return partition(scores, observed.seen.features, budget, 0.5, 8)
@@ -292,10 +302,14 @@ def variants(layers: int) -> list[Variant]:
         for times in (0, 1, 2, 3, 6, 8)
     ]
     tried += [
-        Variant("choice", f"determinant, scores to the power {sharpness:g}", base,
+        Variant("choice", f"determinant, weight exp({sharpness:g} x standardised score)", base,
                 determinant(sharpness))
-        for sharpness in (1.0, 2.0, 4.0)
+        for sharpness in (0.5, 1.0, 2.0)
     ]  # fmt: skip
+    tried += [
+        Variant("choice", f"determinant, weight score^{power:g}", base, determinant_of(power))
+        for power in (1.0, POWER, 3.0)
+    ]
     tried += [
         Variant("choice", "the paper's two halves", base, halves),
         Variant("choice", "a quarter evenly spaced", base, with_rest(0.25, salient_rest=False)),

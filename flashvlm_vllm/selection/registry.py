@@ -85,6 +85,7 @@ def _llm_attention(tokens: VisualTokens) -> Tensor:
     return select_attended(
         tokens.attention.weighted,
         tokens.budget,
+        tokens.features,
         places_in_time(tokens.places, tokens.times),
     )
 
