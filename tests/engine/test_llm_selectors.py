@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selectors that read attention of the language model, on LLaVA: tokens, passes, adapters, ranks."""
+"""Selectors that read the language model's attention, on LLaVA: tokens, passes, adapters, ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
