@@ -217,7 +217,7 @@ def test_an_invalid_selector_entry_point_is_refused_by_name(
 
 def test_an_unknown_name_is_refused_with_the_known_names() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, visp"
+        ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, llm-"
     ):
         find_selector("flashvml")
     with pytest.raises(ValueError, match=r"unknown selector 'x{64}\.\.\.'; known: flashvlm"):
