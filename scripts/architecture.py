@@ -34,6 +34,7 @@ ROOMS = {
     "supported_models": "covered architectures",
     "vllm_releases": "supported releases",
     "position_scheme": "rotary positions of a model",
+    "language_models": "types whose first layers selectors can use",
     "lru": "bounded containers",
 }
 """Rooms of the package from the top down: folders, and files at its root."""

@@ -80,7 +80,8 @@ class ItemRequests:
             _QUESTION_IDS: self.question_ids,  # of different lengths
             _SELECTION_KEY: _as_bytes(self.selection_keys),
             _ITEM_KEY: _as_bytes(self.item_keys),
-            _SELECTOR: _as_bytes([name.encode() for name in self.selectors]),
+            # The items of one request may have selectors with names of different lengths.
+            _SELECTOR: [_as_bytes([name.encode()])[0] for name in self.selectors],
             _GAP: torch.tensor(self.gaps, dtype=torch.int64),
             _TURN_IDS: [torch.tensor(sum(each, ()), dtype=torch.int64) for each in self.turns],
             _TURN_START: torch.tensor([len(each.before) for each in self.turns]),

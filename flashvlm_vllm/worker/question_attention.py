@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,23 @@ from flashvlm_vllm.worker.candidates import Item, Part
 from flashvlm_vllm.worker.language_attention import LanguageAttentionReader, Prompt
 from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 
-if TYPE_CHECKING:
-    from flashvlm_vllm.worker.pruned_model import PrunedModel
-
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
 _CACHE_BYTES: Final = 64 * 2**20
 _OVERHEAD_BYTES: Final = 512
+
+
+class AskedModel(Protocol):
+    """What is used of a `PrunedModel`."""
+
+    language_model: Any
+    pass_tokens: int
+
+    def embed_words(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]: ...
+
+    def item_positions(self, item: Item) -> Tensor: ...
+
+    def added_after_first_layer(self, part: Part) -> Tensor | None: ...
 
 
 class QuestionAttention:
@@ -35,7 +45,7 @@ class QuestionAttention:
     parallelism all ranks must run the layers together.
     """
 
-    def __init__(self, model: "PrunedModel", vllm_config: VllmConfig) -> None:
+    def __init__(self, model: AskedModel, vllm_config: VllmConfig) -> None:
         self._model, self._config = model, vllm_config
         self._held: RecentlyUsed[LanguageAttention] = RecentlyUsed(
             _CACHE_BYTES, lambda each: each.mean.nbytes + each.weighted.nbytes + _OVERHEAD_BYTES

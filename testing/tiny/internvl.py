@@ -63,12 +63,18 @@ class InternVLChatConfig(PretrainedConfig):
 """
 
 
-def build_internvl_hf(path: Path) -> Path:
-    """Write a checkpoint in Transformers' format and return its folder."""
+def build_internvl_hf(path: Path, language_model: str = "qwen2") -> Path:
+    """Write a checkpoint in Transformers' format and return its folder.
+
+    Args:
+        path: of the folder.
+        language_model: type of the language model, by Transformers' names.
+
+    """
 
     def write(folder: Path) -> None:
         tokenizer = _tokenizer("<IMG_CONTEXT>\\n")
-        model = _model(tokenizer)
+        model = _model(tokenizer, language_model)
         model.save_pretrained(folder)
         processor = InternVLProcessor(
             image_processor=GotOcr2ImageProcessor(
@@ -90,7 +96,7 @@ def build_internvl_hf(path: Path) -> Path:
         )
         processor.save_pretrained(folder)
 
-    return build_once(path, {"kind": "internvl-hf"}, write)
+    return build_once(path, {"kind": "internvl-hf", "language_model": language_model}, write)
 
 
 def build_internvl(path: Path) -> Path:
@@ -187,7 +193,7 @@ def _tokenizer(image: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _model(tokenizer: PreTrainedTokenizerFast) -> Any:
+def _model(tokenizer: PreTrainedTokenizerFast, language_model: str = "qwen2") -> Any:
     config = InternVLConfig(
         vision_config={
             "hidden_size": HIDDEN,
@@ -201,7 +207,7 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> Any:
         text_config=text_settings(
             tokenizer,
             layers=3,
-            model_type="qwen2",
+            model_type=language_model,
             max_position_embeddings=4096,
             tie_word_embeddings=False,
         ),

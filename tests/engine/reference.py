@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashvlm_vllm.request.question import user_turn_of
+from flashvlm_vllm.selection import LanguageAttention
+
 
 def positions_of(before: int, places: Tensor, whole: int, after: int) -> Tensor:
     """Return positions of text, of the kept tokens out of ``whole``, and of the text after them."""
@@ -50,3 +53,53 @@ class TransformersModel:
             path, config=config, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)
+
+
+class UserTurnIds:
+    """Token ids that a chat template writes around the words of a user's turn."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        turn = user_turn_of(
+            lambda messages: tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        )
+        self.before, self.after = self.ids(turn.prefix), self.ids(turn.suffix)
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of a text without special tokens around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def around(self, image: str, question: str) -> list[int]:
+        """Return a turn with one image and a question."""
+        return [*self.before, *self.ids(image), *self.ids(question), *self.after]
+
+
+@torch.inference_mode()
+def language_attention(
+    model: Any, turn: UserTurnIds, rows: Tensor, question: list[int]
+) -> LanguageAttention:
+    """Return the attention in Transformers' second decoder layer to an image.
+
+    Args:
+        model: with eager attention.
+        turn: what surrounds the question.
+        rows: ``(N, D)`` embeddings of the image.
+        question: token ids.
+
+    """
+    embed, language_model = model.get_input_embeddings(), model.model.language_model
+    before, after = (torch.tensor(ids) for ids in (turn.before, [*question, *turn.after]))
+    inputs = torch.cat([embed(before), rows, embed(after)])
+    values: list[Tensor] = []
+    attention = language_model.layers[1].self_attn
+    hook = attention.v_proj.register_forward_hook(lambda *seen: values.append(seen[-1][0]))
+    out = language_model(inputs_embeds=inputs[None], output_attentions=True, use_cache=False)
+    hook.remove()
+    visual = slice(len(before), len(before) + len(rows))
+    weights = out.attentions[1][0, :, visual.stop :, visual]
+    lengths = values[0][visual].unflatten(-1, (-1, attention.head_dim)).norm(dim=-1).T
+    lengths = lengths.repeat_interleave(len(weights) // len(lengths), dim=0)
+    weighted = (weights * lengths[:, None]).amax(dim=0)
+    return LanguageAttention(weights.mean(dim=0), weighted, len(question))

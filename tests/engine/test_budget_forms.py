@@ -65,7 +65,7 @@ def labelled(client: Client, name: str, label: str) -> float:
 
 
 def test_a_content_part_has_its_own_budget_question_and_selector(client: Client) -> None:
-    own = {"visual_budget": 8, "visual_query": "a cup", "visual_selector": "divprune"}
+    own = {"visual_budget": 8, "visual_query": "a cup", "visual_selector": "uniform"}
     messages = pictures(own, {"visual_budget": None}, {})
     assert kept(client.ask(messages=messages, visual_budget=32)) == [8, 576, 32]
     assert kept(client.ask(messages=messages)) == [8, 576, 576]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flashvlm_vllm.ipc.item_fields import ItemRequests
+from flashvlm_vllm.ipc.item_fields import NO_TURN, ItemRequests
 from testing.photo import photo
 from tests.engine.conftest import Engine, StartEngine, token_ids
 
@@ -210,6 +210,7 @@ def test_a_failed_encoding_leaves_nothing_in_the_cache(
                 item_keys=[b"image".ljust(32)],
                 selectors=["flashvlm"],
                 gaps=[576 - 64],
+                turns=[NO_TURN],
             )
             pixels = torch.zeros(1, 3, 336, 336)
             model.embed_multimodal(pixel_values=pixels, **requests.packed())

@@ -20,10 +20,11 @@ from flashvlm_vllm.models.layouts.anyres import tile_patches
 from flashvlm_vllm.request.budget import spread_budget
 from flashvlm_vllm.selection.flashvlm_2 import select_coherent
 from flashvlm_vllm.selection.registry import BUILT_IN
-from flashvlm_vllm.selection.selectors import VisualTokens, run_selector
+from flashvlm_vllm.selection.selectors import LanguageAttention, VisualTokens, run_selector
 from testing.photo import photo
 from testing.server import Server
 from tests.engine.conftest import Engine, StartEngine, token_ids
+from tests.engine.reference import UserTurnIds, language_attention
 from tests.engine.test_messages import ASKED
 from tests.engine.test_parity import Reference
 from tests.engine.test_server import ARGUMENTS, URL, Client, conversation, text_of
@@ -83,7 +84,12 @@ class Seen:
             keys=self.keys[crop],
             places=torch.cartesian_prod(torch.arange(24), torch.arange(24)),
             seed=0,
+            attention=self.attention(query) if query and len(self.projected) == 1 else None,
         )
+
+    def attention(self, query: list[int]) -> LanguageAttention:
+        turn = UserTurnIds(self.reference.processor.tokenizer)
+        return language_attention(self.reference.model, turn, self.projected[0], query)
 
     def project(self, merged: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -251,7 +257,9 @@ def test_an_invalid_selector_name_is_refused(client: Client, value: Any) -> None
 
 
 def test_an_unknown_selector_is_refused_in_offline_use(engine: Engine) -> None:
-    with pytest.raises(VLLMValidationError, match=r"known: flashvlm, flashvlm-2, vispruner"):
+    with pytest.raises(
+        VLLMValidationError, match=r"known: flashvlm, flashvlm-2, llm-attention, vispruner"
+    ):
         engine.ask(QUESTION, BUDGET, selector="flashvml")
     assert engine.ask(QUESTION, BUDGET, selector="flashvlm")
 
@@ -262,7 +270,7 @@ def test_a_server_with_an_unknown_default_selector_does_not_start(clip_llava: Pa
         [*command, "--visual-selector", "flashvml"], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode != 0
-    assert "known: flashvlm, flashvlm-2, vispruner" in ended.stderr + ended.stdout
+    assert "known: flashvlm, flashvlm-2, llm-attention, vispruner" in ended.stderr + ended.stdout
 
 
 def test_a_third_party_selector_is_served(client: Client) -> None:

@@ -27,12 +27,13 @@ WORKER = {"worker", "ipc", "lru", "position_scheme", *SELECTION, *SETTINGS}
 MODELS = {"models", "vision", "vllm_releases", *PROCESSING, *WORKER}
 SERVING = {"serving", "ipc", "supported_models", "vllm_releases", *SETTINGS}
 EXPLAIN = {"explain", *SERVING}
-COMPAT = {"vllm_compat", *PROCESSING, *WORKER, *SERVING}
+COMPAT = {"vllm_compat", "language_models", *PROCESSING, *WORKER, *SERVING}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "lru": (set(), OUTSIDE),
     "supported_models": (set(), OUTSIDE),
     "vllm_releases": (set(), OUTSIDE - {"vllm"}),
     "position_scheme": (set(), OUTSIDE),
+    "language_models": (set(), OUTSIDE),
     "settings": (SETTINGS, OUTSIDE),
     "request": (REQUEST, OUTSIDE - {"vllm"}),  # an error class of vLLM, in request.refusal
     "ipc": ({"ipc", *REQUEST}, OUTSIDE - {"vllm", "torch"}),

@@ -17,6 +17,7 @@ from flashvlm_vllm.selection.flashvlm_2 import (
     select_coherent,
     standardised,
 )
+from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import cosine_gram
 
 from .conftest import Image, assert_exact, make_image

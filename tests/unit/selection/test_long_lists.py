@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.selection.clock import TensorMemory
 from benchmarks.selection.in_blocks import log_determinant, pairs_up_to, smallest_distance
-from flashvlm_vllm.selection import VisualTokens, long_lists, run_selector
+from flashvlm_vllm.selection import LanguageAttention, VisualTokens, long_lists, run_selector
 from flashvlm_vllm.selection.baselines import cdpruner, divprune
 from flashvlm_vllm.selection.determinant import largest_determinant, largest_determinant_of_any
 from flashvlm_vllm.selection.neighbours import mean_of_near
@@ -49,6 +49,7 @@ def tokens_of(count: int, budget: int, columns: int = 128, width: int = 32) -> V
         keys=torch.randn(count, 2, 8, generator=random),
         places=torch.stack([numbers // columns, numbers % columns], dim=1),
         seed=3,
+        attention=LanguageAttention(*torch.rand(2, 12, count, generator=random), 8),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from flashvlm_vllm.selection import (
     ABLATIONS,
     VIDEO,
+    LanguageAttention,
     SelectionConfig,
     VisualTokens,
     fused_scores,
@@ -139,16 +140,19 @@ def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> Vis
     rows, columns, steps = draw(st.integers(1, 7)), draw(st.integers(2, 7)), draw(st.integers(1, 3))
     count = rows * columns * steps
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).repeat(steps, 1)
+    words = draw(st.integers(0, 5))
+    mean, weighted = (made(words + 2, count) for _ in range(2))
     return VisualTokens(
         budget=draw(st.integers(1, count - 1)),
         projected=made(count, 12),
         features=made(count, 8),
         saliency=made(count).abs(),
-        text=made(draw(st.integers(1, 5)), 12) if draw(st.booleans()) else None,
+        text=made(words, 12) if words else None,
         keys=made(count, 2, 4),
         places=places,
         seed=seed,
         times=torch.arange(steps).repeat_interleave(rows * columns) if steps > 1 else None,
+        attention=LanguageAttention(mean, weighted, words) if draw(st.booleans()) else None,
     )
 
 

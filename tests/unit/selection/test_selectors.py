@@ -11,6 +11,7 @@ import torch
 
 from flashvlm_vllm.request.selector_name import parse_selector
 from flashvlm_vllm.selection import (
+    LanguageAttention,
     Merged,
     Selector,
     SelectorError,
@@ -38,6 +39,7 @@ def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:
         keys=draw(count, 2, 4),
         places=torch.stack([torch.arange(count) // 7, torch.arange(count) % 7], dim=1),
         seed=seed,
+        attention=LanguageAttention(draw(5, count).sigmoid(), draw(5, count).sigmoid(), 3),
     )
 
 
@@ -63,8 +65,9 @@ def test_every_selector_keeps_exactly_the_budget(name: str, budget: int, count: 
 def test_a_selector_declares_correctly_whether_it_uses_the_question(name: str) -> None:
     selector = BUILT_IN[name]
     given = tokens(16)
-    assert given.text is not None
-    other = replace(given, text=-given.text)
+    assert given.text is not None and given.attention is not None
+    seen = LanguageAttention(1 - given.attention.mean, 1 - given.attention.weighted, 3)
+    other = replace(given, text=-given.text, attention=seen)
     first, second = (run_selector(name, selector, each, trusted=True) for each in (given, other))
     if selector.merges:
         assert first.merged is not None and second.merged is not None
@@ -214,7 +217,7 @@ def test_an_invalid_selector_entry_point_is_refused_by_name(
 
 def test_an_unknown_name_is_refused_with_the_known_names() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, visp"
+        ValueError, match=r"unknown selector 'flashvml'; known: flashvlm, flashvlm-2, llm-"
     ):
         find_selector("flashvml")
     with pytest.raises(ValueError, match=r"unknown selector 'x{64}\.\.\.'; known: flashvlm"):

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first decoder layers as the attention reader runs them, against vLLM's own prefill.
+
+For every type of language model that selectors may use: query, key and value at the second layer's
+attention are those of the same prompt without a budget.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flashvlm_vllm.language_models import LANGUAGE_MODELS
+from flashvlm_vllm.worker.language_attention import Prompt
+from testing.photo import photo
+from testing.tiny import gemma3, internvl, mistral3, qwen_vl
+from testing.tiny.glm4_1v import build_glm4_1v
+from testing.tiny.internvl import build_internvl_hf
+from testing.tiny.llava import build_llava
+from testing.tiny.qwen3_vl import build_qwen3_vl
+from testing.tiny.qwen_vl import build_qwen_vl
+from tests.engine import first_layers
+from tests.engine.conftest import REPOSITORY, Engine, StartEngine
+from tests.engine.reference import UserTurnIds
+
+QUESTION = "what color is the suit?"
+MODELS = REPOSITORY / ".models"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model with a type of language model."""
+
+    build: Callable[[], Path]
+    image: str
+    """What stands for an image in a prompt."""
+    token: str
+    """The image's token in a processed prompt."""
+    writes_text: bool = False
+    """Whether the processor writes text around or between an image's tokens."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+QWEN = (qwen_vl.IMAGE, qwen_vl.IMAGE)
+SLIDING = {"hf_overrides": {"text_config": {"sliding_window": 24}}}
+FAMILIES = {
+    "llama": Family(lambda: build_llava(MODELS / "llava-clip"), "<image>", "<image>"),
+    "qwen2_vl_text": Family(lambda: build_qwen_vl(MODELS / "qwen2-vl", "2"), *QWEN),
+    "gemma3_text": Family(
+        lambda: gemma3.build_gemma3(MODELS / "gemma3"), gemma3.START, gemma3.SOFT, True
+    ),
+    "qwen2": Family(
+        lambda: build_internvl_hf(MODELS / "internvl-hf"), internvl.CONTEXT, internvl.CONTEXT, True
+    ),
+    "qwen3": Family(
+        lambda: build_internvl_hf(MODELS / "internvl-qwen3", "qwen3"),
+        internvl.CONTEXT,
+        internvl.CONTEXT,
+        True,
+    ),
+    "qwen2_5_vl_text": Family(lambda: build_qwen_vl(MODELS / "qwen2.5-vl", "2.5"), *QWEN),
+    "qwen3_vl_text": Family(lambda: build_qwen3_vl(MODELS / "qwen3-vl"), *QWEN),
+    "glm4v_text": Family(lambda: build_glm4_1v(MODELS / "glm4.1v"), "<|image|>", "<|image|>"),
+    "mistral": Family(
+        lambda: mistral3.build_mistral3(MODELS / "mistral3"),
+        mistral3.IMAGE,
+        mistral3.IMAGE,
+        True,
+        SLIDING,
+    ),
+}
+FAST = ("llama", "qwen2_vl_text", "gemma3_text")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+    ],
+)
+def served(
+    request: pytest.FixtureRequest, start_engine: StartEngine
+) -> Iterator[tuple[Family, Engine]]:
+    family = FAMILIES[request.param]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+        with start_engine(family.build(), **family.arguments) as engine:
+            config = engine.llm.llm_engine.model_config.hf_text_config
+            assert config.model_type == request.param
+            engine.llm.apply_model(first_layers.watch)
+            yield family, engine
+
+
+def ask(engine: Engine, ids: list[int], **arguments: Any) -> list[int]:
+    """Ask about a photograph; return the ids of the processed prompt."""
+    from vllm import SamplingParams
+
+    prompt = {
+        "prompt_token_ids": ids,
+        "multi_modal_data": {"image": photo("astronaut")},
+        "mm_processor_kwargs": arguments,
+    }
+    settings = SamplingParams(temperature=0, max_tokens=1)
+    (output,) = engine.llm.generate([prompt], settings, use_tqdm=False)  # type: ignore[list-item]
+    return list(output.prompt_token_ids)
+
+
+def assert_equal(one: first_layers.Run, other: first_layers.Run) -> None:
+    assert torch.equal(one.positions, other.positions)
+    for own, expected in zip(
+        (one.embeddings, *one.inputs), (other.embeddings, *other.inputs), strict=True
+    ):
+        assert own.shape == expected.shape
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def test_every_allowed_type_has_a_model_here() -> None:
+    assert set(FAMILIES) == LANGUAGE_MODELS
+
+
+def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
+    served: tuple[Family, Engine],
+) -> None:
+    family, engine = served
+    words = UserTurnIds(engine.llm.get_tokenizer())
+    ids = words.around(family.image, QUESTION)
+    whole = torch.tensor(ask(engine, ids))
+    (expected,) = first_layers.seen(engine).served
+    ask(engine, ids, visual_budget=8, visual_selector="llm-attention", visual_query=QUESTION)
+    seen = first_layers.seen(engine)
+    ((prompt,),) = seen.calls
+    is_visual = whole == words.ids(family.token)[0]
+    assert 8 < len(prompt.visual) == int(is_visual.sum())
+    assert torch.equal(prompt.visual, expected.embeddings[is_visual])
+    assert prompt.question_words == len(words.ids(QUESTION))
+    if not family.writes_text:
+        (run,) = seen.read
+        assert_equal(run, expected)
+        # Prompts of several lengths at once.
+        few = slice(0, 3)
+        deeper = None if prompt.deeper is None else prompt.deeper[few]
+        short = replace(
+            prompt, visual=prompt.visual[few], positions=prompt.positions[few], deeper=deeper
+        )
+        engine.llm.apply_model(first_layers.reading([prompt, short, prompt]))
+        (run,) = first_layers.seen(engine).read
+        for place in (slice(0, len(prompt)), slice(-len(prompt), None)):
+            assert_equal(run.at(place), expected)
+        return
+    # The reader's prompt has none of that text, so it also reads the embeddings that vLLM read.
+    first, last = is_visual.nonzero().aminmax()
+    rows = expected.embeddings
+    before, after = rows[: len(words.before)], rows[-len(prompt.after) :]
+    assert torch.equal(prompt.before, before) and torch.equal(prompt.after, after)
+    span = slice(int(first), int(last) + 1)
+    same = Prompt(
+        rows[span],
+        rows[: span.start],
+        rows[span.stop :],
+        prompt.question_words,
+        torch.arange(span.stop - span.start)[:, None],
+    )
+    engine.llm.apply_model(first_layers.reading([same, prompt, same]))
+    (run,) = first_layers.seen(engine).read
+    for place in (slice(0, len(rows)), slice(-len(rows), None)):
+        assert_equal(run.at(place), expected)
+
+
+def test_the_memory_of_a_pass_is_bounded(served: tuple[Family, Engine]) -> None:
+    family, engine = served
+    ids = UserTurnIds(engine.llm.get_tokenizer()).around(family.image, QUESTION)
+    ask(engine, ids, visual_budget=9, visual_selector="llm-attention", visual_query=QUESTION)
+    ((prompt,),) = first_layers.seen(engine).calls
+    for prompts in ([prompt], [prompt] * 5):
+        ((peak, bound),) = engine.llm.apply_model(first_layers.peak_of(prompts))
+        assert bound / 6 < peak <= bound

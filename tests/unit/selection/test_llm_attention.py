@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`llm-attention`, and the selectors by FastV's and SparseVLM's scores, on scores by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashvlm_vllm.selection import LanguageAttention, VisualTokens, run_selector
+from flashvlm_vllm.selection.baselines import fastv_boundary, sparsevlm_boundary
+from flashvlm_vllm.selection.llm_attention import AVERAGED, attended_scores, select_attended
+from flashvlm_vllm.selection.registry import BUILT_IN
+
+ROW = torch.stack([torch.zeros(5, dtype=torch.int64), torch.arange(5)], dim=1)
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def averaged(values: list[float], times: int = AVERAGED) -> list[float]:
+    """Average each number of one row of tokens with its neighbours."""
+    for _ in range(times):
+        near = [values[max(0, at - 1) : at + 2] for at in range(len(values))]
+        values = [sum(each) / len(each) for each in near]
+    return values
+
+
+def test_the_score_is_the_largest_over_the_words_averaged_over_neighbours() -> None:
+    weighted = torch.tensor([[0.0, 0.0, 0.9, 0.0, 0.0], [0.1, 0.0, 0.3, 0.0, 0.8]])
+    expected = averaged([0.1, 0.0, 0.9, 0.0, 0.8])
+    torch.testing.assert_close(attended_scores(weighted, ROW), torch.tensor(expected))
+    # A mean over the words would prefer the third token to the last.
+    best = sorted(range(5), key=lambda at: -expected[at])[:2]
+    assert select_attended(weighted, 2, ROW).tolist() == sorted(best)
+
+
+def test_equal_scores_keep_the_lower_index() -> None:
+    for budget in range(1, 5):
+        kept = select_attended(torch.full((2, 5), 0.25), budget, ROW)
+        assert kept.tolist() == list(range(budget))
+    assert fastv_boundary(torch.full((2, 5), 0.25), 3).tolist() == [0, 1, 2]
+    embeddings = torch.ones(5, 4), torch.ones(2, 4)
+    assert sparsevlm_boundary(torch.full((3, 5), 0.2), *embeddings, 3).tolist() == [0, 1, 2]
+
+
+def test_a_budget_of_all_tokens_keeps_all() -> None:
+    assert select_attended(torch.rand(2, 5), 9, ROW).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_not_finite_counts_as_nothing() -> None:
+    broken = torch.tensor([[NAN, INFINITE, 0.5, -INFINITE, 0.1], [NAN, 0.2, NAN, 0.0, NAN]])
+    whole = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.1], [0.0, 0.2, 0.0, 0.0, 0.0]])
+    assert torch.equal(attended_scores(broken, ROW), attended_scores(whole, ROW))
+    assert fastv_boundary(torch.tensor([[NAN, INFINITE, 0.5, -INFINITE, 0.1]]), 2).tolist() == [
+        2,
+        4,
+    ]
+    for budget in (1, 3):
+        embeddings = torch.full((5, 4), NAN), torch.full((1, 4), INFINITE)
+        kept = sparsevlm_boundary(torch.full((1, 5), NAN), *embeddings, budget)
+        assert kept.tolist() == list(range(budget))
+
+
+def test_tokens_beside_a_missing_place_are_averaged_over_those_that_exist() -> None:
+    weighted = torch.tensor([[0.0, 0.0, 0.9, 0.0, 0.0]])
+    apart = ROW.clone()
+    apart[2:, 1] += 1  # No token between the second and the third.
+    expected = averaged([0.0, 0.0]) + averaged([0.9, 0.0, 0.0])
+    torch.testing.assert_close(attended_scores(weighted, apart), torch.tensor(expected))
+
+
+def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
+    weighted = torch.zeros(1, 10)
+    weighted[0, 2] = 1.0
+    tokens = VisualTokens(
+        budget=7,
+        projected=torch.ones(10, 4),
+        features=torch.ones(10, 4),
+        saliency=torch.ones(10),
+        text=torch.ones(1, 4),
+        keys=None,
+        places=ROW.repeat(2, 1),
+        seed=0,
+        times=torch.arange(2).repeat_interleave(5),
+        attention=LanguageAttention(weighted, weighted, 1),
+    )
+    chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], tokens, trusted=False)
+    # The first frame by its score, then ties: at the same places of one frame they would differ.
+    assert chosen.spots.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    later = replace(tokens, attention=LanguageAttention(weighted.flip(1), weighted.flip(1), 1))
+    chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], later, trusted=False)
+    assert chosen.spots.tolist() == [0, 1, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: {**given, "budget": 0}, "budget"),
+        (lambda given: {**given, "weighted_attention": torch.zeros(5)}, "weighted_attention"),
+        (lambda given: {**given, "places": ROW[:4]}, r"places is \(4, 2\); allowed: \(5, 2\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, object]], dict[str, object]], message: str
+) -> None:
+    given = {"weighted_attention": torch.zeros(2, 5), "budget": 2, "places": ROW}
+    with pytest.raises(ValueError, match=message):
+        select_attended(**change(given))  # type: ignore[arg-type]
+
+
+def test_fastv_reads_the_last_word_only() -> None:
+    attention = torch.tensor([[0.9, 0.0, 0.0, 0.0, 0.1], [0.0, 0.3, 0.1, 0.2, 0.0]])
+    assert fastv_boundary(attention, 2).tolist() == [1, 3]
+
+
+def test_sparsevlm_reads_the_words_that_resemble_the_image() -> None:
+    image = torch.eye(4)[[0, 0, 0, 0, 1]]
+    words = 4 * torch.eye(4)[[0, 2, 1]]
+    attention = torch.tensor(
+        [
+            [0.0, 0.2, 0.0, 0.3, 0.0],  # The only rater: four of five tokens look like it.
+            [0.9, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.9, 0.0, 0.0],
+            [0.0, 0.0, 0.9, 0.0, 0.9],  # Of the template.
+        ]
+    )
+    share = (image @ words.T).softmax(dim=1).mean(dim=0)
+    assert (share > share.mean()).tolist() == [True, False, False]
+    assert sparsevlm_boundary(attention, image, words, 2).tolist() == [1, 3]
+
+
+def test_sparsevlm_reads_all_words_if_all_resemble_the_image_equally() -> None:
+    image, words = torch.ones(5, 4), torch.ones(2, 4)
+    attention = torch.tensor([[0.4, 0.0, 0.0, 0.0, 0.1], [0.0, 0.0, 0.5, 0.0, 0.1]])
+    assert sparsevlm_boundary(attention, image, words, 2).tolist() == [0, 2]
+
+
+def asked(attention: LanguageAttention | None, text: Tensor | None) -> VisualTokens:
+    random = torch.Generator().manual_seed(0)
+    return VisualTokens(
+        budget=6,
+        projected=torch.randn(25, 4, generator=random),
+        features=torch.randn(25, 4, generator=random),
+        saliency=torch.rand(25, generator=random),
+        text=text,
+        keys=None,
+        places=torch.cartesian_prod(torch.arange(5), torch.arange(5)),
+        seed=0,
+        attention=attention,
+    )
+
+
+def kept(name: str, tokens: VisualTokens) -> list[int]:
+    return run_selector(name, BUILT_IN[name], tokens, trusted=False).spots.tolist()
+
+
+def test_without_words_each_selector_keeps_the_tokens_of_the_one_it_falls_back_to() -> None:
+    template = torch.rand(3, 25, generator=torch.Generator().manual_seed(1))
+    without = asked(LanguageAttention(template, template, 0), None)
+    assert kept("llm-attention", without) == kept("flashvlm-2", without)
+    assert kept("sparsevlm-boundary", without) == kept("vispruner", without)
+    # FastV needs the last row only, which is the template's.
+    assert kept("fastv-boundary", without) == fastv_boundary(template, 6).tolist()
+
+
+def test_without_attention_each_selector_falls_back() -> None:
+    without = asked(None, torch.randn(2, 4))
+    assert kept("llm-attention", without) == kept("flashvlm-2", without)
+    assert kept("fastv-boundary", without) == kept("vispruner", without)
+    assert kept("sparsevlm-boundary", without) == kept("vispruner", without)
+
+
+def test_attention_to_some_tokens_is_a_part_of_the_columns() -> None:
+    mean, weighted = torch.arange(10.0).view(2, 5), -torch.arange(10.0).view(2, 5)
+    some = LanguageAttention(mean, weighted, 1).of(slice(1, 3))
+    assert some.mean.tolist() == [[1, 2], [6, 7]]
+    assert some.weighted.tolist() == [[-1, -2], [-6, -7]]
+    assert some.words == 1

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts are read in groups that fit the memory that was profiled, and laid out as vLLM's are."""
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from flashvlm_vllm.worker.language_attention import Prompt
+from flashvlm_vllm.worker.question_attention import _groups
+
+
+def prompt(tokens: int, *, deeper: bool = False, axes: int = 1) -> Prompt:
+    rows = torch.arange(tokens * 2.0).view(tokens, 2)
+    positions = torch.arange(tokens)[:, None].expand(-1, axes)
+    before, after = torch.full((2, 2), -1.0), torch.full((3, 2), -2.0)
+    return Prompt(rows, before, after, 1, positions, rows + 100 if deeper else None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "expected"),
+    [
+        ([], 20, []),
+        ([5, 5], 20, [[5, 5]]),  # each with five words
+        ([5, 6], 20, [[5], [6]]),
+        ([5, 5, 5, 5, 5], 20, [[5, 5], [5, 5], [5]]),
+        ([99], 20, [[99]]),
+        ([1, 99, 1, 1], 20, [[1], [99], [1, 1]]),
+    ],
+)
+def test_groups_are_consecutive_and_as_large_as_allowed(
+    tokens: list[int], most: int, expected: list[list[int]]
+) -> None:
+    groups = list(_groups([prompt(each) for each in tokens], most))
+    assert [[len(each.visual) for each in group] for group in groups] == expected
+    assert all(len(group) == 1 or sum(map(len, group)) <= most for group in groups)
+
+
+def test_words_after_an_item_follow_its_largest_position() -> None:
+    grid = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]])
+    words = torch.zeros(2, 2)
+    made = Prompt(torch.zeros(4, 2), words, words, 1, grid)
+    assert made.all_positions().T.tolist() == [
+        *([each] * 3 for each in (0, 1)),
+        *[[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]],
+        *([each] * 3 for each in (4, 5)),
+    ]
+    assert prompt(3).all_positions().tolist() == [list(range(8))]
+
+
+def test_what_a_layer_adds_lies_at_the_visual_tokens() -> None:
+    made = prompt(2, deeper=True)
+    assert made.embeddings().tolist()[2:4] == [[0, 1], [2, 3]]
+    assert made.added().tolist() == [[0, 0]] * 2 + [[100, 101], [102, 103]] + [[0, 0]] * 3
+    assert not prompt(2).added().any()
