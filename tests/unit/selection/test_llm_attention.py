@@ -16,6 +16,8 @@ from flashvlm_vllm.selection.llm_attention import AVERAGED, attended_scores, sel
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 ROW = torch.stack([torch.zeros(5, dtype=torch.int64), torch.arange(5)], dim=1)
+APART = torch.eye(5)
+"""Features at right angles: the determinant keeps the highest scores."""
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -33,20 +35,31 @@ def test_the_score_is_the_largest_over_the_words_averaged_over_neighbours() -> N
     torch.testing.assert_close(attended_scores(weighted, ROW), torch.tensor(expected))
     # A mean over the words would prefer the third token to the last.
     best = sorted(range(5), key=lambda at: -expected[at])[:2]
-    assert select_attended(weighted, 2, ROW).tolist() == sorted(best)
+    assert select_attended(weighted, 2, APART, ROW).tolist() == sorted(best)
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
     for budget in range(1, 5):
-        kept = select_attended(torch.full((2, 5), 0.25), budget, ROW)
+        kept = select_attended(torch.full((2, 5), 0.25), budget, APART, ROW)
         assert kept.tolist() == list(range(budget))
     assert fastv_boundary(torch.full((2, 5), 0.25), 3).tolist() == [0, 1, 2]
     embeddings = torch.ones(5, 4), torch.ones(2, 4)
     assert sparsevlm_boundary(torch.full((3, 5), 0.2), *embeddings, 3).tolist() == [0, 1, 2]
 
 
+def test_where_scores_are_flat_the_kept_tokens_differ() -> None:
+    # Two pairs of equal tokens and one more: the highest scores are all in the first pair.
+    features = torch.eye(3)[[0, 0, 1, 1, 2]]
+    scores = torch.tensor([[0.30, 0.30, 0.25, 0.25, 0.2]])
+    apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
+    assert select_attended(scores, 3, features, apart).tolist() == [0, 2, 4]
+    # A clear peak keeps its region, equal or not.
+    scores = torch.tensor([[9.0, 8.0, 0.0, 0.0, 0.0]])
+    assert select_attended(scores, 1, features, apart).tolist() == [0]
+
+
 def test_a_budget_of_all_tokens_keeps_all() -> None:
-    assert select_attended(torch.rand(2, 5), 9, ROW).tolist() == [0, 1, 2, 3, 4]
+    assert select_attended(torch.rand(2, 5), 9, APART, ROW).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_finite_counts_as_nothing() -> None:
@@ -77,7 +90,7 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
     tokens = VisualTokens(
         budget=7,
         projected=torch.ones(10, 4),
-        features=torch.ones(10, 4),
+        features=torch.eye(10),
         saliency=torch.ones(10),
         text=torch.ones(1, 4),
         keys=None,
@@ -99,13 +112,19 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
     [
         (lambda given: {**given, "budget": 0}, "budget"),
         (lambda given: {**given, "weighted_attention": torch.zeros(5)}, "weighted_attention"),
+        (lambda given: {**given, "diversity_features": APART[:4]}, "diversity_features"),
         (lambda given: {**given, "places": ROW[:4]}, r"places is \(4, 2\); allowed: \(5, 2\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
     change: Callable[[dict[str, object]], dict[str, object]], message: str
 ) -> None:
-    given = {"weighted_attention": torch.zeros(2, 5), "budget": 2, "places": ROW}
+    given = {
+        "weighted_attention": torch.zeros(2, 5),
+        "budget": 2,
+        "diversity_features": APART,
+        "places": ROW,
+    }
     with pytest.raises(ValueError, match=message):
         select_attended(**change(given))  # type: ignore[arg-type]
 
