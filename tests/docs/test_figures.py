@@ -63,11 +63,11 @@ def test_the_readme_quotes_the_results(plain: Set, served: dict) -> None:
     ours = [
         [
             f"{100 * kept_of(plain, row, 64, kinds).value:.0f} %"
-            for row in ("flashvlm", "flashvlm-2")
+            for row in ("flashvlm", "llm-attention")
         ]
         for kinds in (things, places)
     ]
-    assert f"| {ours[0][0]} (`flashvlm`), {ours[0][1]} (`flashvlm-2`) |" in readme
+    assert f"| {ours[0][0]} (`flashvlm`), {ours[0][1]} (`llm-attention`) |" in readme
     assert f"| {ours[1][0]}, {ours[1][1]} |" in readme
 
 
