@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from small_vlm import WEIGHTS
 from small_vlm.architecture import LAYERS, WIDTH, build_model, build_tokenizer, parts_of, tower_of
-from small_vlm.train.attention import PACKED
 from small_vlm.train.export import export
 from small_vlm.train.language import LanguageStage
 from small_vlm.train.schedule import run_stage
@@ -59,7 +58,6 @@ def main() -> None:
     stages = asked.stages or [name for name in STAGES if name != "tower" or asked.tower is None]
     for name in stages:
         tokenizer, model = build(asked)
-        model.model.language_model.config._attn_implementation = PACKED
         stage_of, seconds, peak = STAGES[name]
         stage = stage_of(model, tokenizer)
         load(model, asked.folder, until=name)

@@ -7,6 +7,8 @@ it a training step takes less than half the time on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -51,3 +53,15 @@ def attend(
 
 
 AttentionInterface.register(PACKED, attend)
+
+
+@contextmanager
+def packed_attention(language: Any) -> Iterator[None]:
+    """Let a language model of `transformers` attend this way inside the block."""
+    config = language.config
+    before = config._attn_implementation
+    config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from small_vlm.checkpoint import EOS, PAD
+from small_vlm.train.attention import packed_attention
 
 IGNORED = -100
 
@@ -77,7 +78,7 @@ def answer_loss(model: Any, prefix: Tensor, lengths: Tensor, packed: Branches) -
     """Run the language model and score the answers.
 
     Args:
-        model: a LLaVA whose language model has the attention `PACKED`.
+        model: a LLaVA.
         prefix: ``(B, P, D)`` embeddings of "user :" and the picture, padded at the end.
         lengths: ``(B,)`` how many of them are real.
         packed: the branches.
@@ -101,12 +102,13 @@ def answer_loss(model: Any, prefix: Tensor, lengths: Tensor, packed: Branches) -
     sees[:, :, reach:] |= torch.eye(size, dtype=torch.bool)
 
     mask = torch.zeros(sees.shape).masked_fill_(~sees, -1e9)
-    states = language(
-        inputs_embeds=embeddings,
-        attention_mask=mask[:, None],
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state[:, reach:]
+    with packed_attention(language):
+        states = language(
+            inputs_embeds=embeddings,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, reach:]
     chosen = packed.labels != IGNORED
     logits = model.lm_head(states[chosen])
     labels, weights = packed.labels[chosen], packed.weights[chosen]
