@@ -58,7 +58,10 @@ def test_the_kept_tokens_follow_from_transformers_attention(
             tokens = seen.tokens(record["query"], budget)
             assert tokens.attention is not None
             expected = run_selector(name, BUILT_IN[name], tokens, trusted=False).spots
-            assert record["kept"] == expected.tolist(), (question, budget)
+            different = set(record["kept"]) ^ set(expected.tolist())
+            # Beyond the dimensions of the features, rounding decides between equal gains.
+            is_exact = name != "llm-attention" or budget <= tokens.features.shape[1]
+            assert len(different) <= (0 if is_exact else budget // 50), (question, budget)
             kept.add(tuple(record["kept"]))
     assert len(kept) == 6, "the question would not matter"
 
