@@ -19,9 +19,10 @@ CHOSEN: Final = f"choice: determinant, weight score^{POWER:g}"
 """The row that is `llm-attention` as it is served."""
 NOTE: Final = """\
 Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
-McNemar's exact test against `llm-attention` over the three budgets of both sets together; + where
-the variant has more correct answers, - where it has fewer. *Objects described*: share of a scene's
-objects that "describe the picture" names with place, colour and kind.
+McNemar's exact test against `llm-attention` over the three budgets of both question sets together,
+as far as they are measured; + where the variant has more correct answers, - where it has fewer.
+*Objects described*: share of a scene's objects that "describe the picture" names with place, colour
+and kind.
 
 Ways to score tokens are compared with the tokens of the highest scores kept. *choice* compares ways
 to choose tokens by the score of `llm-attention`."""
@@ -52,22 +53,22 @@ def heading(name: str, about: Mapping[str, Any]) -> str:
 def variant_table(found: Mapping[str, Any]) -> str:
     """Return the table of one model, the served selector in its place among the layers."""
     right = found["right"]
-    chosen = CHOSEN
-    names = [each for each in right[SETS[0]] if all(each in right[own] for own in SETS)]
     budgets = [str(each) for each in found["about"]["budgets"]]
     rows = []
-    for name in sorted(names, key=lambda each: (each not in FIRST, _order(each))):
-        cells = [" / ".join(_shares(right[own][name])) for own in SETS]
+    for name in sorted(right[SETS[0]], key=lambda each: (each not in FIRST, _order(each))):
+        known = [own for own in SETS if name in right.get(own, {})]
+        cells = [" / ".join(_shares(right[own][name])) if own in known else "" for own in SETS]
         test = ""
-        if name not in FIRST and name != chosen and chosen in names:
+        both = [own for own in known if own in SETS[:2] and CHOSEN in right[own]]
+        if name not in FIRST and name != CHOSEN and both:
             ours, theirs = (
-                [_marks(right, own, row, budget) for own in SETS[:2] for budget in budgets]
-                for row in (name, chosen)
+                [_marks(right, own, row, budget) for own in both for budget in budgets]
+                for row in (name, CHOSEN)
             )
             found_test = paired(list(chain(*ours)), list(chain(*theirs)))
             sign = "+" if found_test.difference > 0 else "-" if found_test.difference else ""
             test = f"{sign} {found_test.p:.2g}".strip()
-        shown = f"**{name} (`llm-attention`)**" if name == chosen else name
+        shown = f"**{name} (`llm-attention`)**" if name == CHOSEN else name
         rows.append((shown, *cells[:2], test, cells[2]))
     return table(("", "plain", "small object asked for", "p", "objects described"), rows)
 

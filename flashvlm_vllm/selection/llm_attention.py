@@ -7,8 +7,8 @@ that read attention in the language model (FastV, SparseVLM):
 
 * **Attention times the length of the value vector**, not attention alone. Tokens that collect
   attention without passing anything on have short values.
-* **The largest over heads and words**, not a mean. A few heads look for the object in question,
-  from a word that names it or from the last words before the answer; a mean hides them.
+* **All words up to the answer, the largest of them**: some heads look for the object in question
+  from a word that names it, others from the last words of the template.
 * **Averaged over adjacent tokens**, because an object covers several of them.
 * **A determinant instead of the highest scores.** Where the words look at few places, the scores
   there are so high that the kept tokens are the regions around them. Where the words name nothing
