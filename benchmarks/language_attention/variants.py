@@ -19,7 +19,7 @@ from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised
 from flashvlm_vllm.selection.fusion import fuse
 from flashvlm_vllm.selection.llm_attention import AVERAGED, POWER
 from flashvlm_vllm.selection.neighbours import mean_of_near
-from flashvlm_vllm.selection.partition import partition
+from flashvlm_vllm.selection.partition import partition, rank
 from flashvlm_vllm.selection.relevance import attenuate_below_gate, sharpen, text_similarity
 from flashvlm_vllm.selection.saliency import intrinsic_saliency
 from flashvlm_vllm.selection.scaling import min_max, unit_rows
@@ -180,7 +180,7 @@ def in_equations(*, sharpened: bool) -> Score:
 
 def highest(scores: Tensor, observed: Observed, budget: int) -> Tensor:
     """Keep the tokens with the highest scores."""
-    return scores.sort(descending=True, stable=True).indices[:budget]
+    return rank(scores)[:budget]
 
 
 def determinant(sharpness: float) -> Choice:
@@ -217,7 +217,7 @@ def with_rest(share: float, *, salient_rest: bool) -> Choice:
         kept[highest(scores, observed, budget - rest)] = True
         if salient_rest:
             left = observed.seen.saliency.masked_fill(kept, -torch.inf)
-            kept[left.sort(descending=True, stable=True).indices[:rest]] = True
+            kept[rank(left)[:rest]] = True
         else:
             left = (~kept).nonzero()[:, 0]
             kept[left[(2 * torch.arange(rest) + 1) * len(left) // (2 * rest)]] = True

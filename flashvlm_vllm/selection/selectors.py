@@ -78,7 +78,7 @@ class VisualTokens:
     of a video may be missing, because it is always kept and not part of the input."""
     attention: LanguageAttention | None = None
     """Attention of the question in the language model; None unless the selector uses it
-    (`uses_llm`)."""
+    (`uses_llm`), and without a question."""
 
 
 class Merged(NamedTuple):

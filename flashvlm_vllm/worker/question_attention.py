@@ -62,8 +62,8 @@ class QuestionAttention:
             requests: their requests.
 
         Returns:
-            Attention to all tokens of an item, by item number. An item that is kept whole, or whose
-            prompt has no words, has none; neither has any if the model's layers cannot be used.
+            Attention to all tokens of an item, by item number. An item that is kept whole, or that
+            has no question, has none; neither has any if the model's layers cannot be used.
 
         """
         rows = {
@@ -71,7 +71,7 @@ class QuestionAttention:
             for row, name in enumerate(requests.selectors)
             if find_selector(name).uses_llm
             and requests.keep[row] < items[row].tokens
-            and len(requests.question_ids[row]) + len(requests.turns[row].after)
+            and len(requests.question_ids[row])
         }
         if not rows or self._reader is None:
             return {}

@@ -137,6 +137,8 @@ def test_without_words_the_tokens_are_those_of_flashvlm_2(engine: Engine) -> Non
             assert record["query"] == []
             kept.append(record["kept"])
         assert kept[0] == kept[1]
+    # No selector reads a prompt without a question.
+    assert prompts_read(engine) == []
 
 
 Tokens = dict[tuple[str, str], list[int]]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.selection.arguments import check_count, check_tensor
+from flashvlm_vllm.selection.partition import rank
 
 
 def fastv_boundary(attention: Tensor, budget: int) -> Tensor:
@@ -66,5 +67,4 @@ def sparsevlm_boundary(
 
 
 def _highest(scores: Tensor, budget: int) -> Tensor:
-    order = scores.float().nan_to_num(0.0, 0.0, 0.0).sort(descending=True, stable=True).indices
-    return torch.sort(order[:budget]).values
+    return torch.sort(rank(scores.float().nan_to_num(0.0, 0.0, 0.0))[:budget]).values
