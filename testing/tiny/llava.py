@@ -176,7 +176,7 @@ def build_text_llama(
 def build_once(path: Path, asked: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """Fill ``path`` through ``write(folder)`` unless it already contains that model."""
     # The code of this package counts as a parameter: when it changes, models are built again.
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(checkpoint.__file__)]
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), Path(checkpoint.__file__)]
     source = b"".join(file.read_bytes() for file in files)
     asked = asked | {"source": hashlib.sha256(source).hexdigest()}
     note = path / "built.json"

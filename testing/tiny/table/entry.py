@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An entry of the table: how a tiny model is written, and how its prompts look."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A tiny model of one architecture."""
+
+    architecture: str
+    """As in vLLM's registry."""
+    write: Callable[[Path], None]
+    """Writes configuration, tokenizer and processor into a folder, no weights."""
+    image: str
+    """Text of one image in a prompt."""
+    video: str | None = None
+    """Text of one video in a prompt; ``None`` if vLLM's model has no videos."""
+    template: str = "USER: {items}\n{question} ASSISTANT:"
+    """A prompt with its images or videos and a question."""
+    size: tuple[int, int] = (224, 168)
+    """Width and height of an image in the tests, in pixels."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``vllm.LLM`` in addition to those of all models."""
+
+    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
+        """Return a prompt with a question about so many images and videos."""
+        items = self.image * images + (self.video or "") * videos
+        return self.template.format(items=items, question=question)
