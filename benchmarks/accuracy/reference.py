@@ -122,8 +122,9 @@ class Reference:
         after = torch.cat([text, self.words(AFTER)])
         layers = attention_of(self.language, self.words(BEFORE), seen.projected, after)
         weights = layers[1].weights
-        weighted = weights * layers[1].values[:, None]
-        return LanguageAttention(weights.mean(dim=0), weighted.amax(dim=0), len(text))
+        read = weights * layers[1].values[:, None]
+        share = (read / read.sum(dim=2, keepdim=True)).amax(dim=(0, 2))
+        return LanguageAttention(weights.mean(dim=0), read.amax(dim=0), share, len(text))
 
     def project(self, features: Tensor) -> Tensor:
         """Return merged tower features in the language model's space."""

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from benchmarks.accuracy.statistics import paired
 from benchmarks.measuring.report import table
-from flashvlm_vllm.selection.llm_attention import POWER
+from flashvlm_vllm.selection.llm_attention import FOUND, POWER
 
 FIRST: Final = ("unpruned", "oracle", "vispruner", "flashvlm", "flashvlm-2")
 SETS: Final = ("plain", "stress", "described")
-CHOSEN: Final = f"choice: determinant, weight score^{POWER:g}"
+CHOSEN: Final = (
+    f"choice: the highest where a head reads over {FOUND:.0%} from one token, else score^{POWER:g}"
+)
 """The row that is `llm-attention` as it is served."""
 NOTE: Final = """\
 Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
@@ -35,15 +37,16 @@ def write_report(folder: Path) -> None:
         "# Every variant that was tried",
         NOTE,
     ]
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "small.json"):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "results.json"):
         found = json.loads(path.read_text())
         if "right" in found:
-            parts += [heading(path.stem, found["about"]), variant_table(found)]
+            parts += [heading(path, found["about"]), variant_table(found)]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n")
 
 
-def heading(name: str, about: Mapping[str, Any]) -> str:
+def heading(path: Path, about: Mapping[str, Any]) -> str:
     """Return the heading of a model."""
+    name = "The committed model" if path.name == "results.json" else path.stem
     return (
         f"## {name}: {about['layers']} decoder layers of width {about['width']}, "
         f"{about['questions']} development questions of each set"

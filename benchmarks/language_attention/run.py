@@ -48,7 +48,7 @@ def main() -> int:
     """Measure what is missing, and write the report."""
     parser = argparse.ArgumentParser(prog="benchmarks.language_attention.run", description=__doc__)
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--name", default="small", help="of the model in file and report")
+    parser.add_argument("--name", default="results", help="of the results file")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of each set")
     parser.add_argument("--groups", nargs="+", help="groups of variants; default: all")
     parser.add_argument("--report-only", action="store_true")

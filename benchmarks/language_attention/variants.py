@@ -17,7 +17,7 @@ from flashvlm_vllm.selection import SelectionConfig
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised
 from flashvlm_vllm.selection.fusion import fuse
-from flashvlm_vllm.selection.llm_attention import AVERAGED, POWER
+from flashvlm_vllm.selection.llm_attention import AVERAGED, FOUND, POWER
 from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import partition, rank
 from flashvlm_vllm.selection.relevance import attenuate_below_gate, sharpen, text_similarity
@@ -203,6 +203,22 @@ def determinant_of(power: float) -> Choice:
     return choose
 
 
+def largest_share(observed: Observed) -> float:
+    """Return the largest share that one token has in what one head reads for one word."""
+    read = weighted(observed.layers[SECOND])
+    return float((read.amax(dim=2) / read.sum(dim=2)).amax())
+
+
+def where_found(share: float) -> Choice:
+    """Keep the highest scores where a token has more than this share, else as `determinant_of`."""
+
+    def choose(scores: Tensor, observed: Observed, budget: int) -> Tensor:
+        own = highest if largest_share(observed) > share else determinant_of(POWER)
+        return own(scores, observed, budget)
+
+    return choose
+
+
 def halves(scores: Tensor, observed: Observed, budget: int) -> Tensor:
     """Keep the paper's two halves: the highest scores, and the most different of the rest."""
     return partition(scores, observed.seen.features, budget, 0.5, 8)
@@ -310,6 +326,11 @@ def variants(layers: int) -> list[Variant]:
         Variant("choice", f"determinant, weight score^{power:g}", base, determinant_of(power))
         for power in (1.0, POWER, 3.0)
     ]
+    tried += [
+        Variant("choice", f"the highest where a head reads over {share:.0%} from one token, "
+                f"else score^{POWER:g}", base, where_found(share))
+        for share in (0.25, 0.3, FOUND, 0.45)
+    ]  # fmt: skip
     tried += [
         Variant("choice", "the paper's two halves", base, halves),
         Variant("choice", "a quarter evenly spaced", base, with_rest(0.25, salient_rest=False)),

@@ -84,6 +84,7 @@ def _llm_attention(tokens: VisualTokens) -> Tensor:
         return _flashvlm_2(tokens)
     return select_attended(
         tokens.attention.weighted,
+        tokens.attention.largest_share,
         tokens.budget,
         tokens.features,
         places_in_time(tokens.places, tokens.times),

@@ -41,12 +41,16 @@ class LanguageAttention:
     """(R, N) float32: attention weight times the length of the visual token's value vector, the
     largest over the heads. How much of a token a word reads: tokens that many words attend to
     without reading anything have short values."""
+    largest_share: Tensor
+    """(R,) float32: of what one head reads of all visual tokens, the largest share that comes from
+    a single token, the largest over the heads. From 1 / N, spread evenly, to 1."""
     words: int
     """Number of rows of the question's words, the first ones; 0 without a question."""
 
     def of(self, tokens: Tensor | slice) -> LanguageAttention:
         """Return the attention to some of the visual tokens."""
-        return LanguageAttention(self.mean[:, tokens], self.weighted[:, tokens], self.words)
+        own = self.mean[:, tokens], self.weighted[:, tokens]
+        return LanguageAttention(*own, self.largest_share, self.words)
 
 
 @dataclass(frozen=True, slots=True)

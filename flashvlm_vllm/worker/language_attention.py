@@ -266,7 +266,7 @@ def _words_attention(
     lengths = value[first:last].float().norm(dim=-1).T.repeat_interleave(group, dim=0)
     device = query.device
     places = torch.arange(len(prompt), device=device)
-    means, largest = [], []
+    means, largest, shares = [], [], []
     rows = max(1, _AT_ONCE // (query.shape[1] * len(prompt)))
     for words in torch.arange(last, len(prompt), device=device).split(rows):
         asked = query[words].float().permute(1, 0, 2)
@@ -277,11 +277,15 @@ def _words_attention(
         logits = logits.mul_(attention.impl.scale).masked_fill_(hidden, -torch.inf)
         weights = logits.softmax(dim=-1)[:, :, first:last]
         means.append(weights.mean(dim=0))
-        largest.append((weights * lengths[:, None]).amax(dim=0))
-    mean, weighted = torch.cat(means), torch.cat(largest)
+        read = weights * lengths[:, None]
+        largest.append(read.amax(dim=0))
+        total = read.sum(dim=2).clamp_min(torch.finfo(torch.float32).tiny)
+        shares.append((read.amax(dim=2) / total).amax(dim=0))
+    mean, weighted, share = torch.cat(means), torch.cat(largest), torch.cat(shares)
     group_of_ranks = get_tp_group()
     if group_of_ranks.world_size > 1:
         # Every rank has some of the heads, equally many.
         mean = group_of_ranks.all_reduce(mean) / group_of_ranks.world_size
         weighted = group_of_ranks.all_gather(weighted[None], dim=0).amax(dim=0)
-    return LanguageAttention(mean, weighted, prompt.question_words)
+        share = group_of_ranks.all_gather(share[None], dim=0).amax(dim=0)
+    return LanguageAttention(mean, weighted, share, prompt.question_words)

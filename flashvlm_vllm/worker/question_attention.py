@@ -48,7 +48,11 @@ class QuestionAttention:
     def __init__(self, model: AskedModel, vllm_config: VllmConfig) -> None:
         self._model, self._config = model, vllm_config
         self._held: RecentlyUsed[LanguageAttention] = RecentlyUsed(
-            _CACHE_BYTES, lambda each: each.mean.nbytes + each.weighted.nbytes + _OVERHEAD_BYTES
+            _CACHE_BYTES,
+            lambda each: (
+                sum(own.nbytes for own in (each.mean, each.weighted, each.largest_share))
+                + _OVERHEAD_BYTES
+            ),
         )
 
     def of_items(

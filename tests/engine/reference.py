@@ -101,5 +101,6 @@ def language_attention(
     weights = out.attentions[1][0, :, visual.stop :, visual]
     lengths = values[0][visual].unflatten(-1, (-1, attention.head_dim)).norm(dim=-1).T
     lengths = lengths.repeat_interleave(len(weights) // len(lengths), dim=0)
-    weighted = (weights * lengths[:, None]).amax(dim=0)
-    return LanguageAttention(weights.mean(dim=0), weighted, len(question))
+    read = weights * lengths[:, None]
+    share = (read / read.sum(dim=2, keepdim=True)).amax(dim=(0, 2))
+    return LanguageAttention(weights.mean(dim=0), read.amax(dim=0), share, len(question))

@@ -12,13 +12,20 @@ from torch import Tensor
 
 from flashvlm_vllm.selection import LanguageAttention, VisualTokens, run_selector
 from flashvlm_vllm.selection.baselines import fastv_boundary, sparsevlm_boundary
-from flashvlm_vllm.selection.llm_attention import AVERAGED, attended_scores, select_attended
+from flashvlm_vllm.selection.llm_attention import (
+    AVERAGED,
+    FOUND,
+    attended_scores,
+    select_attended,
+)
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 ROW = torch.stack([torch.zeros(5, dtype=torch.int64), torch.arange(5)], dim=1)
 APART = torch.eye(5)
 """Features at right angles: the determinant keeps the highest scores."""
 NAN, INFINITE = float("nan"), float("inf")
+FLAT, FOUND_ONE = torch.tensor([0.2, 0.2]), torch.tensor([0.2, 0.9])
+"""Largest shares of two words: no head has found anything, or one has for the second word."""
 
 
 def averaged(values: list[float], times: int = AVERAGED) -> list[float]:
@@ -35,13 +42,14 @@ def test_the_score_is_the_largest_over_the_words_averaged_over_neighbours() -> N
     torch.testing.assert_close(attended_scores(weighted, ROW), torch.tensor(expected))
     # A mean over the words would prefer the third token to the last.
     best = sorted(range(5), key=lambda at: -expected[at])[:2]
-    assert select_attended(weighted, 2, APART, ROW).tolist() == sorted(best)
+    assert select_attended(weighted, FLAT, 2, APART, ROW).tolist() == sorted(best)
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
     for budget in range(1, 5):
-        kept = select_attended(torch.full((2, 5), 0.25), budget, APART, ROW)
-        assert kept.tolist() == list(range(budget))
+        for share in (FLAT, FOUND_ONE):
+            kept = select_attended(torch.full((2, 5), 0.25), share, budget, APART, ROW)
+            assert kept.tolist() == list(range(budget))
     assert fastv_boundary(torch.full((2, 5), 0.25), 3).tolist() == [0, 1, 2]
     embeddings = torch.ones(5, 4), torch.ones(2, 4)
     assert sparsevlm_boundary(torch.full((3, 5), 0.2), *embeddings, 3).tolist() == [0, 1, 2]
@@ -52,14 +60,25 @@ def test_where_scores_are_flat_the_kept_tokens_differ() -> None:
     features = torch.eye(3)[[0, 0, 1, 1, 2]]
     scores = torch.tensor([[0.30, 0.30, 0.25, 0.25, 0.2]])
     apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
-    assert select_attended(scores, 3, features, apart).tolist() == [0, 2, 4]
+    assert select_attended(scores, FLAT[:1], 3, features, apart).tolist() == [0, 2, 4]
     # A clear peak keeps its region, equal or not.
     scores = torch.tensor([[9.0, 8.0, 0.0, 0.0, 0.0]])
-    assert select_attended(scores, 1, features, apart).tolist() == [0]
+    assert select_attended(scores, FLAT[:1], 1, features, apart).tolist() == [0]
+
+
+def test_where_a_head_has_found_something_the_highest_scores_are_kept() -> None:
+    features = torch.eye(3)[[0, 0, 1, 1, 2]]
+    scores = torch.tensor([[0.30, 0.30, 0.25, 0.25, 0.2]] * 2)
+    apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
+    assert select_attended(scores, FOUND_ONE, 3, features, apart).tolist() == [0, 1, 2]
+    exactly = torch.tensor([0.2, FOUND])
+    assert select_attended(scores, exactly, 3, features, apart).tolist() == [0, 2, 4]
+    unknown = torch.tensor([0.2, NAN])
+    assert select_attended(scores, unknown, 3, features, apart).tolist() == [0, 2, 4]
 
 
 def test_a_budget_of_all_tokens_keeps_all() -> None:
-    assert select_attended(torch.rand(2, 5), 9, APART, ROW).tolist() == [0, 1, 2, 3, 4]
+    assert select_attended(torch.rand(2, 5), FLAT, 9, APART, ROW).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_finite_counts_as_nothing() -> None:
@@ -97,12 +116,12 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
         places=ROW.repeat(2, 1),
         seed=0,
         times=torch.arange(2).repeat_interleave(5),
-        attention=LanguageAttention(weighted, weighted, 1),
+        attention=LanguageAttention(weighted, weighted, FLAT[:1], 1),
     )
     chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], tokens, trusted=False)
     # The first frame by its score, then ties: at the same places of one frame they would differ.
     assert chosen.spots.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    later = replace(tokens, attention=LanguageAttention(weighted.flip(1), weighted.flip(1), 1))
+    later = replace(tokens, attention=LanguageAttention(*[weighted.flip(1)] * 2, FLAT[:1], 1))
     chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], later, trusted=False)
     assert chosen.spots.tolist() == [0, 1, 5, 6, 7, 8, 9]
 
@@ -112,6 +131,7 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
     [
         (lambda given: {**given, "budget": 0}, "budget"),
         (lambda given: {**given, "weighted_attention": torch.zeros(5)}, "weighted_attention"),
+        (lambda given: {**given, "largest_share": torch.zeros(3)}, "largest_share"),
         (lambda given: {**given, "diversity_features": APART[:4]}, "diversity_features"),
         (lambda given: {**given, "places": ROW[:4]}, r"places is \(4, 2\); allowed: \(5, 2\)"),
     ],
@@ -121,6 +141,7 @@ def test_arguments_that_do_not_fit_are_refused(
 ) -> None:
     given = {
         "weighted_attention": torch.zeros(2, 5),
+        "largest_share": FLAT,
         "budget": 2,
         "diversity_features": APART,
         "places": ROW,
@@ -177,7 +198,7 @@ def kept(name: str, tokens: VisualTokens) -> list[int]:
 
 def test_without_words_each_selector_keeps_the_tokens_of_the_one_it_falls_back_to() -> None:
     template = torch.rand(3, 25, generator=torch.Generator().manual_seed(1))
-    without = asked(LanguageAttention(template, template, 0), None)
+    without = asked(LanguageAttention(template, template, FLAT, 0), None)
     assert kept("llm-attention", without) == kept("flashvlm-2", without)
     assert kept("sparsevlm-boundary", without) == kept("vispruner", without)
     # FastV needs the last row only, which is the template's.
@@ -193,7 +214,7 @@ def test_without_attention_each_selector_falls_back() -> None:
 
 def test_attention_to_some_tokens_is_a_part_of_the_columns() -> None:
     mean, weighted = torch.arange(10.0).view(2, 5), -torch.arange(10.0).view(2, 5)
-    some = LanguageAttention(mean, weighted, 1).of(slice(1, 3))
+    some = LanguageAttention(mean, weighted, FLAT, 1).of(slice(1, 3))
     assert some.mean.tolist() == [[1, 2], [6, 7]]
     assert some.weighted.tolist() == [[-1, -2], [-6, -7]]
     assert some.words == 1

@@ -152,7 +152,9 @@ def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> Vis
         places=places,
         seed=seed,
         times=torch.arange(steps).repeat_interleave(rows * columns) if steps > 1 else None,
-        attention=LanguageAttention(mean, weighted, words) if draw(st.booleans()) else None,
+        attention=LanguageAttention(mean, weighted, mean[:, 0], words)
+        if draw(st.booleans())
+        else None,
     )
 
 
