@@ -4,7 +4,7 @@
 import sys
 
 from flashvlm_vllm.settings import is_enabled
-from flashvlm_vllm.supported_models import MODELS
+from flashvlm_vllm.supported_models import classes
 from flashvlm_vllm.vllm_compat import attach, command_line
 
 
@@ -37,6 +37,6 @@ def activate() -> None:
         if command_line.is_command_line():
             sys.exit(f"flashvlm: {error}")
         raise
-    for architecture, target in MODELS.items():
+    for architecture, target in classes().items():
         ModelRegistry.register_model(architecture, target)
     attach.to_engine()

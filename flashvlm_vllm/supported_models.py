@@ -29,10 +29,20 @@ MODELS = {
 """Class paths by architecture. vLLM imports a class on first use."""
 
 
+GENERAL: tuple[str, ...] = ()
+"""Architectures with the general adapter (`models.general`)."""
+
+
+def classes() -> dict[str, str]:
+    """Return the class paths of all covered architectures."""
+    general = "flashvlm_vllm.models.general.classes"
+    return MODELS | {architecture: f"{general}:{architecture}" for architecture in GENERAL}
+
+
 def covers(model_config: Any) -> bool:
     """Return whether budgets apply to a model, given vLLM's ``ModelConfig``.
 
     The architecture is the one that vLLM runs: with ``--model-impl transformers`` a checkpoint of a
     covered architecture is served by a backend that does not prune.
     """
-    return model_config.architecture in MODELS
+    return model_config.architecture in MODELS or model_config.architecture in GENERAL

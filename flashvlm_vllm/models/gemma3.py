@@ -98,7 +98,7 @@ class PrunedGemma3(TileModel, Gemma3ForConditionalGeneration):
         return torch.stack([numbers // side, numbers % side], dim=1)
 
     def dropped_before(
-        self, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
+        self, feature: Any, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
     ) -> NDArray[np.int64]:
         """Return the number of tokens dropped from the image and crops before each text token."""
         begins = np.asarray(ids) == self.config.boi_token_index

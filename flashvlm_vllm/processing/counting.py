@@ -29,12 +29,18 @@ class TokenCounter:
         self._by_uuid: dict[tuple[str, str], TokenCount] = {}
         self._lock = threading.Lock()
 
-    def counts(self, inputs: ProcessorInputs, modality: str) -> list[TokenCount | None]:
+    def counts(
+        self, inputs: ProcessorInputs, modality: str, *, needed: bool = True
+    ) -> list[TokenCount | None]:
         """Return the token count of each item; ``None`` for an item whose size is not known.
+
+        With ``needed`` false no item is counted, only their number matters.
 
         A client may send an item once and then refer to it by its uuid alone; vLLM looks it up in
         its cache. The count is cached here, so that such an item gets the same identity again.
         """
+        if not needed:
+            return [None] * len(inputs.mm_data_items.get(modality) or ())
         counts = self._given(inputs.mm_data_items, modality, inputs.hf_processor_mm_kwargs)
         uuids = (inputs.mm_uuid_items or {}).get(modality) or [None] * len(counts)
         for index, uuid in enumerate(uuids):
@@ -57,26 +63,9 @@ class TokenCounter:
         if isinstance(given, EmbeddingItems):
             sizes = [given.get_feature_size(index) for index in range(len(given))]
             return [TokenCount(size, size) for size in sizes]
-        if isinstance(given, ImageProcessorItems):
+        if isinstance(given, (ImageProcessorItems, VideoProcessorItems)):
             return [
-                None
-                if given.get(index) is None
-                else self._family.count_image_tokens(*given.get_image_size(index), arguments)
+                self._family.count_item(given, index, modality, arguments)
                 for index in range(len(given))
             ]
-        if isinstance(given, VideoProcessorItems):
-            return [self._video(given, index, arguments) for index in range(len(given))]
         return []
-
-    def _video(
-        self, videos: VideoProcessorItems, index: int, arguments: Mapping[str, Any]
-    ) -> TokenCount | None:
-        video = videos.get(index)
-        if video is None or not self._family.prunes_videos:
-            return None
-        frames, metadata = video if isinstance(video, tuple) else (video, None)
-        # From the frames alone: vLLM's items cannot return the frame size of a video with metadata.
-        size = VideoProcessorItems([frames]).get_frame_size(0)
-        return self._family.count_video_tokens(
-            len(frames), size.width, size.height, metadata, arguments
-        )

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 from vllm.multimodal.processing.processor import PromptUpdateInfo
 
 from flashvlm_vllm.ipc.explain_request import WHOLE, Placed
@@ -41,6 +41,34 @@ class FamilyHooks:
     """Placeholder texts of images and videos in a prompt that are not special tokens."""
     prunes_videos: ClassVar[bool] = True
     """Whether a budget applies to videos, if the model accepts videos."""
+
+    counts_whole_items: ClassVar[bool] = True
+    """Whether items are counted before they are processed, even if nothing is pruned."""
+
+    def count_item(
+        self, items: Any, number: int, modality: str, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount | None:
+        """Count an image's or a video's visual tokens; ``None`` if it is not there, or not pruned.
+
+        Args:
+            items: items of one modality, as vLLM passes them to the processor.
+            number: number of the item.
+            modality: modality of the items.
+            arguments: the request's Hugging Face processor arguments.
+
+        """
+        item = items.get(number)
+        if item is None:
+            return None
+        if modality == "image":
+            size = items.get_image_size(number)
+            return self.count_image_tokens(size.width, size.height, arguments)
+        if not self.prunes_videos:
+            return None
+        frames, metadata = item if isinstance(item, tuple) else (item, None)
+        # From the frames alone: vLLM's items cannot return the frame size of a video with metadata.
+        size = VideoProcessorItems([frames]).get_frame_size(0)
+        return self.count_video_tokens(len(frames), size.width, size.height, metadata, arguments)
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS

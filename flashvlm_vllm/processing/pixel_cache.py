@@ -7,7 +7,6 @@ the same pixels would be resized and normalized again.
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from vllm.multimodal.cache.base import MultiModalCache
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems
@@ -30,8 +29,8 @@ class PixelCache:
         modality: str,
         names: Sequence[str],
         process: Callable[[int], MultiModalKwargsItem],
-    ) -> dict[str, Any]:
-        """Return the model inputs of a batch of items; process those that are not cached.
+    ) -> MultiModalKwargsItems:
+        """Return the processed items of a batch; process those that are not cached.
 
         Args:
             modality: modality of all items.
@@ -51,5 +50,4 @@ class PixelCache:
                 with self._lock:
                     self._held.put(name, item)
             known[name] = item
-        items = MultiModalKwargsItems({modality: [known[name] for name in names]})
-        return dict(items.get_data())
+        return MultiModalKwargsItems({modality: [known[name] for name in names]})

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+from vllm.multimodal.processing import PromptInsertion, PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.processor import PromptUpdateInfo
 
 from flashvlm_vllm.processing.plan import ItemPlan
@@ -54,15 +54,17 @@ def shortened(update: PromptUpdate, plans: Sequence[ItemPlan], shorten: Shorten)
         shorten: shortens one placeholder.
 
     """
-    if not isinstance(update, PromptReplacement):
+    if not isinstance(update, PromptInsertion | PromptReplacement):
         return update
-    whole = update.replacement
+    whole = update.content
 
-    def replacement(item_idx: int) -> Any:
+    def content(item_idx: int) -> Any:
         plan = plans[item_idx]
         placeholder = whole(item_idx) if callable(whole) else whole
         if plan.count is None or plan.keep is None:
             return placeholder
         return shorten(placeholder, plan.count, plan.keep)
 
-    return replace(update, replacement=replacement)
+    if isinstance(update, PromptInsertion):
+        return replace(update, insertion=content)
+    return replace(update, replacement=content)

@@ -15,11 +15,9 @@ import torch
 from transformers import BatchFeature
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
-    MultiModalKwargsItem,
-    MultiModalKwargsItems,
 )
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
-from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdate
+from vllm.multimodal.processing import PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.ipc.explain_request import ExplainItem, ExplainRequest
@@ -29,19 +27,17 @@ from flashvlm_vllm.lru import put_bounded
 from flashvlm_vllm.processing import validation
 from flashvlm_vllm.processing.allotment import Allotments, allot, fitted, must_fit
 from flashvlm_vllm.processing.counting import TokenCounter
-from flashvlm_vllm.processing.family import FamilyHooks
 from flashvlm_vllm.processing.identity import PlannedInputs, item_key, selection_key
+from flashvlm_vllm.processing.item_processor import ItemProcessor
 from flashvlm_vllm.processing.picture_cache import PictureCache
-from flashvlm_vllm.processing.pixel_cache import PixelCache
 from flashvlm_vllm.processing.placeholders import shortened
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 from flashvlm_vllm.processing.question_tokens import QuestionTokens
-from flashvlm_vllm.request.budget import BUDGET, Counts
+from flashvlm_vllm.request.budget import BUDGET, Counts, TokenCount
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.request_budget import RequestBudget
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.selection.registry import BUILT_IN, find_selector
-from flashvlm_vllm.settings import ServerSettings, settings_of
 
 _CACHED_KEYS = 100_000
 _MOST_TEXT = 32
@@ -49,7 +45,7 @@ _MOST_TEXT = 32
 tokens in all where it has text after every row."""
 
 
-class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
+class VisualTokenProcessor(ItemProcessor):
     """Mixin for a multimodal processor that prunes images and videos per request.
 
     A family's processor derives from this class first and from vLLM's processor second, and
@@ -62,8 +58,6 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         self._lock = threading.Lock()
         self._selection_keys: dict[str, str] = {}
         """Selection keys by vLLM's identities of pruned items."""
-        # As large as each worker's feature cache: both are used for another question about an item.
-        self._pixels = PixelCache(self._settings.feature_cache_bytes)
         self._pictures = PictureCache(self.info, self._settings.feature_cache_bytes)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
@@ -87,7 +81,11 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         if not settings.position_axes:
             positions = VisualPositions.CLOSED
 
-        counts = {modality: self._counter.counts(inputs, modality) for modality in MODALITIES}
+        needed = self.counts_whole_items or self.asks(request)
+        counts = {
+            modality: self._counter.counts(inputs, modality, needed=needed)
+            for modality in MODALITIES
+        }
         allotments = allot(request, settings, counts)
         may_not_fit = must_fit(request, settings) and self._may_not_fit(inputs, counts, request)
         if may_not_fit:
@@ -116,6 +114,8 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
             inputs = PlannedInputs.of(inputs, items)
 
         result = super().apply(inputs, timing_ctx)
+        if not needed:
+            _count_placeholders(plans, result["mm_placeholders"])
 
         layout = PromptLayout(positions)
         budget = request.budget if request.has_budget else settings.budget
@@ -133,9 +133,12 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         )
         return result
 
-    @property
-    def _settings(self) -> ServerSettings:
-        return settings_of(self.info.ctx.model_config)
+    def asks(self, request: VisualRequest) -> bool:
+        """Return whether an item of a request may have a budget, or is to be explained."""
+        own = (each.budget for items in request.items.values() for each in items)
+        budget = request.budget if request.has_budget else self._settings.budget
+        others = (request.under_load, request.explain_id, *own)
+        return budget is not None or any(each is not None for each in others)
 
     @cached_property
     def _question_tokens(self) -> QuestionTokens:
@@ -259,20 +262,9 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
     ) -> dict[str, Any]:
         """Process the items of one modality one by one, and add the inputs for the worker."""
         items = planned[modality]
-        names = self._pixel_hashes(items, modality, arguments)
-
-        def process(number: int) -> MultiModalKwargsItem:
-            alone = self.info.parse_mm_data({modality: [items[number]]}, validate=False)
-            processed = super(VisualTokenProcessor, self)._apply_hf_processor_main(alone, arguments)
-            fields = super(VisualTokenProcessor, self)._get_mm_fields_config(  # type: ignore[safe-super]
-                processed, arguments
-            )
-            alone_items: Sequence[MultiModalKwargsItem] = MultiModalKwargsItems.from_hf_inputs(
-                processed, fields
-            )[modality]
-            return alone_items[0]
-
-        inputs = self._pixels.of(modality, names, process)
+        names = self.pixel_hashes(items, modality, arguments)
+        every = self.processed(items, range(len(items)), modality, arguments, names)
+        inputs = dict(every.get_data())
         plans = planned.plans[modality]
         if any(each.count is None for each in plans):
             return inputs  # Videos of a model that prunes images only.
@@ -292,21 +284,6 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         inputs |= self.own_inputs(items, modality, arguments)
         planned.added_inputs[modality] = set(inputs) - stock_inputs
         return inputs
-
-    def _pixel_hashes(
-        self, items: Any, modality: str, arguments: Mapping[str, Any]
-    ) -> Sequence[str]:
-        """Return items' identities by their pixels and the processor's arguments.
-
-        They do not depend on uuids given by clients. vLLM does not pass its hashes to this step.
-        """
-        alone = ProcessorInputs(
-            prompt=[],
-            mm_data_items=MultiModalDataItems({modality: items}),
-            hf_processor_mm_kwargs=arguments,
-        )
-        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        return alone.get_mm_hashes(self.info.model_id, algorithm)[modality]
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
@@ -335,11 +312,7 @@ class VisualTokenProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):
         hf_processor_mm_kwargs: Mapping[str, Any],
         out_mm_kwargs: Any,
     ) -> Sequence[PromptUpdate]:
-        updates = super()._get_prompt_updates(  # type: ignore[safe-super]
-            mm_items=mm_items,
-            hf_processor_mm_kwargs=hf_processor_mm_kwargs,
-            out_mm_kwargs=out_mm_kwargs,
-        )
+        updates = self.stock_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         if not isinstance(mm_items, PlannedItems):
             return updates
         return [
@@ -360,6 +333,14 @@ def _plans(
         ]
         for modality, known in counts.items()
     }
+
+
+def _count_placeholders(plans: Mapping[str, Sequence[ItemPlan]], placed: Mapping[str, Any]) -> None:
+    """Set the counts of items that were not counted before: all of them are whole."""
+    for modality, known in plans.items():
+        for each, own in zip(known, placed.get(modality, ()), strict=False):
+            each.keep = own.get_num_embeds()
+            each.count = TokenCount(each.keep, each.keep)
 
 
 def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:

@@ -95,7 +95,7 @@ class PositionedModel:
             if each.mm_position.is_embed is not None:
                 is_open = each.mm_position.is_embed.numpy()
                 ids = input_tokens[offset : offset + length]
-                dropped = self.dropped_before(ids, is_open, gap.full)
+                dropped = self.dropped_before(each, ids, is_open, gap.full)
                 texts = np.arange(length) + dropped * gap.allowed // max(1, gap.full)
                 places = np.where(is_open, np.cumsum(~is_open), texts)
             extent = length + gap.allowed
@@ -103,11 +103,12 @@ class PositionedModel:
         return spans
 
     def dropped_before(
-        self, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
+        self, feature: Any, ids: Sequence[int], is_embed: NDArray[np.bool_], dropped: int
     ) -> NDArray[np.int64]:
         """Return the number of tokens dropped before each text token of a pruned placeholder.
 
         Args:
+            feature: vLLM's description of the item.
             ids: the ``n`` token ids of the placeholder.
             is_embed: ``(n,)`` which of them are visual tokens.
             dropped: number of dropped tokens of the item.

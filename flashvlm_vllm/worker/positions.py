@@ -148,6 +148,18 @@ def ahead_of(positions: Tensor) -> int | None:
     return None if start is None else start[2]
 
 
+def final(positions: Tensor, ahead: int) -> tuple[Tensor, int]:
+    """Mark a prompt's positions, ``(channels, N)``, as final: no placeholder is open.
+
+    Args:
+        positions: the positions.
+        ahead: how far they are ahead of token indices at its end.
+
+    """
+    setattr(positions, _START, (None, None, ahead))
+    return positions, ahead
+
+
 def with_places(embeddings: Tensor, places: Tensor, gap: int = 0) -> Tensor:
     """Append position channels to a pruned item's embeddings.
 

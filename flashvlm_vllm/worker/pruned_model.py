@@ -54,6 +54,7 @@ class PrunedModel(PositionedModel, ABC):
 
     language_model: Any
     multi_modal_projector: Any
+    get_language_model: Any
 
     pass_tokens: int
     """Most tokens that run through the first decoder layers at a time, for selectors that use them.
@@ -347,7 +348,7 @@ class PrunedModel(PositionedModel, ABC):
         if not len(ids):
             return [None] * len(question_ids)
         with without_adapters(self._adapted_embeddings):
-            embeddings = self.language_model.embed_input_ids(ids)
+            embeddings = self.get_language_model().embed_input_ids(ids)
         return list(embeddings.split([len(each) for each in question_ids]))
 
     @cached_property
@@ -357,7 +358,7 @@ class PrunedModel(PositionedModel, ABC):
 
     @cached_property
     def _adapted_embeddings(self) -> list[VocabParallelEmbeddingWithLoRA]:
-        return adapted_embeddings(self.language_model)
+        return adapted_embeddings(self.get_language_model())
 
     _is_profiled = False
 

@@ -28,7 +28,7 @@ _OVERHEAD_BYTES: Final = 512
 class AskedModel(Protocol):
     """What is used of a `PrunedModel`."""
 
-    language_model: Any
+    get_language_model: Any
     pass_tokens: int
 
     def embed_words(self, question_ids: Sequence[Tensor]) -> list[Tensor | None]: ...
@@ -107,7 +107,7 @@ class QuestionAttention:
     def _reader(self) -> LanguageAttentionReader | None:
         # Created on first use: vLLM replaces layers for LoRA after it has built the model.
         try:
-            return LanguageAttentionReader(self._model.language_model, self._config)
+            return LanguageAttentionReader(self._model.get_language_model(), self._config)
         except ValueError as error:
             logger.error("flashvlm: selectors cannot use the language model: %s", error)
             return None
