@@ -3,7 +3,23 @@
 
 from typing import Final
 
+from testing.tiny.table import (
+    ernie,
+    gemma,
+    idefics,
+    kimi,
+    llama4,
+    minicpm,
+    omni,
+    phi,
+    siglip,
+    step,
+)
 from testing.tiny.table.entry import TinyModel
 
-TABLE: Final[dict[str, TinyModel]] = {}
+TABLE: Final[dict[str, TinyModel]] = {
+    entry.architecture: entry
+    for family in (idefics, gemma, llama4, omni, kimi, minicpm, phi, siglip, step, ernie)
+    for entry in family.ENTRIES
+}
 """Entries by architecture."""
