@@ -3,7 +3,12 @@
 
 from typing import Final
 
+from testing.tiny.table import deepseek, ovis
 from testing.tiny.table.entry import TinyModel
 
-TABLE: Final[dict[str, TinyModel]] = {}
+_GROUPS: Final = (deepseek, ovis)
+
+TABLE: Final[dict[str, TinyModel]] = {
+    entry.architecture: entry for group in _GROUPS for entry in group.ENTRIES
+}
 """Entries by architecture."""
