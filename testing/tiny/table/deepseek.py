@@ -102,6 +102,10 @@ def _entry(architecture: str, engine: Mapping[str, Any]) -> TinyModel:
 # The towers of OCR take images of 1024 pixels; to measure them with 13 tiles costs minutes.
 _LARGE: Final = {"skip_mm_profiling": True}
 
-ENTRIES: Final = [
-    _entry(name, {} if name == "DeepseekVLV2ForCausalLM" else _LARGE) for name in _CONFIGS
-]
+_ENGINES: Final[dict[str, dict[str, Any]]] = {
+    "DeepseekOCRForCausalLM": _LARGE,
+    "DeepseekOCR2ForCausalLM": _LARGE,
+    "UnlimitedOCRForCausalLM": {**_LARGE, "mm_encoder_attn_backend": "TORCH_SDPA"},
+}
+
+ENTRIES: Final = [_entry(name, _ENGINES.get(name, {})) for name in _CONFIGS]

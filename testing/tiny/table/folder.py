@@ -2,6 +2,7 @@
 """Files of a checkpoint: its configuration, its processor, and code that only a checkpoint has."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from testing.tiny.words import tokenizer_for, tokenizer_with
+from testing.tiny.words import tokenizer_with
 
 HIDDEN = 64
 HEADS = 2
@@ -19,7 +20,7 @@ _CONFIGURATION = """\
 from transformers import {imports}
 
 
-class {name}(PretrainedConfig):
+class {name}({base}):
     model_type = "{model_type}"
 
     def __init__(self, {arguments}**kwargs):
@@ -40,13 +41,22 @@ def write_config(folder: Path, architecture: str, config: Mapping[str, Any]) -> 
     )
 
 
-def write_configuration(folder: Path, model_type: str, parts: Mapping[str, str]) -> dict[str, Any]:
+def write_configuration(
+    folder: Path,
+    model_type: str,
+    parts: Mapping[str, str],
+    *,
+    name: str = "Configuration",
+    base: str = "PretrainedConfig",
+) -> dict[str, Any]:
     """Write a class for a configuration that Transformers has no class for.
 
     Args:
         folder: of the checkpoint.
         model_type: of the configuration.
         parts: classes of its parts, by field: ``{"text_config": "Qwen2Config"}``.
+        name: of the class.
+        base: class that it extends.
 
     Returns:
         the fields of ``config.json`` that name the class.
@@ -56,14 +66,15 @@ def write_configuration(folder: Path, model_type: str, parts: Mapping[str, str])
         f"        self.{part} = {kind}(**({part} or {{}}))\n" for part, kind in parts.items()
     )
     code = _CONFIGURATION.format(
-        imports=", ".join(sorted({"PretrainedConfig", *parts.values()})),
-        name="Configuration",
+        imports=", ".join(sorted({base, *parts.values()})),
+        name=name,
+        base=base,
         model_type=model_type,
         arguments="".join(f"{part}=None, " for part in parts),
         body=body,
     )
     (folder / "configuration.py").write_text(code)
-    return {"model_type": model_type, "auto_map": {"AutoConfig": "configuration.Configuration"}}
+    return {"model_type": model_type, "auto_map": {"AutoConfig": f"configuration.{name}"}}
 
 
 def text_fields(tokenizer: PreTrainedTokenizerFast, **own: Any) -> dict[str, Any]:
@@ -97,10 +108,17 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def save_marked(folder: Path, *marks: str) -> PreTrainedTokenizerFast:
-    """Save a tokenizer with special tokens into a folder and return it."""
-    tokenizer = tokenizer_for("", list(marks))
-    tokenizer.chat_template = None
+def save_marked(folder: Path, *marks: str, **named: str) -> PreTrainedTokenizerFast:
+    """Save a tokenizer with special tokens into a folder and return it.
+
+    Args:
+        folder: of the checkpoint.
+        marks: the special tokens.
+        named: special tokens by the names that a family's processor reads.
+
+    """
+    tokenizer = tokenizer_with(named)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -139,3 +157,16 @@ def save_placed(folder: Path, places: Mapping[str, int]) -> PreTrainedTokenizerF
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def write_processor(folder: Path, name: str, **settings: Any) -> None:
+    """Copy a processor of this package into the folder, as checkpoints carry theirs."""
+    shutil.copy(Path(__file__).with_name("processing.py"), folder)
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": name,
+            "auto_map": {"AutoProcessor": f"processing.{name}"},
+            **settings,
+        },
+    )

@@ -1,8 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the models in the table, drawn in the engine that has loaded them."""
+"""Weights of the models in the table: a load format of vLLM that draws them."""
+
+from typing import Any, Final
 
 import torch
 from torch import nn
+
+FORMAT: Final = "drawn"
+"""Name of the load format, once :func:`register` was called in the engine's process."""
+
+
+def register() -> None:
+    """Make the load format known to vLLM.
+
+    Weights must be drawn before vLLM processes them: its linear layers for CPUs keep a packed copy,
+    so that what is written to their parameters afterwards has no effect.
+    """
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+    @register_model_loader(FORMAT)
+    class DrawnModelLoader(DummyModelLoader):
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            super().load_weights(model, model_config)  # buffers too
+            draw(model)
 
 
 def draw(model: nn.Module) -> None:
