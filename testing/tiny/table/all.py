@@ -3,10 +3,19 @@
 
 from typing import Final
 
-from testing.tiny.table import deepseek, keye, ovis, patches
+from testing.tiny.table import (
+    deepseek,
+    keye,
+    molmo,
+    ovis,
+    patches,
+    projected,
+    qwen3_towers,
+    single,
+)
 from testing.tiny.table.entry import TinyModel
 
-_GROUPS: Final = (deepseek, keye, ovis, patches)
+_GROUPS: Final = (deepseek, keye, molmo, ovis, patches, projected, qwen3_towers, single)
 
 TABLE: Final[dict[str, TinyModel]] = {
     entry.architecture: entry for group in _GROUPS for entry in group.ENTRIES

@@ -159,14 +159,24 @@ def save_placed(folder: Path, places: Mapping[str, int]) -> PreTrainedTokenizerF
     return tokenizer
 
 
-def write_processor(folder: Path, name: str, **settings: Any) -> None:
-    """Copy a processor of this package into the folder, as checkpoints carry theirs."""
-    shutil.copy(Path(__file__).with_name("processing.py"), folder)
+def write_processor(
+    folder: Path, name: str, source: str = "processing", **settings: Any
+) -> None:
+    """Copy a processor of this package into the folder, as checkpoints carry theirs.
+
+    Args:
+        folder: of the checkpoint.
+        name: of the processor's class.
+        source: module of this package that has it.
+        settings: arguments of the class.
+
+    """
+    shutil.copy(Path(__file__).with_name(f"{source}.py"), folder)
     write_json(
         folder / "processor_config.json",
         {
             "processor_class": name,
-            "auto_map": {"AutoProcessor": f"processing.{name}"},
+            "auto_map": {"AutoProcessor": f"{source}.{name}"},
             **settings,
         },
     )

@@ -105,8 +105,14 @@ def _write_paddle(folder: Path) -> None:
 def _write_dots(folder: Path) -> None:
     tokenizer = save_marked(folder, "<|img|>", "<|imgpad|>", "<|endofimg|>", "<|video_pad|>")
     config = {
-        **text_fields(tokenizer, rope_theta=10_000.0),
-        "model_type": "dots_ocr",
+        **write_configuration(
+            folder,
+            "dots_ocr",
+            {"vision_config": "PretrainedConfig"},
+            name="DotsOCRConfig",
+            base="Qwen2Config",
+        ),
+        **text_fields(tokenizer),
         **_ids(tokenizer, image_token_id="<|imgpad|>", video_token_id="<|video_pad|>"),
         "vision_config": vision_fields(
             embed_dim=HIDDEN,
@@ -114,6 +120,10 @@ def _write_dots(folder: Path) -> None:
             num_channels=3,
             spatial_merge_size=2,
             temporal_patch_size=1,
+            rms_norm_eps=1e-5,
+            use_bias=False,
+            post_norm=True,
+            is_causal=False,
         ),
     }
     write_config(folder, "DotsOCRForCausalLM", config)
@@ -174,7 +184,12 @@ ENTRIES: Final = [
         _write_paddle,
         "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
     ),
-    _entry("DotsOCRForCausalLM", _write_dots, "<|img|><|imgpad|><|endofimg|>"),
+    _entry(
+        "DotsOCRForCausalLM",
+        _write_dots,
+        "<|img|><|imgpad|><|endofimg|>",
+        engine={"trust_remote_code": True},
+    ),
     _entry(
         "Exaone4_5_ForConditionalGeneration",
         _write_exaone,
