@@ -12,10 +12,11 @@ from testing.tiny.table import (
     projected,
     qwen3_towers,
     single,
+    step3p7,
 )
 from testing.tiny.table.entry import TinyModel
 
-_GROUPS: Final = (deepseek, keye, molmo, ovis, patches, projected, qwen3_towers, single)
+_GROUPS: Final = (deepseek, keye, molmo, ovis, patches, projected, qwen3_towers, single, step3p7)
 
 TABLE: Final[dict[str, TinyModel]] = {
     entry.architecture: entry for group in _GROUPS for entry in group.ENTRIES

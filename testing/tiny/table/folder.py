@@ -17,8 +17,7 @@ HEADS = 2
 LAYERS = 2
 
 _CONFIGURATION = """\
-from transformers import {imports}
-
+{imports}
 
 class {name}({base}):
     model_type = "{model_type}"
@@ -54,7 +53,8 @@ def write_configuration(
     Args:
         folder: of the checkpoint.
         model_type: of the configuration.
-        parts: classes of its parts, by field: ``{"text_config": "Qwen2Config"}``.
+        parts: classes of its parts, by field: ``{"text_config": "Qwen2Config"}``; of Transformers,
+            if no module stands before the class.
         name: of the class.
         base: class that it extends.
 
@@ -62,11 +62,16 @@ def write_configuration(
         the fields of ``config.json`` that name the class.
 
     """
+    classes = {kind: kind.rpartition(".") for kind in sorted({base, *parts.values()})}
     body = "".join(
-        f"        self.{part} = {kind}(**({part} or {{}}))\n" for part, kind in parts.items()
+        f"        self.{part} = {classes[kind][2]}(**({part} or {{}}))\n"
+        for part, kind in parts.items()
     )
     code = _CONFIGURATION.format(
-        imports=", ".join(sorted({base, *parts.values()})),
+        imports="".join(
+            f"from {module or 'transformers'} import {kind}\n"
+            for module, _dot, kind in classes.values()
+        ),
         name=name,
         base=base,
         model_type=model_type,

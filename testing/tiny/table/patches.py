@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import (
+    CohereCompassImageProcessor,
+    CohereCompassProcessor,
+    CohereCompassVideoProcessor,
     PaddleOCRVLImageProcessor,
     PaddleOCRVLProcessor,
     PreTrainedTokenizerFast,
@@ -168,6 +171,40 @@ def _write_opencua(folder: Path) -> None:
     write_json(folder / "preprocessor_config.json", grid())
 
 
+def _write_compass(folder: Path) -> None:
+    marks = ("<|VISION_START|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>", "<|VISION_END|>")
+    tokenizer = save_marked(folder, *marks)
+    tower = window_tower(hidden_act="silu", num_position_embeddings=64)
+    config = {
+        "model_type": "cohere_compass",
+        "text_config": text_fields(
+            tokenizer,
+            tie_word_embeddings=True,
+            logit_scale=1.0,
+            sliding_window=512,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters={
+                "sliding_attention": rotary([6, 5, 5], mrope_interleaved=True),
+            },
+        ),
+        "vision_config": {**tower, "deepstack_visual_indexes": [0]},
+        "tie_word_embeddings": True,
+        **_ids(
+            tokenizer,
+            vision_start_token_id=marks[0],
+            image_token_id=marks[1],
+            video_token_id=marks[2],
+            vision_end_token_id=marks[3],
+        ),
+    }
+    write_config(folder, "CohereCompassForConditionalGeneration", config)
+    CohereCompassProcessor(
+        image_processor=CohereCompassImageProcessor(**grid()),
+        tokenizer=tokenizer,
+        video_processor=CohereCompassVideoProcessor(**grid()),
+    ).save_pretrained(folder)
+
+
 def _entry(
     architecture: str,
     write: Callable[[Path], None],
@@ -195,6 +232,11 @@ ENTRIES: Final = [
         _write_exaone,
         "<vision><|image_pad|></vision>",
         video="<vision><|video_pad|></vision>",
+    ),
+    _entry(
+        "CohereCompassForConditionalGeneration",
+        _write_compass,
+        "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
     ),
     _entry(
         "OpenCUAForConditionalGeneration",

@@ -59,6 +59,9 @@ _EXPERTS: Final[dict[str, Any]] = {
 _ROTARY: Final = rotary([6, 5, 5], mrope_interleaved=True)
 
 
+_VIDEO: Final = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
 def _save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     grid = {**_GRID, "temporal_patch_size": 2}
     Qwen3VLProcessor(
@@ -108,10 +111,27 @@ def _s1_pro(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {**named, "vision_config": tower, "text_config": language}
 
 
+def _bailing(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    language = text_fields(
+        tokenizer,
+        **{**_EXPERTS, "moe_shared_expert_intermediate_size": HIDDEN},
+        n_group=1,
+        topk_group=1,
+        layer_group_size=1,  # no layer has linear attention: vLLM has no kernel of it for CPUs
+    )
+    return {
+        "model_type": "bailing_moe_v3_vl",
+        "vision_config": _TOWER,
+        "text_config": language,
+        "mrope_section": [12, 10, 10],
+    }
+
+
 _CONFIGS: Final = {
     "Cosmos3ForConditionalGeneration": _cosmos3,
     "InternS2PreviewForConditionalGeneration": _s2_preview,
     "InternS1ProForConditionalGeneration": _s1_pro,
+    "BailingMoeV3VLForConditionalGeneration": _bailing,
 }
 
 
@@ -156,7 +176,7 @@ def _entry(architecture: str) -> TinyModel:
         architecture=architecture,
         write=_write_edge if "Edge" in architecture else partial(_write, architecture),
         image="<|vision_start|><|image_pad|><|vision_end|>",
-        video="<|vision_start|><|video_pad|><|vision_end|>",
+        video=None if "Bailing" in architecture else _VIDEO,
         engine={"trust_remote_code": "InternS" in architecture},
     )
 

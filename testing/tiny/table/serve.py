@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are drawn in this process
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the loader is registered in this process
 
 from testing.photo import photo
 from testing.tiny.llava import build_once
 from testing.tiny.table.all import TABLE
 from testing.tiny.table.entry import TinyModel
-from testing.tiny.table.weights import FORMAT, register
+from testing.tiny.table.weights import LOAD_FORMAT, register_loader
 
 FRAMES: Final = {
     "fps": 2.0,
@@ -40,7 +40,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
     asked = {"kind": entry.architecture}
     path = build_once(MODELS / entry.architecture, asked, entry.write)
     settings = {
-        "load_format": FORMAT,
+        "load_format": LOAD_FORMAT,
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 4096,
@@ -48,7 +48,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
         **entry.engine,
         **arguments,
     }
-    register()
+    register_loader()
     return LLM(model=str(path), **settings)
 
 

@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the models in the table: a load format of vLLM that draws them."""
+"""Weights of the models in the table, drawn where an engine would load them."""
 
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-FORMAT: Final = "drawn"
-"""Name of the load format, once :func:`register` was called in the engine's process."""
+LOAD_FORMAT: Final = "drawn"
 
 
-def register() -> None:
-    """Make the load format known to vLLM.
+def register_loader() -> None:
+    """Make ``load_format="drawn"`` known to vLLM in this process.
 
-    Weights must be drawn before vLLM processes them: its linear layers for CPUs keep a packed copy,
-    so that what is written to their parameters afterwards has no effect.
+    The weights must be drawn while the model is loaded: afterwards vLLM's CPU layers have packed
+    theirs and no longer read the parameters.
     """
     from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    @register_model_loader(FORMAT)
-    class DrawnModelLoader(DummyModelLoader):
+    @register_model_loader(LOAD_FORMAT)
+    class DrawnLoader(BaseModelLoader):  # type: ignore[misc, unused-ignore]
+        """Draws weights. Buffers keep the values that the model gives them."""
+
+        def download_model(self, model_config: Any) -> None:
+            """Download nothing."""
+
         def load_weights(self, model: nn.Module, model_config: Any) -> None:
-            super().load_weights(model, model_config)  # buffers too
+            """Draw all weights."""
             draw(model)
 
 
