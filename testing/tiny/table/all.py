@@ -6,6 +6,7 @@ from typing import Final
 from testing.tiny.table import (
     deepseek,
     keye,
+    mimo,
     molmo,
     ovis,
     patches,
@@ -16,7 +17,18 @@ from testing.tiny.table import (
 )
 from testing.tiny.table.entry import TinyModel
 
-_GROUPS: Final = (deepseek, keye, molmo, ovis, patches, projected, qwen3_towers, single, step3p7)
+_GROUPS: Final = (
+    deepseek,
+    keye,
+    mimo,
+    molmo,
+    ovis,
+    patches,
+    projected,
+    qwen3_towers,
+    single,
+    step3p7,
+)
 
 TABLE: Final[dict[str, TinyModel]] = {
     entry.architecture: entry for group in _GROUPS for entry in group.ENTRIES

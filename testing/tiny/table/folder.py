@@ -164,9 +164,7 @@ def save_placed(folder: Path, places: Mapping[str, int]) -> PreTrainedTokenizerF
     return tokenizer
 
 
-def write_processor(
-    folder: Path, name: str, source: str = "processing", **settings: Any
-) -> None:
+def write_processor(folder: Path, name: str, source: str = "processing", **settings: Any) -> None:
     """Copy a processor of this package into the folder, as checkpoints carry theirs.
 
     Args:

@@ -118,5 +118,7 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
             data["video_grid_thw"] = torch.tensor([grid for _patches, grid in cut])
             data["num_frames"] = data["video_grid_thw"][:, 0]
         if text is not None:
-            data["input_ids"] = torch.tensor(self.tokenizer([text] if isinstance(text, str) else text).input_ids)
+            data["input_ids"] = torch.tensor(
+                self.tokenizer([text] if isinstance(text, str) else text).input_ids
+            )
         return BatchFeature(data)

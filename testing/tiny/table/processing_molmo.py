@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors of Molmo and Molmo2, whose checkpoints carry their own; for the folders of tiny models.
+"""Processors of Molmo and Molmo2, whose checkpoints carry their own; copied to tiny models.
 
 An image is shown twice, as a view of the whole and as its only tile. A video has one view a frame.
 """
@@ -63,7 +63,9 @@ class MolmoProcessor(ProcessorMixin):  # type: ignore[misc]
         """Return token ids behind the first token of all prompts, and the views of images."""
         ids = self.get_tokens_input(text or "") if tokens is None else list(tokens)
         start = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        data: dict[str, Any] = {"input_ids": torch.tensor([start, *ids] if ids[:1] != [start] else ids)}
+        data: dict[str, Any] = {
+            "input_ids": torch.tensor([start, *ids] if ids[:1] != [start] else ids)
+        }
         if images:
             views = torch.cat([cut(image, self.side).repeat(2, 1, 1) for image in images])
             tokens_per_view = len(views[0]) // 4
@@ -96,7 +98,11 @@ class Molmo2Processor(ProcessorMixin):  # type: ignore[misc]
         }
         self.image_processor = SimpleNamespace(max_crops=1, overlap_margins=(2, 2), **shared)
         self.video_processor = SimpleNamespace(
-            num_frames=8, frame_sample_mode="uniform_last_frame", max_fps=2, sampling_fps=2, **shared
+            num_frames=8,
+            frame_sample_mode="uniform_last_frame",
+            max_fps=2,
+            sampling_fps=2,
+            **shared,
         )
 
     def __call__(

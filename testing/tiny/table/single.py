@@ -50,9 +50,7 @@ def _write_blip2(folder: Path) -> None:
 
 def _write_isaac(folder: Path) -> None:
     tokenizer = save_marked(folder, "<image>", "<|image_pad|>")
-    language = text_fields(
-        tokenizer, head_dim=HIDDEN // HEADS, rope_parameters=rotary([6, 5, 5])
-    )
+    language = text_fields(tokenizer, head_dim=HIDDEN // HEADS, rope_parameters=rotary([6, 5, 5]))
     config = {
         **language,
         "model_type": "isaac",
