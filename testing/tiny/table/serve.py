@@ -7,7 +7,9 @@ Without the plugin in ``VLLM_PLUGINS`` it shows that vLLM itself serves the tiny
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the loader is registered in this process
@@ -18,6 +20,16 @@ from testing.tiny.table.all import TABLE
 from testing.tiny.table.entry import TinyModel
 from testing.tiny.table.weights import LOAD_FORMAT, register_loader
 
+FRAMES: Final = {
+    "fps": 2.0,
+    "duration": 2.0,
+    "total_num_frames": 4,
+    "frames_indices": [0, 1, 2, 3],
+    "video_backend": "opencv",
+    "do_sample_frames": False,
+}
+"""What a video loader says about the video."""
+
 MODELS = Path(__file__).parents[3] / ".models" / "table"
 
 
@@ -27,7 +39,6 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
 
     asked = {"kind": entry.architecture}
     path = build_once(MODELS / entry.architecture, asked, entry.write)
-    register_loader()
     settings = {
         "load_format": LOAD_FORMAT,
         "dtype": "float32",
@@ -37,6 +48,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
         **entry.engine,
         **arguments,
     }
+    register_loader()
     return LLM(model=str(path), **settings)
 
 
@@ -45,16 +57,25 @@ def main() -> int:
     from vllm import SamplingParams
 
     entry = TABLE[sys.argv[1]]
-    greedy = SamplingParams(temperature=0)
     llm = engine_of(entry)
+    greedy = SamplingParams(temperature=0, max_tokens=16)
+    most = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
     image = photo("astronaut").resize(entry.size)
-    for count in (1, 2):
+    for count in range(1, most + 1):
         asked: Any = {
             "prompt": entry.prompt("What is it?", images=count),
             "multi_modal_data": {"image": [image] * count},
         }
         (output,) = llm.generate([asked], greedy, use_tqdm=False)
         print(count, "images:", len(output.prompt_token_ids), output.outputs[0].token_ids)
+    if entry.video:
+        video = np.stack([np.asarray(image.rotate(90 * turn)) for turn in range(4)])
+        shown = {
+            "prompt": entry.prompt("What is it?", images=0, videos=1),
+            "multi_modal_data": {"video": [(video, FRAMES)]},
+        }
+        (output,) = llm.generate([shown], greedy, use_tqdm=False)
+        print("1 video:", len(output.prompt_token_ids), output.outputs[0].token_ids)
     return 0
 
 
