@@ -26,7 +26,13 @@ class LastAttention:
         self._modules = [each for each in every if isinstance(each, MMEncoderAttention)]
         if any(hasattr(each, "get_window_index") for each in every):
             self._modules = []  # the tower reorders patches by windows
+        # Towers like Qwen2-VL's pack the patches of a token one after another.
+        self._packs_squares = any(
+            hasattr(each, "spatial_merge_size") and hasattr(each, "rot_pos_emb") for each in every
+        )
         self._last: MMEncoderAttention | None = None
+        self.was_mapped = False
+        """Whether the patches of the latest items could be assigned to tokens."""
 
     @property
     def is_known(self) -> bool:
@@ -85,6 +91,11 @@ class LastAttention:
             of a square image or packed square by square.
 
         """
+        found = self._of_tokens(calls, sizes)
+        self.was_mapped = found is not None
+        return found
+
+    def _of_tokens(self, calls: Sequence[Call], sizes: Sequence[int]) -> list[Tensor] | None:
         tokens, attention = sum(sizes), self._last
         if attention is None or not calls or not tokens:
             return None
@@ -103,6 +114,8 @@ class LastAttention:
         for query, key in pairs:
             own = attend(query, key, attention.scale)[:, int(has_cls) :]
             if side > 1:
+                if is_packed and not self._packs_squares:
+                    return None
                 squares = _packed_squares(own, side) if is_packed else _squares(own, side)
                 if squares is None:
                     return None
