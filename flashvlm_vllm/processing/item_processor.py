@@ -4,7 +4,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.multimodal.inputs import (
+    MultiModalFieldConfig,
+    MultiModalFlatField,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+    MultiModalSharedField,
+)
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
@@ -12,6 +21,38 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from flashvlm_vllm.processing.family import FamilyHooks
 from flashvlm_vllm.processing.pixel_cache import PixelCache
 from flashvlm_vllm.settings import ServerSettings, settings_of
+
+
+class ProcessedInputs(BatchFeature):
+    """Model inputs that were put together from processed items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stock_fields: dict[str, MultiModalFieldConfig] = {}
+        """How they are divided over the items, without the inputs that this plugin adds. vLLM's
+        processors may derive that from outputs that no item has."""
+
+
+def fields_of(
+    modality: str, items: Sequence[MultiModalKwargsItem]
+) -> dict[str, MultiModalFieldConfig]:
+    """Return how inputs that were put together from items are divided over them."""
+    fields = {}
+    for name, elem in items[0].items():
+        field, on_host = elem.field, elem.field.keep_on_cpu
+        if isinstance(field, MultiModalFlatField):
+            sizes = [
+                own.shape[field.dim] if isinstance(own, Tensor) else len(own)
+                for own in (each[name].data for each in items)
+            ]
+            fields[name] = MultiModalFieldConfig.flat_from_sizes(
+                modality, torch.tensor(sizes), field.dim, keep_on_cpu=on_host
+            )
+        elif isinstance(field, MultiModalSharedField):
+            fields[name] = MultiModalFieldConfig.shared(modality, len(items), keep_on_cpu=on_host)
+        else:
+            fields[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=on_host)
+    return fields
 
 
 class ItemProcessor(FamilyHooks, BaseMultiModalProcessor[Any]):

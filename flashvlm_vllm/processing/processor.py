@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import BatchFeature
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
 )
@@ -28,7 +27,7 @@ from flashvlm_vllm.processing import validation
 from flashvlm_vllm.processing.allotment import Allotments, allot, fitted, must_fit
 from flashvlm_vllm.processing.counting import TokenCounter
 from flashvlm_vllm.processing.identity import PlannedInputs, item_key, selection_key
-from flashvlm_vllm.processing.item_processor import ItemProcessor
+from flashvlm_vllm.processing.item_processor import ItemProcessor, ProcessedInputs, fields_of
 from flashvlm_vllm.processing.picture_cache import PictureCache
 from flashvlm_vllm.processing.placeholders import shortened
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
@@ -248,30 +247,40 @@ class VisualTokenProcessor(ItemProcessor):
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]
     ) -> Any:
-        inputs: dict[str, Any] = {}
-        if isinstance(mm_items, PlannedItems):
-            for modality in MODALITIES:
-                if mm_items.get(modality):
-                    inputs |= self._planned_inputs(mm_items, modality, hf_kwargs)
-        if not inputs:
+        if not isinstance(mm_items, PlannedItems) or not any(map(mm_items.get, MODALITIES)):
             return super()._apply_hf_processor_main(mm_items, hf_kwargs)
-        return BatchFeature(inputs)
+        result = ProcessedInputs()
+        for modality in MODALITIES:
+            if mm_items.get(modality):
+                self._add_planned(result, mm_items, modality, hf_kwargs)
+        others = {name: own for name, own in mm_items.items() if own and name not in MODALITIES}
+        if others:
+            own = super()._apply_hf_processor_main(MultiModalDataItems(others), hf_kwargs)
+            fields = super()._get_mm_fields_config(own, hf_kwargs)  # type: ignore[safe-super]
+            result.update(own)
+            result.stock_fields.update(fields)
+        return result
 
-    def _planned_inputs(
-        self, planned: PlannedItems, modality: str, arguments: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _add_planned(
+        self,
+        result: ProcessedInputs,
+        planned: PlannedItems,
+        modality: str,
+        arguments: Mapping[str, Any],
+    ) -> None:
         """Process the items of one modality one by one, and add the inputs for the worker."""
         items = planned[modality]
         names = self.pixel_hashes(items, modality, arguments)
         every = self.processed(items, range(len(items)), modality, arguments, names)
         inputs = dict(every.get_data())
+        result.update(inputs)
+        result.stock_fields.update(fields_of(modality, every[modality]))
         plans = planned.plans[modality]
         if any(each.count is None for each in plans):
-            return inputs  # Videos of a model that prunes images only.
-        stock_inputs = set(inputs)
+            return  # Videos of a model that prunes images only.
         for each, name in zip(plans, names, strict=True):
             each.selection_key = selection_key(each, name)
-        inputs |= ItemRequests(
+        added = ItemRequests(
             [each.keep or 0 for each in plans],
             [torch.tensor(each.question_ids, dtype=torch.int64) for each in plans],
             [each.selection_key or b"" for each in plans],
@@ -281,18 +290,21 @@ class VisualTokenProcessor(ItemProcessor):
             [each.turn_ids for each in plans],
             modality,
         ).packed()
-        inputs |= self.own_inputs(items, modality, arguments)
-        planned.added_inputs[modality] = set(inputs) - stock_inputs
-        return inputs
+        added |= self.own_inputs(items, modality, arguments)
+        planned.added_inputs[modality] = set(added) - set(inputs)
+        result.update(added)
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        config = dict(
-            super()._get_mm_fields_config(  # type: ignore[safe-super]
-                hf_inputs, hf_processor_mm_kwargs
+        if isinstance(hf_inputs, ProcessedInputs):
+            config = hf_inputs.stock_fields
+        else:
+            config = dict(
+                super()._get_mm_fields_config(  # type: ignore[safe-super]
+                    hf_inputs, hf_processor_mm_kwargs
+                )
             )
-        )
         for modality in MODALITIES:
             for name, on_host in field_names(hf_inputs, modality).items():
                 config[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=on_host)

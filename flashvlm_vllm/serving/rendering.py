@@ -26,7 +26,7 @@ from flashvlm_vllm.serving.sent_request import read_sent_request
 from flashvlm_vllm.serving.tool_results import with_own_pictures
 from flashvlm_vllm.serving.waiting import WAITING
 from flashvlm_vllm.settings import ServerSettings, settings_of
-from flashvlm_vllm.supported_models import MODELS, covers
+from flashvlm_vllm.supported_models import covers, why_not_covered
 
 Render = Callable[..., Awaitable[Any]]
 CheckSelectors = Callable[[VisualRequest], None]
@@ -89,8 +89,8 @@ async def _render(
         if asked.budget is not None or asked.items.has_budgets:
             raise Refusal(
                 Reason.NOT_COVERED,
-                f"{BUDGET}: the served model is not covered by the flashvlm plugin; covered "
-                f"architectures are {', '.join(sorted(MODELS))}",
+                f"{BUDGET}: the served model is not covered by the flashvlm plugin; "
+                f"{why_not_covered(renderer.model_config)}",
                 parameter=BUDGET,
             )
         return await render(renderer, request, messages, *args, **kwargs)

@@ -10,7 +10,7 @@ from flashvlm_vllm.position_scheme import axes_of
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.settings import ENGINE_SETTINGS, ServerSettings, set_settings, settings_of
-from flashvlm_vllm.supported_models import MODELS, covers
+from flashvlm_vllm.supported_models import covers, rows, why_not_covered
 from flashvlm_vllm.vllm_compat.wrap import Entry, Wrap
 
 FROM_COMMAND_LINE: Final = "_flashvlm_from_command_line"
@@ -65,8 +65,8 @@ def _attach(model_config: Any, settings: ServerSettings, asked: dict[str, Any]) 
     if not covers(model_config):
         names = [name for name in asked if asked[name] is not None]
         raise ValueError(
-            f"a server-wide {' or '.join(names)} needs a model that is covered "
-            f"({', '.join(sorted(MODELS))}); {model_config.model} is {model_config.architecture}"
+            f"a server-wide {' or '.join(names)} needs a model that is covered; "
+            f"{model_config.model} is not: {why_not_covered(model_config)}"
         )
     set_settings(model_config, settings)
 
@@ -98,6 +98,11 @@ def _set_facts(config: Any) -> None:
     if settings.no_llm_selectors is not None and find_selector(default).uses_llm:
         raise ValueError(f"{SELECTOR} {default} cannot be used: {settings.no_llm_selectors}")
     set_settings(model_config, settings)
+    row = rows().get(model_config.architecture)
+    if row is not None:
+        from vllm.logger import init_logger
+
+        init_logger("vllm.flashvlm").info("flashvlm: %s: %s", model_config.architecture, row)
     if not settings.position_axes and settings.default_positions is VisualPositions.KEPT:
         from vllm.logger import init_logger
 

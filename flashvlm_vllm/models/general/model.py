@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem, PlaceholderRange
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
@@ -48,7 +49,7 @@ class GeneralModel(PrunedModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         modules: Any = self
-        self._last_attention = LastAttention(modules.modules())
+        self._last_attention = LastAttention(modules.modules(), get_tp_group().world_size)
         # vLLM's position channels hold rounded positions; this class appends its own instead.
         self.is_multimodal_pruning_enabled = False
         multimodal = vllm_config.model_config.get_multimodal_config()

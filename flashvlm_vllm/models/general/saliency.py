@@ -7,7 +7,7 @@ from math import isqrt
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -20,8 +20,15 @@ Call = tuple[Tensor, Tensor, Tensor | None]
 class LastAttention:
     """The attention module of a model's encoder that is called last."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Look among all modules of a model; which of them is the last is learnt from a run."""
+    def __init__(self, modules: Iterable[nn.Module], ranks: int = 1) -> None:
+        """Look among all modules of a model; which of them is the last is learnt from a run.
+
+        Args:
+            modules: the modules.
+            ranks: number of tensor parallel ranks, which have some of the heads or all of them.
+
+        """
+        self._ranks = ranks
         every = list(modules)
         self._modules = [each for each in every if isinstance(each, MMEncoderAttention)]
         if any(hasattr(each, "get_window_index") for each in every):
@@ -122,10 +129,9 @@ class LastAttention:
                 own = squares
             pooled.append(own.flatten())
         summed = torch.cat(pooled)
-        ranks = get_tensor_model_parallel_world_size()
-        if ranks > 1:
+        if self._ranks > 1:
             summed = tensor_model_parallel_all_reduce(summed)
-        return list((summed / (attention.num_heads * ranks)).split(list(sizes)))
+        return list((summed / (attention.num_heads * self._ranks)).split(list(sizes)))
 
 
 def _sequences(query: Tensor, key: Tensor, bounds: Tensor | None) -> list[tuple[Tensor, Tensor]]:

@@ -35,7 +35,8 @@ class Processor:
 
 def ask(cache: PixelCache, images: list[str]) -> tuple[list[float], list[str]]:
     processor = Processor(images)
-    pixels = cache.of("image", images, processor)["pixel_values"]
+    pixels = cache.of("image", images, processor).get_data()["pixel_values"]
+    assert isinstance(pixels, torch.Tensor)
     assert pixels.shape == (len(images), *PIXELS)
     return pixels[:, 0, 0, 0].tolist(), processor.processed
 
