@@ -214,8 +214,9 @@ def _are_the_same(alone: list[dict[str, Any]], mixed: list[dict[str, Any]]) -> b
     return [each["prompt"] for each in alone] == [each["prompt"] for each in mixed]
 
 
-def _kept(items: list[tuple[int, list[int] | None]]) -> list[str]:
-    return sorted(str(kept) for _, kept in items)
+def _kept(items: list[tuple[int, list[int] | None]]) -> set[str]:
+    # Equal items of one batch are selected once.
+    return {str(kept) for _, kept in items}
 
 
 def _answers(every: list[dict[str, Any]]) -> list[Any]:
