@@ -10,6 +10,7 @@ from testing.tiny.table import (
     kimi,
     llama4,
     minicpm,
+    nemotron,
     omni,
     phi,
     siglip,
@@ -19,7 +20,7 @@ from testing.tiny.table.entry import TinyModel
 
 TABLE: Final[dict[str, TinyModel]] = {
     entry.architecture: entry
-    for family in (idefics, gemma, llama4, omni, kimi, minicpm, phi, siglip, step, ernie)
+    for family in (idefics, gemma, llama4, omni, kimi, minicpm, phi, siglip, step, ernie, nemotron)
     for entry in family.ENTRIES
 }
 """Entries by architecture."""

@@ -51,7 +51,7 @@ def main() -> int:
     for count in (1, 2):
         asked: Any = {
             "prompt": entry.prompt("What is it?", images=count),
-            "multi_modal_data": {"image": [image] * count},
+            "multi_modal_data": entry.data([image] * count),
         }
         (output,) = llm.generate([asked], greedy, use_tqdm=False)
         print(count, "images:", len(output.prompt_token_ids), output.outputs[0].token_ids)
