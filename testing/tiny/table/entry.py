@@ -25,10 +25,14 @@ class TinyModel:
     """A prompt with its images or videos and a question."""
     size: tuple[int, int] = (224, 168)
     """Width and height of an image in the tests, in pixels."""
+    most_images: int | None = None
+    """Most images of a prompt; ``None`` if vLLM has no limit."""
     chunks: bool = False
     """Whether vLLM takes images and parts of videos as one kind, vision chunks."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``vllm.LLM`` in addition to those of all models."""
+    prepare: Callable[[], None] = lambda: None
+    """Called before an engine is made in this process."""
 
     def data(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """Return the images of a prompt as vLLM takes them."""

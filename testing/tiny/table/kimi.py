@@ -101,6 +101,19 @@ def _kimi_k25(folder: Path) -> None:
     write_json(folder / "preprocessor_config.json", {"media_proc_cfg": limits})
 
 
+def _show_llvmlite() -> None:
+    """Give llvmlite's library a ``__dict__``, as any object has that says it has one.
+
+    vLLM's worker on a CPU looks into the objects of all modules, and Kimi K2.5's processor has
+    numba imported, hence llvmlite.
+    """
+    from llvmlite.binding import ffi  # type: ignore[import-untyped, unused-ignore]
+
+    kind: Any = type(ffi.lib)
+    find = kind.__getattr__
+    kind.__getattr__ = lambda lib, name: {} if name == "__dict__" else find(lib, name)
+
+
 ENTRIES: Final = (
     TinyModel(
         "KimiVLForConditionalGeneration",
@@ -108,5 +121,11 @@ ENTRIES: Final = (
         image=IMAGE,
         engine={"trust_remote_code": True},
     ),
-    TinyModel("KimiK25ForConditionalGeneration", _kimi_k25, image=IMAGE_K25, chunks=True),
+    TinyModel(
+        "KimiK25ForConditionalGeneration",
+        _kimi_k25,
+        image=IMAGE_K25,
+        chunks=True,
+        prepare=_show_llvmlite,
+    ),
 )

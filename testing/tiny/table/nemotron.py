@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nemotron Nano VL 2: the smallest RADIO that vLLM knows, and a Nemotron-H without Mamba.
-
-vLLM's Mamba 2 needs Triton, which its CPU platform has not.
-"""
+"""Nemotron Nano VL 2: the smallest RADIO that vLLM knows, and a Nemotron-H with one Mamba layer."""
 
 from pathlib import Path
 from typing import Final
@@ -63,7 +60,12 @@ ENTRIES: Final = (
         _nemotron,
         image="<image>",
         video="<video>",
-        # vLLM's code turns the tower's output into bfloat16 whatever the model's type is.
-        engine={"trust_remote_code": True, "dtype": "bfloat16"},
+        engine={
+            "trust_remote_code": True,
+            # vLLM's code turns the tower's output into bfloat16 whatever the model's type is.
+            "dtype": "bfloat16",
+            # On a CPU vLLM's Mamba 2 keeps the state of a whole prompt only.
+            "enable_prefix_caching": False,
+        },
     ),
 )

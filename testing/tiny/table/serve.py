@@ -7,7 +7,9 @@ Without the plugin in ``VLLM_PLUGINS`` it shows that vLLM itself serves the tiny
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the loader is registered in this process
@@ -18,6 +20,15 @@ from testing.tiny.table.all import TABLE
 from testing.tiny.table.entry import TinyModel
 from testing.tiny.table.weights import LOAD_FORMAT, register_loader
 
+QUESTION: Final = "What is it?"
+FRAMES: Final = {
+    "fps": 1.0,
+    "duration": 4.0,
+    "total_num_frames": 4,
+    "frames_indices": [0, 1, 2, 3],
+    "do_sample_frames": False,
+}
+"""What vLLM is told of a video of four frames."""
 MODELS = Path(__file__).parents[3] / ".models" / "table"
 
 
@@ -37,6 +48,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
         **entry.engine,
         **arguments,
     }
+    entry.prepare()
     return LLM(model=str(path), **settings)
 
 
@@ -47,14 +59,23 @@ def main() -> int:
     entry = TABLE[sys.argv[1]]
     greedy = SamplingParams(temperature=0)
     llm = engine_of(entry)
-    image = photo("astronaut").resize(entry.size)
-    for count in (1, 2):
-        asked: Any = {
-            "prompt": entry.prompt("What is it?", images=count),
-            "multi_modal_data": entry.data([image] * count),
+    pictures = [photo(name).resize(entry.size) for name in ("astronaut", "cat")]
+    asked: dict[str, dict[str, Any]] = {}
+    for count in range(1, 1 + min(entry.most_images or 2, 2)):
+        asked[f"{count} images"] = {
+            "prompt": entry.prompt(QUESTION, images=count),
+            "multi_modal_data": entry.data(pictures[:count]),
         }
-        (output,) = llm.generate([asked], greedy, use_tqdm=False)
-        print(count, "images:", len(output.prompt_token_ids), output.outputs[0].token_ids)
+    asked["another image"] = {**asked["1 images"], "multi_modal_data": entry.data(pictures[1:])}
+    if entry.video is not None:
+        frames = np.stack([np.asarray(picture) for picture in pictures for _ in range(2)])
+        asked["1 video"] = {
+            "prompt": entry.prompt(QUESTION, images=0, videos=1),
+            "multi_modal_data": {"video": [(frames, FRAMES)]},
+        }
+    for name, prompt in asked.items():
+        (output,) = llm.generate([prompt], greedy, use_tqdm=False)
+        print(f"{name}:", len(output.prompt_token_ids), output.outputs[0].token_ids)
     return 0
 
 

@@ -153,7 +153,7 @@ def _paligemma(folder: Path) -> None:
     processor = PaliGemmaProcessor(images, tokenizer)
     config = PaliGemmaConfig(
         vision_config={**SIGLIP, "projection_dim": HIDDEN},
-        text_config=text(tokenizer, model_type="gemma2", head_dim=32),
+        text_config=text(tokenizer, model_type="gemma2", head_dim=32, query_pre_attn_scalar=32),
         image_token_index=token_id(tokenizer, "<image>"),
         projection_dim=HIDDEN,
         hidden_size=HIDDEN,
@@ -196,6 +196,6 @@ ENTRIES: Final = (
         # Aria's processor has the larger size among its own defaults.
         engine={"mm_processor_kwargs": {"max_image_size": ARIA_SIDE}},
     ),
-    TinyModel("PaliGemmaForConditionalGeneration", _paligemma, image=""),
+    TinyModel("PaliGemmaForConditionalGeneration", _paligemma, image="", most_images=1),
     TinyModel("Granite4VisionForConditionalGeneration", _granite4, image="<image>"),
 )

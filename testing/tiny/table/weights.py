@@ -42,6 +42,8 @@ def draw(model: nn.Module) -> None:
         with torch.no_grad():
             if own == "bias":
                 weight.zero_()
+            elif own == "A":
+                weight.fill_(-1.0)  # Mamba's states must decay
             elif weight.ndim == 1:
                 weight.fill_(1.0)  # the scale of a norm
             else:
