@@ -35,7 +35,8 @@ class Asked:
         self.trace.mkdir()
         os.environ["FLASHVLM_TRACE_DIR"] = str(self.trace)
         self.entry = entry
-        self.most = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
+        limit = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
+        self.most = min(entry.most_images or 2, limit)
         self.llm = engine_of(entry, max_num_batched_tokens=AT_ONCE, enable_prefix_caching=True)
         self.image = photo("astronaut").resize(entry.size)
         self.other = photo("cat").resize(entry.size)
@@ -55,7 +56,7 @@ class Asked:
             arguments["visual_budget"] = budget
         return {
             "prompt": self.entry.prompt(question, images=images),
-            "multi_modal_data": {"image": [self.image, self.other][:images]},
+            "multi_modal_data": self.entry.data([self.image, self.other][:images]),
             **({"mm_processor_kwargs": arguments} if arguments else {}),
         }
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An entry of the table: how a tiny model is written, and how its prompts look."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,20 @@ class TinyModel:
     """A prompt with its images or videos and a question."""
     size: tuple[int, int] = (224, 168)
     """Width and height of an image in the tests, in pixels."""
+    most_images: int | None = None
+    """Most images of a prompt; ``None`` if vLLM has no limit."""
+    chunks: bool = False
+    """Whether vLLM takes images and parts of videos as one kind, vision chunks."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``vllm.LLM`` in addition to those of all models."""
+    prepare: Callable[[], None] = lambda: None
+    """Called before an engine is made in this process."""
+
+    def data(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Return the images of a prompt as vLLM takes them."""
+        if not self.chunks:
+            return {"image": list(images)}
+        return {"vision_chunk": [{"type": "image", "image": image} for image in images]}
 
     def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
         """Return a prompt with a question about so many images and videos."""

@@ -2,7 +2,7 @@
 """MiniCPM-V 4.5, of which a checkpoint brings the code, and 4.6, which Transformers has."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from transformers import (
     MiniCPMV4_6Config,
@@ -17,7 +17,6 @@ from testing.tiny.table.parts import (
     copy_code,
     save,
     text,
-    with_code,
     write_config,
     write_json,
 )
@@ -55,8 +54,9 @@ def _minicpmv(folder: Path) -> None:
         "drop_vision_last_layer": False,
     }
     write_config(folder, "MiniCPMV", config)
-    with_code(folder, tokenizer, "minicpmv", "MiniCPMVProcessor")
-    copy_code(folder, "minicpmv_config")
+    tokenizer.save_pretrained(folder)
+    copy_code(folder, "base", "minicpmv", "minicpmv_config")
+    write_json(folder / "processor_config.json", {"processor_class": "MiniCPMVProcessor"})
     write_json(
         folder / "preprocessor_config.json",
         {
@@ -76,7 +76,8 @@ def _minicpmv4_6(folder: Path) -> None:
     processor = MiniCPMV4_6Processor(
         MiniCPMV4_6ImageProcessor(**cut), MiniCPMV4_6VideoProcessor(**cut), tokenizer
     )
-    config = MiniCPMV4_6Config(
+    kind: Any = MiniCPMV4_6Config
+    config = kind(
         vision_config={**TOWER, "image_size": SIDE, "patch_size": PATCH},
         text_config=text(
             tokenizer,
@@ -113,5 +114,6 @@ ENTRIES: Final = (
         image=MARKS_4_6["image_token"],
         video=MARKS_4_6["video_token"],
         size=SIZE,
+        engine={"dtype": "bfloat16"},  # vLLM's linear attention on a CPU has no other
     ),
 )

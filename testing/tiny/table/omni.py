@@ -96,6 +96,7 @@ def _qwen3(folder: Path) -> None:
                 **VISION,
                 "num_position_embeddings": 64,
                 "image_size": 128,
+                "apply_vit_abs_pos_embed": True,
                 "deepstack_visual_indexes": [0, 1],
             },
             "audio_config": {**AUDIO, "downsample_hidden_size": 8},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many entries of the table have in common: sizes, a language model, how a folder is filled."""
+"""What many entries have in common: sizes, a language model, how a folder is filled."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ Write = Callable[[Path], None]
 
 
 def text(tokenizer: PreTrainedTokenizerFast, **own: Any) -> dict[str, Any]:
-    """Return the configuration of a language model of two layers, with a family's ``own`` fields."""
+    """Return the configuration of a small language model, with a family's ``own`` fields."""
     settings: dict[str, Any] = {
         "max_position_embeddings": POSITIONS,
         "tie_word_embeddings": False,

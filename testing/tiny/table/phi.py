@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phi-3-Vision, whose tower is CLIP-L cut to two layers, and Phi-4-Vision with SigLIP 2."""
 
+import json
 from pathlib import Path
 from typing import Final
 
 from testing.tiny.table.entry import TinyModel
-from testing.tiny.table.parts import LAYERS, TOWER, copy_code, text, with_code, write_config
+from testing.tiny.table.parts import (
+    LAYERS,
+    TOWER,
+    copy_code,
+    text,
+    with_code,
+    write_config,
+    write_json,
+)
 from testing.tiny.words import chat_template, tokenizer_for
 
 IMAGE_3: Final = "<|image_1|>"
@@ -13,8 +22,8 @@ VOCABULARY_3: Final = 32_064
 """vLLM's code has 32044 as the id of an image token."""
 CLIP_LAYERS: Final = 24
 IMAGE_4: Final = "<image>"
-VOCABULARY_4: Final = 100_352
-"""vLLM's code has 100256 as the id of an image token."""
+DUMMY_4: Final = 100_256
+"""vLLM's code has this id for an image token; the tokenizer must know it, the model need not."""
 
 
 def _phi3v(folder: Path) -> None:
@@ -43,7 +52,7 @@ def _phi3v(folder: Path) -> None:
 def _phi4v(folder: Path) -> None:
     tokenizer = tokenizer_for(chat_template(IMAGE_4), (IMAGE_4,))
     config = {
-        **text(tokenizer, vocab_size=VOCABULARY_4),
+        **text(tokenizer),
         "model_type": "phi4-siglip",
         "auto_map": {"AutoConfig": "language_config.Phi4VConfig"},
         "mm_hidden_size": TOWER["hidden_size"],
@@ -58,6 +67,10 @@ def _phi4v(folder: Path) -> None:
     }
     write_config(folder, "Phi4ForCausalLMV", config)
     with_code(folder, tokenizer, "phi", "Phi4VProcessor")
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["model"]["vocab"]["<|dummy_0|>"] = DUMMY_4
+    write_json(file, words)
     copy_code(folder, "language_config")
 
 

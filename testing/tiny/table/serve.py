@@ -20,16 +20,15 @@ from testing.tiny.table.all import TABLE
 from testing.tiny.table.entry import TinyModel
 from testing.tiny.table.weights import LOAD_FORMAT, register_loader
 
+QUESTION: Final = "What is it?"
 FRAMES: Final = {
-    "fps": 2.0,
-    "duration": 2.0,
+    "fps": 1.0,
+    "duration": 4.0,
     "total_num_frames": 4,
     "frames_indices": [0, 1, 2, 3],
-    "video_backend": "opencv",
     "do_sample_frames": False,
 }
-"""What a video loader says about the video."""
-
+"""What vLLM is told of a video of four frames."""
 MODELS = Path(__file__).parents[3] / ".models" / "table"
 
 
@@ -39,6 +38,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
 
     asked = {"kind": entry.architecture}
     path = build_once(MODELS / entry.architecture, asked, entry.write)
+    register_loader()
     settings = {
         "load_format": LOAD_FORMAT,
         "dtype": "float32",
@@ -48,7 +48,7 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
         **entry.engine,
         **arguments,
     }
-    register_loader()
+    entry.prepare()
     return LLM(model=str(path), **settings)
 
 
@@ -57,25 +57,25 @@ def main() -> int:
     from vllm import SamplingParams
 
     entry = TABLE[sys.argv[1]]
+    greedy = SamplingParams(temperature=0)
     llm = engine_of(entry)
-    greedy = SamplingParams(temperature=0, max_tokens=16)
-    most = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
-    image = photo("astronaut").resize(entry.size)
-    for count in range(1, most + 1):
-        asked: Any = {
-            "prompt": entry.prompt("What is it?", images=count),
-            "multi_modal_data": {"image": [image] * count},
+    pictures = [photo(name).resize(entry.size) for name in ("astronaut", "cat")]
+    asked: dict[str, dict[str, Any]] = {}
+    for count in range(1, 1 + min(entry.most_images or 2, 2)):
+        asked[f"{count} images"] = {
+            "prompt": entry.prompt(QUESTION, images=count),
+            "multi_modal_data": entry.data(pictures[:count]),
         }
-        (output,) = llm.generate([asked], greedy, use_tqdm=False)
-        print(count, "images:", len(output.prompt_token_ids), output.outputs[0].token_ids)
-    if entry.video:
-        video = np.stack([np.asarray(image.rotate(90 * turn)) for turn in range(4)])
-        shown = {
-            "prompt": entry.prompt("What is it?", images=0, videos=1),
-            "multi_modal_data": {"video": [(video, FRAMES)]},
+    asked["another image"] = {**asked["1 images"], "multi_modal_data": entry.data(pictures[1:])}
+    if entry.video is not None:
+        frames = np.stack([np.asarray(picture) for picture in pictures for _ in range(2)])
+        asked["1 video"] = {
+            "prompt": entry.prompt(QUESTION, images=0, videos=1),
+            "multi_modal_data": {"video": [(frames, FRAMES)]},
         }
-        (output,) = llm.generate([shown], greedy, use_tqdm=False)
-        print("1 video:", len(output.prompt_token_ids), output.outputs[0].token_ids)
+    for name, prompt in asked.items():
+        (output,) = llm.generate([prompt], greedy, use_tqdm=False)
+        print(f"{name}:", len(output.prompt_token_ids), output.outputs[0].token_ids)
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with a SigLIP tower of Transformers: LFM2-VL, Command A Vision, Aria, PaliGemma, Granite 4.
+"""Models with a SigLIP tower: LFM2-VL, Command A Vision, Aria, PaliGemma, Granite 4 Vision.
 
 PaliGemma has no text for an image: vLLM writes its tokens before the prompt, and takes one image.
 """
@@ -75,7 +75,13 @@ def _lfm2(folder: Path) -> None:
             "vision_use_head": False,
         },
         text_config=text(
-            tokenizer, model_type="lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3
+            tokenizer,
+            model_type="lfm2",
+            layer_types=["conv", "full_attention"],
+            conv_L_cache=3,
+            block_dim=HIDDEN,
+            conv_dim=HIDDEN,
+            conv_dim_out=HIDDEN,
         ),
         image_token_id=token_id(tokenizer, "<image>"),
         projector_hidden_size=HIDDEN,
@@ -101,7 +107,10 @@ def _cohere2(folder: Path) -> None:
     config = Cohere2VisionConfig(
         vision_config=SIGLIP,
         text_config=text(
-            tokenizer, model_type="cohere2", layer_types=["sliding_attention", "full_attention"]
+            tokenizer,
+            model_type="cohere2",
+            logit_scale=1.0,
+            layer_types=["sliding_attention", "full_attention"],
         ),
         image_token_id=token_id(tokenizer, "<|IMG_PATCH|>"),
         alignment_intermediate_size=2 * HIDDEN,
@@ -110,7 +119,7 @@ def _cohere2(folder: Path) -> None:
 
 
 def _aria(folder: Path) -> None:
-    tokenizer = tokenizer_with({"image_token": "<|img|>"})
+    tokenizer: Any = tokenizer_with({"image_token": "<|img|>"})
     processor = AriaProcessor(
         AriaImageProcessor(max_image_size=ARIA_SIDE),
         tokenizer,
@@ -123,7 +132,13 @@ def _aria(folder: Path) -> None:
             "image_size": ARIA_SIDE,
             "patch_size": PATCH,
         },
-        text_config=text(tokenizer, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=2),
+        text_config=text(
+            tokenizer,
+            model_type="aria_text",
+            moe_num_experts=4,
+            moe_topk=2,
+            moe_num_shared_experts=2,
+        ),
         projector_patch_to_query_dict={(ARIA_SIDE // PATCH) ** 2: ARIA_TOKENS},
         image_token_index=token_id(tokenizer, "<|img|>"),
     )
@@ -133,12 +148,12 @@ def _aria(folder: Path) -> None:
 def _paligemma(folder: Path) -> None:
     tokenizer = tokenizer_with({"image_token": "<image>"})
     tokenizer.add_tokens(["\n"])
-    images = SiglipImageProcessor(size=SQUARE)
+    images: Any = SiglipImageProcessor(size=SQUARE)
     images.image_seq_length = GRID**2
     processor = PaliGemmaProcessor(images, tokenizer)
     config = PaliGemmaConfig(
         vision_config={**SIGLIP, "projection_dim": HIDDEN},
-        text_config=text(tokenizer, model_type="gemma", head_dim=32),
+        text_config=text(tokenizer, model_type="gemma2", head_dim=32, query_pre_attn_scalar=32),
         image_token_index=token_id(tokenizer, "<image>"),
         projection_dim=HIDDEN,
         hidden_size=HIDDEN,
@@ -174,7 +189,13 @@ def _granite4(folder: Path) -> None:
 ENTRIES: Final = (
     TinyModel("Lfm2VlForConditionalGeneration", _lfm2, image="<image>"),
     TinyModel("Cohere2VisionForConditionalGeneration", _cohere2, image="<|IMG_PATCH|>"),
-    TinyModel("AriaForConditionalGeneration", _aria, image="<|img|>"),
-    TinyModel("PaliGemmaForConditionalGeneration", _paligemma, image=""),
+    TinyModel(
+        "AriaForConditionalGeneration",
+        _aria,
+        image="<|img|>",
+        # Aria's processor has the larger size among its own defaults.
+        engine={"mm_processor_kwargs": {"max_image_size": ARIA_SIDE}},
+    ),
+    TinyModel("PaliGemmaForConditionalGeneration", _paligemma, image="", most_images=1),
     TinyModel("Granite4VisionForConditionalGeneration", _granite4, image="<image>"),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
 
@@ -26,9 +26,11 @@ class FolderProcessor(ProcessorMixin):  # type: ignore[misc, unused-ignore]
         self.chat_template = tokenizer.chat_template
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *_: Any, tokenizer: Any = None, **__: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: Any, *_: Any, tokenizer: Any = None, **__: Any
+    ) -> Any:
         """Load from a folder."""
-        return cls(folder, tokenizer or AutoTokenizer.from_pretrained(folder))
+        return cls(folder, tokenizer or PreTrainedTokenizerFast.from_pretrained(folder))
 
     def __call__(
         self, text: Any = None, images: Any = None, return_tensors: Any = None, **_: Any

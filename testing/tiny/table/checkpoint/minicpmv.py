@@ -1,39 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """MiniCPM-V's image processor: an image as a whole, and in slices, each of a row of patches."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 from transformers import BatchFeature
+from transformers.image_processing_base import ImageProcessingMixin
 
-from .base import FolderProcessor, to_tensor
-
-
-class MiniCPMVProcessor(FolderProcessor):
-    """Has a tokenizer only; vLLM brings the rest."""
+from .base import to_tensor
 
 
-class MiniCPMVImageProcessor:
+class MiniCPMVImageProcessor(ImageProcessingMixin):  # type: ignore[misc, unused-ignore]
     """Cuts images of other shapes than a square into slices, and writes their text."""
 
-    model_input_names = ("pixel_values", "image_sizes", "tgt_sizes")
+    model_input_names: Any = ("pixel_values", "image_sizes", "tgt_sizes")
 
-    def __init__(self, **settings: Any) -> None:
-        self.max_slice_nums: int = settings["max_slice_nums"]
-        self.scale_resolution: int = settings["scale_resolution"]
-        self.patch_size: int = settings["patch_size"]
-        self.image_feature_size: int = settings["image_feature_size"]
+    def __init__(
+        self,
+        max_slice_nums: int,
+        scale_resolution: int,
+        patch_size: int,
+        image_feature_size: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
+        self.max_slice_nums = max_slice_nums
+        self.scale_resolution = scale_resolution
+        self.patch_size = patch_size
+        self.image_feature_size = image_feature_size
         self.im_id_start, self.im_id_end = "<image_id>", "</image_id>"
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *_: Any, **changed: Any) -> Any:
-        """Load the settings in a folder."""
-        settings = json.loads((Path(folder) / "preprocessor_config.json").read_text())
-        return cls(**(settings | changed))
+    def from_dict(cls, settings: Any, **changed: Any) -> Any:  # type: ignore[override]
+        """Return a processor with settings of a file, some of them changed."""
+        known = {name: value for name, value in changed.items() if name in settings}
+        return cls(**settings | known)
 
     def get_sliced_grid(
         self, image_size: tuple[int, int], max_slice_nums: int | None = None
@@ -70,7 +75,9 @@ class MiniCPMVImageProcessor:
     def __call__(self, images: Any, **_: Any) -> BatchFeature:
         """Return patches in one row, sizes, and grids of all slices of each prompt's images."""
         pixels, sizes, grids = [], [], []
-        for of_prompt in images:
+        for given in images:
+            # Frames of a video come as arrays.
+            of_prompt = [Image.fromarray(x) if isinstance(x, np.ndarray) else x for x in given]
             views = [view for image in of_prompt for view in self._views(image)]
             pixels.append([self._row(view) for view in views])
             sizes.append([image.size for image in of_prompt])
