@@ -122,3 +122,28 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
                 self.tokenizer([text] if isinstance(text, str) else text).input_ids
             )
         return BatchFeature(data)
+
+
+class SquareProcessor(ProcessorMixin):  # type: ignore[misc]
+    """Processor of Nemotron Parse: images of one size, nothing in the text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, side: int = 128, **_: Any) -> None:
+        """Make a processor of images of so many pixels along one side."""
+        super().__init__(tokenizer)
+        self.side = side
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: list[Image.Image] | None = None,
+        **_: Any,
+    ) -> BatchFeature:
+        """Return pixels ``(images, 3, side, side)`` and the text's token ids."""
+        texts = text if isinstance(text, list) else [text or ""]
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        data: dict[str, Any] = {"input_ids": torch.tensor(ids, dtype=torch.long)}
+        if images:
+            squares = [image.convert("RGB").resize((self.side, self.side)) for image in images]
+            pixels = torch.from_numpy(np.stack([np.array(square) for square in squares]))
+            data["pixel_values"] = pixels.permute(0, 3, 1, 2) / 255
+        return BatchFeature(data)
