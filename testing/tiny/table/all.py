@@ -14,7 +14,6 @@ from testing.tiny.table import (
     projected,
     qwen3_towers,
     single,
-    step3p7,
 )
 from testing.tiny.table.entry import TinyModel
 
@@ -29,7 +28,6 @@ _GROUPS: Final = (
     projected,
     qwen3_towers,
     single,
-    step3p7,
 )
 
 TABLE: Final[dict[str, TinyModel]] = {

@@ -77,7 +77,7 @@ class Patches:
         }
 
 
-class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
+class PatchProcessor(ProcessorMixin):
     """Processor of Keye, Keye 1.5 and Kanana."""
 
     def __init__(
@@ -90,7 +90,7 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Make a processor."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
         self.image_processor = Patches(patch_size, merge_size, min_pixels, max_pixels)
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.frame_token = "<|frame|>"
@@ -124,12 +124,12 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
         return BatchFeature(data)
 
 
-class SquareProcessor(ProcessorMixin):  # type: ignore[misc]
+class SquareProcessor(ProcessorMixin):
     """Processor of Nemotron Parse: images of one size, nothing in the text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, side: int = 128, **_: Any) -> None:
         """Make a processor of images of so many pixels along one side."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
         self.side = side
 
     def __call__(

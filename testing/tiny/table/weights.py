@@ -36,6 +36,7 @@ def draw(model: nn.Module) -> None:
     vLLM's own dummy weights are so small that all logits are nearly equal.
     """
     generator = torch.Generator().manual_seed(0)
+    embeddings = _embeddings(model)
     for name, weight in model.named_parameters():
         own = name.rsplit(".", 1)[-1]
         with torch.no_grad():
@@ -45,6 +46,31 @@ def draw(model: nn.Module) -> None:
                 weight.fill_(1.0)  # the scale of a norm
             else:
                 fan_in = weight.shape[-1] if weight.ndim == 2 else weight[0].numel()
-                deviation = 1.0 if "embed" in name and weight.ndim == 2 else fan_in**-0.5
+                deviation = embeddings.get(id(weight), fan_in**-0.5)
                 drawn = torch.randn(weight.shape, generator=generator) * deviation
                 weight.copy_(drawn)
+
+
+def _embeddings(model: nn.Module) -> dict[int, float]:
+    """Return the standard deviation of embeddings, by the identity of their weights.
+
+    Where words are read and written through the same weights, these must be smaller than what the
+    layers add to them, or the last word of a prompt would be said again and again.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        VocabParallelEmbedding,
+    )
+
+    tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    heads = {id(table.weight) for table in tables if isinstance(table, ParallelLMHead)}
+    words = {id(table.weight) for table in tables if not isinstance(table, ParallelLMHead)}
+    # Gemma multiplies embeddings by this.
+    factors = [float(value) for name, value in model.named_buffers() if "normalizer" in name]
+    tied = not heads - words
+    of_words = (0.1 if tied else 1.0) / max(factors, default=1.0)
+    positions = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {
+        **{id(table.weight): 0.3 for table in positions},
+        **dict.fromkeys(words, of_words),
+    }
