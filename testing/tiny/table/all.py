@@ -17,6 +17,7 @@ from testing.tiny.table import (
     nemotron,
     omni,
     ovis,
+    parse,
     patches,
     phi,
     projected,
@@ -24,7 +25,6 @@ from testing.tiny.table import (
     siglip,
     single,
     step,
-    step3p7,
 )
 from testing.tiny.table.entry import TinyModel
 
@@ -42,6 +42,7 @@ _GROUPS: Final = (
     nemotron,
     omni,
     ovis,
+    parse,
     patches,
     phi,
     projected,
@@ -49,7 +50,6 @@ _GROUPS: Final = (
     siglip,
     single,
     step,
-    step3p7,
 )
 
 TABLE: Final[dict[str, TinyModel]] = {

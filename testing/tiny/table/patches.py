@@ -28,7 +28,6 @@ from testing.tiny.table.folder import (
     vision_fields,
     write_config,
     write_configuration,
-    write_json,
 )
 from testing.tiny.words import rotary, token_id
 
@@ -151,26 +150,6 @@ def _write_exaone(folder: Path) -> None:
     _save_qwen(Exaone4_5_Processor, folder, tokenizer, temporal=2)
 
 
-def _write_opencua(folder: Path) -> None:
-    tokenizer = save_marked(
-        folder, *("<|media_begin|>", "<|media_placeholder|>", "<|media_end|>", "<|video_pad|>")
-    )
-    parts = {"text_config": "Qwen2Config", "vision_config": "PretrainedConfig"}
-    config = {
-        **write_configuration(folder, "opencua", parts),
-        "text_config": text_fields(tokenizer),
-        "vision_config": window_tower(hidden_act="silu"),
-        **_ids(
-            tokenizer,
-            image_token_id="<|media_placeholder|>",
-            media_placeholder_token_id="<|media_placeholder|>",
-            video_token_id="<|video_pad|>",
-        ),
-    }
-    write_config(folder, "OpenCUAForConditionalGeneration", config)
-    write_json(folder / "preprocessor_config.json", grid())
-
-
 def _write_compass(folder: Path) -> None:
     marks = ("<|VISION_START|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>", "<|VISION_END|>")
     tokenizer = save_marked(folder, *marks)
@@ -237,11 +216,5 @@ ENTRIES: Final = [
         "CohereCompassForConditionalGeneration",
         _write_compass,
         "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
-    ),
-    _entry(
-        "OpenCUAForConditionalGeneration",
-        _write_opencua,
-        "<|media_begin|><|media_placeholder|><|media_end|>",
-        engine={"trust_remote_code": True},
     ),
 ]

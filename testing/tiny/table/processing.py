@@ -77,7 +77,7 @@ class Patches:
         }
 
 
-class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
+class PatchProcessor(ProcessorMixin):
     """Processor of Keye, Keye 1.5 and Kanana."""
 
     def __init__(
@@ -90,7 +90,7 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Make a processor."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
         self.image_processor = Patches(patch_size, merge_size, min_pixels, max_pixels)
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.frame_token = "<|frame|>"
@@ -121,4 +121,29 @@ class PatchProcessor(ProcessorMixin):  # type: ignore[misc]
             data["input_ids"] = torch.tensor(
                 self.tokenizer([text] if isinstance(text, str) else text).input_ids
             )
+        return BatchFeature(data)
+
+
+class SquareProcessor(ProcessorMixin):
+    """Processor of Nemotron Parse: images of one size, nothing in the text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, side: int = 128, **_: Any) -> None:
+        """Make a processor of images of so many pixels along one side."""
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
+        self.side = side
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: list[Image.Image] | None = None,
+        **_: Any,
+    ) -> BatchFeature:
+        """Return pixels ``(images, 3, side, side)`` and the text's token ids."""
+        texts = text if isinstance(text, list) else [text or ""]
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        data: dict[str, Any] = {"input_ids": torch.tensor(ids, dtype=torch.long)}
+        if images:
+            squares = [image.convert("RGB").resize((self.side, self.side)) for image in images]
+            pixels = torch.from_numpy(np.stack([np.array(square) for square in squares]))
+            data["pixel_values"] = pixels.permute(0, 3, 1, 2) / 255
         return BatchFeature(data)

@@ -32,12 +32,12 @@ def pooled(side: int, pool: int, views: int) -> torch.Tensor:
     return rows.permute(0, 1, 3, 2, 4).reshape(-1, pool * pool)
 
 
-class MolmoProcessor(ProcessorMixin):  # type: ignore[misc]
+class MolmoProcessor(ProcessorMixin):
     """Processor of Molmo: views of 336 pixels, pooled two by two."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, side: int = 336, **_: Any) -> None:
         """Make a processor."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
         self.side = side
         self.image_processor = SimpleNamespace(
             max_crops=1,
@@ -76,7 +76,7 @@ class MolmoProcessor(ProcessorMixin):  # type: ignore[misc]
         return BatchFeature(data)
 
 
-class Molmo2Processor(ProcessorMixin):  # type: ignore[misc]
+class Molmo2Processor(ProcessorMixin):
     """Processor of Molmo2."""
 
     image_use_col_tokens = True
@@ -89,7 +89,7 @@ class Molmo2Processor(ProcessorMixin):  # type: ignore[misc]
         self, tokenizer: PreTrainedTokenizerFast, side: int = 112, pool: int = 2, **_: Any
     ) -> None:
         """Make a processor."""
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
         self.side, self.pool = side, pool
         shared = {
             "size": {"height": side, "width": side},

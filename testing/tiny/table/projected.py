@@ -76,6 +76,7 @@ def _write_kanana(folder: Path) -> None:
             "output_hidden_size": HIDDEN,
             "depth": 1,
             "mlp_depth": 2,
+            "feature_layer_index": -1,
         },
     }
     write_config(folder, "KananaVForConditionalGeneration", config)

@@ -96,21 +96,6 @@ def _s2_preview(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, A
     return {**named, "vision_config": _TOWER, "text_config": language}
 
 
-def _s1_pro(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    parts = {"text_config": "Qwen3MoeConfig", "vision_config": "PretrainedConfig"}
-    fourier = {"rope_type": "default", "fope_init_factor": 0.1, "fope_sep_head": True}
-    language = text_fields(
-        tokenizer,
-        **_EXPERTS,
-        head_dim=HEAD,
-        rope_scaling={**fourier, "num_inv_freq": None},
-        rope_theta=10_000.0,
-    )
-    tower = {**_TOWER, "hidden_act": "gelu_pytorch_tanh", "deepstack_visual_indexes": [0]}
-    named = write_configuration(folder, "interns1_pro", parts)
-    return {**named, "vision_config": tower, "text_config": language}
-
-
 def _bailing(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     language = text_fields(
         tokenizer,
@@ -130,7 +115,6 @@ def _bailing(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]
 _CONFIGS: Final = {
     "Cosmos3ForConditionalGeneration": _cosmos3,
     "InternS2PreviewForConditionalGeneration": _s2_preview,
-    "InternS1ProForConditionalGeneration": _s1_pro,
     "BailingMoeV3VLForConditionalGeneration": _bailing,
 }
 
@@ -171,13 +155,19 @@ def _write_edge(folder: Path) -> None:
     )
 
 
+_ENGINES: Final[dict[str, dict[str, Any]]] = {
+    # vLLM's linear attention for CPUs computes in bfloat16 only.
+    "InternS2PreviewForConditionalGeneration": {"trust_remote_code": True, "dtype": "bfloat16"},
+}
+
+
 def _entry(architecture: str) -> TinyModel:
     return TinyModel(
         architecture=architecture,
         write=_write_edge if "Edge" in architecture else partial(_write, architecture),
         image="<|vision_start|><|image_pad|><|vision_end|>",
         video=None if "Bailing" in architecture else _VIDEO,
-        engine={"trust_remote_code": "InternS" in architecture},
+        engine=_ENGINES.get(architecture, {}),
     )
 
 

@@ -89,7 +89,7 @@ def _write_moondream(folder: Path) -> None:
             },
             "vision": {
                 "enc_dim": HIDDEN,
-                "enc_n_layers": LAYERS,
+                "enc_n_layers": 27,  # vLLM pools to so many rows and columns, too
                 "enc_ff_dim": 2 * HIDDEN,
                 "enc_n_heads": HEADS,
                 "proj_inner_dim": 2 * HIDDEN,
