@@ -21,7 +21,9 @@ MODELS = {
     "Qwen2VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flashvlm_vllm.models.qwen2_vl:PrunedQwen2_5_VL",
     "Qwen3VLForConditionalGeneration": "flashvlm_vllm.models.qwen3_vl:PrunedQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "flashvlm_vllm.models.qwen3_moe:PrunedQwen3VLMoe",
     "Qwen3_5ForConditionalGeneration": "flashvlm_vllm.models.qwen3_5:PrunedQwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "flashvlm_vllm.models.qwen3_moe:PrunedQwen3_5Moe",
     "VideoLlavaForConditionalGeneration": (
         "flashvlm_vllm.models.video_llava.pruned:PrunedVideoLlava"
     ),
