@@ -7,6 +7,8 @@ MODELS = {
     "GLM4VForCausalLM": "flashvlm_vllm.models.glm4v:PrunedGlm4v",
     "Gemma3ForConditionalGeneration": "flashvlm_vllm.models.gemma3:PrunedGemma3",
     "Glm4vForConditionalGeneration": "flashvlm_vllm.models.glm4_1v:PrunedGlm",
+    "Glm4vMoeForConditionalGeneration": "flashvlm_vllm.models.glm4_1v:PrunedGlmMoe",
+    "GlmOcrForConditionalGeneration": "flashvlm_vllm.models.glm4_1v:PrunedGlmOcr",
     "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
