@@ -1,8 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the models in the table, drawn in the engine that has loaded them."""
+"""Weights of the models in the table, drawn where an engine would load them."""
+
+from typing import Any, Final
 
 import torch
 from torch import nn
+
+LOAD_FORMAT: Final = "drawn"
+
+
+def register_loader() -> None:
+    """Make ``load_format="drawn"`` known to vLLM in this process.
+
+    The weights must be drawn while the model is loaded: afterwards vLLM's CPU layers have packed
+    theirs and no longer read the parameters.
+    """
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    @register_model_loader(LOAD_FORMAT)
+    class DrawnLoader(BaseModelLoader):  # type: ignore[misc, unused-ignore]
+        """Draws weights. Buffers keep the values that the model gives them."""
+
+        def download_model(self, model_config: Any) -> None:
+            """Download nothing."""
+
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            """Draw all weights."""
+            draw(model)
 
 
 def draw(model: nn.Module) -> None:
