@@ -178,7 +178,7 @@ def test_a_video_that_the_processor_samples_is_counted_after_it_was_sampled(
     image = reference.model.config.image_token_id
     stock, pruned, whole = (
         run(engine, {**sampled, "mm_processor_kwargs": {"visual_budget": budget}})[0]
-        for budget in (None, 0.5, 1.0)
+        for budget in (None, 0.5, 4096)
     )
     # Of 16 frames in two seconds four are sampled.
     total = list(stock.prompt_token_ids).count(image)
@@ -187,12 +187,15 @@ def test_a_video_that_the_processor_samples_is_counted_after_it_was_sampled(
     assert token_ids(whole) == token_ids(stock)
 
 
-def test_selectors_that_merge_tokens_keep_the_exact_count_of_a_video(engine: Engine) -> None:
+def test_selectors_that_merge_tokens_keep_the_exact_count_of_a_video(
+    engine: Engine, reference: Reference
+) -> None:
     engine.clear_caches()
     merging = request(QUESTIONS[0], 8, [PICTURE], 1)
     merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
     (output,) = run(engine, merging)
-    assert [len(each["kept"]) for each in engine.kept()[-2:]] == [8, 8]
+    image = reference.model.config.image_token_id
+    assert list(output.prompt_token_ids).count(image) == 8 + 8
     (again,) = run(engine, merging)
     assert token_ids(again) == token_ids(output)
 

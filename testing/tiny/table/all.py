@@ -3,10 +3,12 @@
 
 from typing import Final
 
-from testing.tiny.table import relatives_glm, relatives_qwen
+from testing.tiny.table import relatives_glm, relatives_internvl, relatives_qwen
 from testing.tiny.table.entry import TinyModel
 
 TABLE: Final[dict[str, TinyModel]] = {
-    entry.architecture: entry for module in (relatives_qwen, relatives_glm) for entry in module.ENTRIES
+    entry.architecture: entry
+    for module in (relatives_qwen, relatives_glm, relatives_internvl)
+    for entry in module.ENTRIES
 }
 """Entries by architecture."""
