@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4.1V: images are pruned, and kept tokens keep their 3-D positions; videos are kept whole."""
+"""GLM-4.1V, GLM-4.5V and 4.6V (a mixture of experts), and GLM-OCR."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from vllm.model_executor.models.glm4_1v import (
     Glm4vDummyInputsBuilder,
     Glm4vForConditionalGeneration,
+    Glm4vMoeForConditionalGeneration,
     Glm4vMultiModalProcessor,
     Glm4vProcessingInfo,
 )
+from vllm.model_executor.models.glm_ocr import GlmOcrForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.parse import MultiModalDataItems
 
-from flashvlm_vllm.models.layouts.mrope import MRopeModel
+from flashvlm_vllm.models.layouts.clips import ClipModel
+from flashvlm_vllm.models.layouts.text_between import (
+    TextBetween,
+    TextBetweenProcessor,
+    texts_in,
+)
 from flashvlm_vllm.processing.family import NO_ARGUMENTS
-from flashvlm_vllm.processing.processor import VisualTokenProcessor
-from flashvlm_vllm.request.budget import BUDGET, TokenCount
-from flashvlm_vllm.request.read_request import VisualRequest
-from flashvlm_vllm.request.refusal import Reason, Refusal
+from flashvlm_vllm.processing.placeholders import first_embeddings
+from flashvlm_vllm.request.budget import TokenCount
 from flashvlm_vllm.vision.convolving_tower import ConvolvingTower
-from flashvlm_vllm.worker.positioned_model import closed_items
-from flashvlm_vllm.worker.positions import Span, grid_positions
 
 
-class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
-    """GLM-4.1V's processor."""
+class PrunedGlmProcessor(TextBetweenProcessor, Glm4vMultiModalProcessor):
+    """GLM-4.1V's processor. A video's frames have their time after them."""
 
-    prunes_videos = False
+    text_between = "video"
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
@@ -41,53 +43,87 @@ class PrunedGlmProcessor(VisualTokenProcessor, Glm4vMultiModalProcessor):
         total = int(patches) // processor.merge_size**2
         return TokenCount(total, total)
 
-    def own_request(self, request: VisualRequest, items: MultiModalDataItems) -> VisualRequest:
-        """Return the request; a default budget does not apply to a prompt with a video.
+    def count_video_tokens(
+        self,
+        frames: int,
+        width: int,
+        height: int,
+        metadata: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    ) -> TokenCount:
+        """Count a video's tokens, as the Hugging Face processor does, which samples frames too."""
+        known = dict(metadata or {})
+        processor = self.info.get_video_processor(**arguments)
+        steps = len(TextBetween.between(self._frames(frames, known), self.visual_token).before)
+        if known.get("do_sample_frames", True):
+            frames = steps * processor.temporal_patch_size
+        merged = self.info.ctx.get_merged_mm_kwargs(arguments)
+        patches = processor.get_num_of_video_patches(frames, height, width, merged)
+        total = int(patches) // processor.merge_size**2
+        return TokenCount(total, total, steps)
 
-        Images beside a video are pruned if their content parts have a budget.
+    def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
+        """Shorten a placeholder; a list of token ids is an image's."""
+        if isinstance(whole, list):
+            return first_embeddings(whole, count, keep)
+        return super().shorten_placeholder(whole, count, keep)
 
-        Raises:
-            Refusal: the request has a budget and a video, or the video has one.
+    @property
+    def visual_token(self) -> int:
+        """The id of a video's visual tokens, which are those of images."""
+        token: int = self.info.get_hf_config().image_token_id
+        return token
 
-        """
-        if not items.get("video"):
-            return request
-        own = request.items.get("video", ())
-        if request.budget is not None or any(each.budget is not None for each in own):
-            raise Refusal(
-                Reason.NOT_COVERED,
-                f"{BUDGET}: for this model images are pruned and videos are not; send the "
-                f"video with {BUDGET}: null, or images without a video",
-                parameter=BUDGET,
-            )
-        return replace(request, has_budget=True)
+    def whole_placeholder(self, items: Any, number: int, arguments: Mapping[str, Any]) -> list[int]:
+        """Return an unpruned video's placeholder, with one visual token per time step."""
+        video, metadata = items.get(number)
+        return self._frames(len(video), metadata)
+
+    def _frames(self, frames: int, metadata: Mapping[str, Any]) -> list[int]:
+        side = self.info.get_image_processor().merge_size
+        placeholder: list[int] = self.info._construct_video_placeholder(
+            range(frames), metadata, torch.tensor([1, side, side])
+        )
+        return placeholder
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PrunedGlmProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
-)
-class PrunedGlm(MRopeModel, Glm4vForConditionalGeneration):
-    """GLM-4.1V with visual token selection for images."""
+class GlmModel(ClipModel):
+    """Mixin of GLM-4.1V and later models. Derive from this first and from vLLM's model second."""
 
     @cached_property
     def tower(self) -> ConvolvingTower:
         """The vision tower; an error if the model is loaded without it."""
         return ConvolvingTower(self.visual, self.layer)
 
-    def spans(self, input_tokens: list[int], mm_features: list[Any]) -> list[Span]:
-        """Return the prompt's images and the frames of its videos, which have text in between."""
-        side = int(self.config.vision_config.spatial_merge_size)
-        spans = []
-        closed = closed_items(mm_features)
-        for each in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
-            place = each.mm_position
-            if place.offset in closed:
-                continue
-            steps, high, wide = each.data[f"{each.modality}_grid_thw"].data.tolist()
-            runs = [(place.offset, place.offset + place.length - 1)]
-            if each.modality == "video":
-                runs = place.extract_embeds_range()
-            # vLLM's memory profiling writes a video's frames as one run of tokens.
-            grid = grid_positions(steps // len(runs), high // side, wide // side)
-            spans += [Span.of_grid(start, end - start + 1, grid) for start, end in runs]
-        return spans
+    @property
+    def frame_tokens(self) -> tuple[int, int]:
+        """Token ids of the start of a frame and of a video's visual tokens."""
+        return self.config.image_start_token_id, self.config.image_token_id
+
+    def times(self, modality: str, kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the text of each pruned video; ``None`` for every other item."""
+        return texts_in(kwargs) or [None] * len(kwargs[f"{modality}_grid_thw"])
+
+    def text_of(self, time: TextBetween) -> tuple[int, ...]:
+        """Return token ids of a video's placeholder without its visual tokens."""
+        return time.ids
+
+
+_register = MULTIMODAL_REGISTRY.register_processor(
+    PrunedGlmProcessor, info=Glm4vProcessingInfo, dummy_inputs=Glm4vDummyInputsBuilder
+)
+
+
+@_register
+class PrunedGlm(GlmModel, Glm4vForConditionalGeneration):
+    """GLM-4.1V with visual token selection."""
+
+
+@_register
+class PrunedGlmMoe(GlmModel, Glm4vMoeForConditionalGeneration):
+    """GLM-4.5V and 4.6V with visual token selection."""
+
+
+@_register
+class PrunedGlmOcr(GlmModel, GlmOcrForConditionalGeneration):
+    """GLM-OCR with visual token selection."""

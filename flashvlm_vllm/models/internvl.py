@@ -78,7 +78,7 @@ class _InternProcessor(TextBetweenProcessor):
 
         """
         shorter = super().shorten_placeholder(whole, count, keep)
-        if self.visual_token in whole.full:
+        if self.text_between == "video" and self.visual_token in whole.full:
             expected = self.video_placeholder(count.floor)
             texts = [TextBetween.between(ids, self.visual_token) for ids in (whole.full, expected)]
             if texts[0] != texts[1]:
@@ -86,8 +86,8 @@ class _InternProcessor(TextBetweenProcessor):
         return shorter
 
 
-class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor):
-    """The processor for OpenGVLab's format."""
+class InternChatProcessor(_InternProcessor):
+    """Mixin of a processor for OpenGVLab's format, which vLLM has for InternVL's relatives too."""
 
     def count_image_tokens(
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
@@ -125,6 +125,10 @@ class PrunedInternVLChatProcessor(_InternProcessor, InternVLMultiModalProcessor)
         """The id of a video's visual tokens; -1 if the tokenizer has none."""
         token = self.hf_processor().ctx_video_token_id
         return -1 if token is None else token
+
+
+class PrunedInternVLChatProcessor(InternChatProcessor, InternVLMultiModalProcessor):
+    """The processor for OpenGVLab's format."""
 
 
 class PrunedInternVLProcessor(_InternProcessor, InternS1MultiModalProcessor):
@@ -257,22 +261,21 @@ class InternModel(TileModel):
         return device
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PrunedInternVLChatProcessor,
-    info=InternVLProcessingInfo,
-    dummy_inputs=InternVLDummyInputsBuilder,
-)
-class PrunedInternVLChat(InternModel, InternVLChatModel):
-    """InternVL in OpenGVLab's format with visual token selection."""
+class InternChatModel(InternModel):
+    """Mixin of a model in OpenGVLab's format."""
 
+    mlp1: nn.Module
+    vision_model: Any
     pixels = "pixel_values_flat"
 
     @cached_property
     def cls_tower(self) -> ClsTower:
         """The tower; with ``select_layer`` it ends at the layer whose output are the features."""
+        attention = self.vision_model.encoder.layers[-1].attn
         return ClsTower(
-            self.vision_model.encoder.layers[-1].attn.attn,
-            self.config.vision_config.num_attention_heads,
+            attention.attn,
+            # NVLM's tower has heads of zeros in addition to those of its configuration.
+            attention.num_heads_per_partition * attention.tp_size,
             is_data_parallel=self.vision_model.use_data_parallel,
         )
 
@@ -280,6 +283,15 @@ class PrunedInternVLChat(InternModel, InternVLChatModel):
     def multi_modal_projector(self) -> nn.Module:
         """The projector, under the name it has in other families."""
         return self.mlp1
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedInternVLChatProcessor,
+    info=InternVLProcessingInfo,
+    dummy_inputs=InternVLDummyInputsBuilder,
+)
+class PrunedInternVLChat(InternChatModel, InternVLChatModel):
+    """InternVL in OpenGVLab's format with visual token selection."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(

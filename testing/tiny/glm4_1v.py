@@ -10,6 +10,7 @@ from transformers import (
     Glm4vImageProcessor,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    PreTrainedTokenizerFast,
 )
 
 from testing.tiny.llava import build_once, draw_weights
@@ -29,6 +30,17 @@ TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 2,
+    "hidden_size": 64,
+    "out_hidden_size": HIDDEN,
+    "intermediate_size": 128,
+    "image_size": 8 * PATCH,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "temporal_patch_size": 2,
+}
 _MARKS = {
     "image_start_token_id": "<|begin_of_image|>",
     "image_token_id": "<|image|>",
@@ -44,22 +56,11 @@ def build_glm4_1v(path: Path) -> Path:
     """Write the checkpoint, unless it exists, and return its folder."""
 
     def write(folder: Path) -> None:
-        tokenizer = tokenizer_for(TEMPLATE, ("[gMASK]", "<sop>", *_ROLES, *_MARKS.values()))
-        ids: dict[str, Any] = {name: token_id(tokenizer, mark) for name, mark in _MARKS.items()}
+        tokenizer, ids = glm_tokenizer()
         config = Glm4vConfig(
             **ids,
             tie_word_embeddings=False,
-            vision_config={
-                "depth": 2,
-                "num_heads": 2,
-                "hidden_size": 64,
-                "out_hidden_size": HIDDEN,
-                "intermediate_size": 128,
-                "image_size": 8 * PATCH,
-                "patch_size": PATCH,
-                "spatial_merge_size": MERGE,
-                "temporal_patch_size": 2,
-            },
+            vision_config=VISION,
             text_config=text_settings(
                 tokenizer,
                 layers=2,
@@ -70,14 +71,27 @@ def build_glm4_1v(path: Path) -> Path:
         model = Glm4vForConditionalGeneration(config)
         draw_weights(model, tokenizer, 0)
         model.save_pretrained(folder)
-        # An image counts as two frames here.
-        size = {"shortest_edge": 2 * 4 * UNIT**2, "longest_edge": 2 * 64 * UNIT**2}
-        grid = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE, "size": size}
-        Glm4vProcessor(
-            image_processor=Glm4vImageProcessor(**grid),
-            tokenizer=tokenizer,
-            video_processor=Glm4vVideoProcessor(**grid),
-            chat_template=TEMPLATE,
-        ).save_pretrained(folder)
+        save_processor(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor, tokenizer, folder)
 
     return build_once(path, {"kind": "glm4.1v"}, write)
+
+
+def glm_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, Any]]:
+    """Return a tokenizer with GLM's marks, and their ids by their names in a configuration."""
+    tokenizer = tokenizer_for(TEMPLATE, ("[gMASK]", "<sop>", *_ROLES, *_MARKS.values()))
+    return tokenizer, {name: token_id(tokenizer, mark) for name, mark in _MARKS.items()}
+
+
+def save_processor(
+    processor: Any, image: Any, video: Any, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Write a processor of the given classes, and the tokenizer."""
+    # An image counts as two frames here.
+    size = {"shortest_edge": 2 * 4 * UNIT**2, "longest_edge": 2 * 64 * UNIT**2}
+    grid = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE, "size": size}
+    processor(
+        image_processor=image(**grid),
+        tokenizer=tokenizer,
+        video_processor=video(**grid),
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)

@@ -73,28 +73,10 @@ def build_internvl_hf(path: Path, language_model: str = "qwen2") -> Path:
     """
 
     def write(folder: Path) -> None:
-        tokenizer = _tokenizer("<IMG_CONTEXT>\\n")
+        tokenizer = intern_tokenizer("<IMG_CONTEXT>\\n")
         model = _model(tokenizer, language_model)
         model.save_pretrained(folder)
-        processor = InternVLProcessor(
-            image_processor=GotOcr2ImageProcessor(
-                size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-                crop_to_patches=True,
-                min_patches=1,
-                max_patches=MAX_TILES,
-                image_mean=IMAGENET_MEAN,
-                image_std=IMAGENET_STD,
-            ),
-            tokenizer=tokenizer,
-            video_processor=InternVLVideoProcessor(
-                size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-                image_mean=IMAGENET_MEAN,
-                image_std=IMAGENET_STD,
-            ),
-            image_seq_length=TOKENS,
-            chat_template=tokenizer.chat_template,
-        )
-        processor.save_pretrained(folder)
+        save_processor(tokenizer, folder)
 
     return build_once(path, {"kind": "internvl-hf", "language_model": language_model}, write)
 
@@ -103,7 +85,7 @@ def build_internvl(path: Path) -> Path:
     """Write a checkpoint in OpenGVLab's format and return its folder."""
 
     def write(folder: Path) -> None:
-        tokenizer = _tokenizer("<image>\\n")
+        tokenizer = intern_tokenizer("<image>\\n")
         model = _model(tokenizer)
         save_file(
             chat_weights(model.state_dict()),
@@ -180,7 +162,8 @@ def chat_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _tokenizer(image: str) -> PreTrainedTokenizerFast:
+def intern_tokenizer(image: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with InternVL's marks, and a template that writes ``image``."""
     tokenizer = tokenizer_with(
         {
             "start_image_token": START,
@@ -193,8 +176,32 @@ def _tokenizer(image: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, language_model: str = "qwen2") -> Any:
-    config = InternVLConfig(
+def save_processor(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write tokenizer and processor of Transformers' format."""
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(
+            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            crop_to_patches=True,
+            min_patches=1,
+            max_patches=MAX_TILES,
+            image_mean=IMAGENET_MEAN,
+            image_std=IMAGENET_STD,
+        ),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(
+            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            image_mean=IMAGENET_MEAN,
+            image_std=IMAGENET_STD,
+        ),
+        image_seq_length=TOKENS,
+        chat_template=tokenizer.chat_template,
+    )
+    processor.save_pretrained(folder)
+
+
+def hf_config(tokenizer: PreTrainedTokenizerFast, language_model: str = "qwen2") -> InternVLConfig:
+    """Return the configuration in Transformers' format."""
+    return InternVLConfig(
         vision_config={
             "hidden_size": HIDDEN,
             "intermediate_size": 2 * HIDDEN,
@@ -215,6 +222,10 @@ def _model(tokenizer: PreTrainedTokenizerFast, language_model: str = "qwen2") ->
         image_seq_length=TOKENS,
         tie_word_embeddings=False,
     )
+
+
+def _model(tokenizer: PreTrainedTokenizerFast, language_model: str = "qwen2") -> Any:
+    config = hf_config(tokenizer, language_model)
     model: Any = InternVLForConditionalGeneration(config)
     draw_weights(model, tokenizer, seed=0)
     return model

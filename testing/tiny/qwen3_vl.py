@@ -60,6 +60,11 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Draw weights, and write model and processor."""
     draw_weights(model, tokenizer, 0)
     model.save_pretrained(folder)
+    save_processor(tokenizer, folder)
+
+
+def save_processor(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write processor and tokenizer."""
     size = {"shortest_edge": UNIT**2, "longest_edge": 64 * UNIT**2}
     # One normalisation for both, as released: vLLM normalises images and videos in one place.
     mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

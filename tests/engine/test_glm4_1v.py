@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4.1V: images with budgets against Transformers; videos are kept whole or refused."""
+"""GLM-4.1V: images and videos with budgets against Transformers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -122,6 +122,7 @@ def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
             (9, [PICTURE], 0),
             (12, [PICTURE, TALL], 0),
             (None, [PICTURE], 1),
+            (6, [PICTURE], 1),
         )
     ]
     alone = []
@@ -133,7 +134,7 @@ def test_requests_in_a_mixed_batch_answer_as_alone(engine: Engine) -> None:
         outputs = run(engine, *requests)
         assert [token_ids(each) for each in outputs] == alone
     assert any(each.num_cached_tokens >= 32 for each in outputs)
-    assert alone[1] != alone[5]
+    assert alone[1] != alone[6]
 
 
 def test_a_budget_of_all_tokens_equals_no_budget(engine: Engine) -> None:
@@ -145,44 +146,80 @@ def test_a_budget_of_all_tokens_equals_no_budget(engine: Engine) -> None:
     assert token_ids(other) != token_ids(stock)
 
 
-def test_a_video_with_a_budget_is_refused_and_the_engine_continues(engine: Engine) -> None:
-    from vllm.exceptions import VLLMValidationError
+@pytest.mark.parametrize("budget", [None, 2, 7, 0.5])
+def test_a_video_and_an_image_are_answered_as_by_transformers(
+    engine: Engine, reference: Reference, budget: object
+) -> None:
+    engine.clear_caches()
+    (output,) = run(engine, request(QUESTIONS[0], budget, [PICTURE], 1))
+    lengths = [49, video_tokens(reference)]
+    kept = [list(range(length)) for length in lengths]
+    if budget is not None:
+        kept = [each["kept"] for each in engine.kept()[-2:]]
+        half = isinstance(budget, float)
+        counts = [math.floor(length * 0.5 + 0.5) if half else budget for length in lengths]
+        assert [len(each) for each in kept] == counts
+        # Both time steps keep a token.
+        assert {place // (lengths[1] // 2) for place in kept[1]} == {0, 1}
+    ids = token_ids(output)
+    prompt = text(QUESTIONS[0], 1, 1)
+    assert ids == reference.answer(prompt, kept, [PICTURE], [CLIP], len(ids))
+    visual = [reference.model.config.image_token_id] * sum(map(len, kept))
+    assert [each for each in output.prompt_token_ids if each in visual] == visual
 
-    for budget in (8, 0.5):
-        with pytest.raises(VLLMValidationError, match="images are pruned and videos are not"):
-            run(engine, request(QUESTIONS[0], budget, [], 1))
-    merging = request(QUESTIONS[0], 8)
-    merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
-    assert token_ids(run(engine, merging)[0])
-    assert token_ids(run(engine, request(QUESTIONS[0], None, [], 1))[0])
+
+def test_a_video_that_the_processor_samples_is_counted_after_it_was_sampled(
+    engine: Engine, reference: Reference
+) -> None:
+    video, metadata = with_metadata(np.repeat(CLIP, 4, axis=0))
+    metadata |= {"fps": 8.0, "duration": 2.0, "do_sample_frames": True}
+    sampled = dict(request(QUESTIONS[0], None, [], 1))
+    sampled["multi_modal_data"] = {"video": [(video, metadata)]}
+    image = reference.model.config.image_token_id
+    stock, pruned, whole = (
+        run(engine, {**sampled, "mm_processor_kwargs": {"visual_budget": budget}})[0]
+        for budget in (None, 0.5, 4096)
+    )
+    # Of 16 frames in two seconds four are sampled.
+    total = list(stock.prompt_token_ids).count(image)
+    assert total == video_tokens(reference)
+    assert list(pruned.prompt_token_ids).count(image) == total // 2
+    assert token_ids(whole) == token_ids(stock)
 
 
-def test_a_video_without_a_budget_is_answered_as_by_transformers(
+def test_selectors_that_merge_tokens_keep_the_exact_count_of_a_video(
     engine: Engine, reference: Reference
 ) -> None:
     engine.clear_caches()
-    (output,) = run(engine, request(QUESTIONS[0], None, [PICTURE], 1))
+    merging = request(QUESTIONS[0], 8, [PICTURE], 1)
+    merging["mm_processor_kwargs"]["visual_selector"] = "visionzip"
+    (output,) = run(engine, merging)
+    image = reference.model.config.image_token_id
+    assert list(output.prompt_token_ids).count(image) == 8 + 8
+    (again,) = run(engine, merging)
+    assert token_ids(again) == token_ids(output)
+
+
+def video_tokens(reference: Reference) -> int:
+    """Return the number of visual tokens of ``CLIP``."""
     grid = reference.processor.video_processor([CLIP], do_sample_frames=False, return_tensors="pt")[
         "video_grid_thw"
     ]
-    kept = [list(range(49)), list(range(int(grid.prod()) // 4))]
-    ids = token_ids(output)
-    assert ids == reference.answer(text(QUESTIONS[0], 1, 1), kept, [PICTURE], [CLIP], len(ids))
+    return int(grid.prod()) // 4
 
 
 @pytest.mark.slow
-def test_a_default_budget_does_not_prune_prompts_with_videos(
+def test_a_default_budget_prunes_images_and_videos(
     start_engine: StartEngine, engine: Engine
 ) -> None:
-    requests = [
-        request(QUESTIONS[0], budget, [PICTURE], videos) for budget, videos in ((8, 0), (None, 1))
-    ]
+    requests = [request(QUESTIONS[0], 8, [PICTURE], videos) for videos in (0, 1)]
     expected = [token_ids(each) for each in run(engine, *requests)]
-    del requests[0]["mm_processor_kwargs"]
+    for each in requests:
+        del each["mm_processor_kwargs"]
     with start_engine(
         build_glm4_1v(REPOSITORY / ".models" / "glm4.1v"),
         mm_processor_kwargs={"visual_budget": 8},
         limit_mm_per_prompt={"image": 1, "video": 1},
     ) as other:
         assert [token_ids(each) for each in run(other, *requests)] == expected
-        assert [len(each["kept"]) for each in other.kept()] == [8]
+        assert [len(each["kept"]) for each in other.kept()] == [8, 8]

@@ -102,6 +102,14 @@ class TextBetween:
         return together
 
 
+def texts_in(kwargs: Mapping[str, Any]) -> list[TextBetween] | None:
+    """Return the text of each item from model inputs; ``None`` if items have none."""
+    for name in _FIELDS.values():
+        if name in kwargs:
+            return [TextBetween.from_tensor(packed) for packed in kwargs[name]]
+    return None
+
+
 @dataclass(frozen=True)
 class TextLayout:
     """An item's text, and the number of visual tokens in each of its frames or rows."""
@@ -126,12 +134,13 @@ class TextBetweenModel(PrunedModel):
             groups: number of visual tokens in a frame or row, one for all items or one per item.
 
         """
+        texts = texts_in(kwargs)
         for name in _FIELDS.values():
-            if name in kwargs:
-                texts = [TextBetween.from_tensor(packed) for packed in kwargs.pop(name)]
-                sizes = [groups] * len(texts) if isinstance(groups, int) else groups
-                return [TextLayout(*each) for each in zip(texts, sizes, strict=True)]
-        return None
+            kwargs.pop(name, None)
+        if texts is None:
+            return None
+        sizes = [groups] * len(texts) if isinstance(groups, int) else groups
+        return [TextLayout(*each) for each in zip(texts, sizes, strict=True)]
 
     def finish(
         self, items: Sequence[Item], kept: Sequence[Kept], gaps: Sequence[int]

@@ -12,7 +12,8 @@ pytest.importorskip("vllm")
 
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
-from flashvlm_vllm.models.qwen3_vl import Qwen3Model, clip_positions
+from flashvlm_vllm.models.layouts.clips import clip_positions
+from flashvlm_vllm.models.qwen3_vl import Qwen3Model
 from flashvlm_vllm.position_scheme import AXES
 from flashvlm_vllm.worker.positions import channels
 
@@ -60,7 +61,7 @@ def feature(modality: str, offset: int, length: int, grid: tuple[int, int, int])
 def video_text(model: Model, steps: int) -> tuple[tuple[float, ...], list[list[int]]]:
     seconds = tuple(0.7 * number for number in range(steps))
     frames: list[list[int]] = [[]]
-    for token in model._text_of(seconds):
+    for token in model.text_of(seconds):
         frames[-1].append(token)
         if token == END:
             frames.append([])
