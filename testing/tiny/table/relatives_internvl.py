@@ -122,9 +122,7 @@ ENTRIES = (
     _tiled("SkyworkR1VChatModel"),
     _tiled("H2OVLChatModel", use_msac=True),
     _tiled("NVLM_D", ("<Image>", "</Image>", "<|vision_pad|>")),
-    _tiled(
-        "QianfanOCRForConditionalGeneration", configuration=None, model_type="qianfan_ocr"
-    ),
+    _tiled("QianfanOCRForConditionalGeneration", configuration=None, model_type="qianfan_ocr"),
     _tiled(
         "Eagle2_5_VLForConditionalGeneration",
         configuration=_SIGLIP,

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One battery of guarantees on the tiny models of the table, each with stock vLLM beside it."""
+
+import pytest
+
+from flashvlm_vllm.supported_models import MODELS, rows
+from scripts.architectures import run
+from testing.tiny.table.all import TABLE
+from testing.tiny.table.battery import verdict
+
+QUICK = ("Idefics3ForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration")
+"""One with text between its runs of tokens, one with M-RoPE."""
+CASES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name, row in rows().items()
+    if row.is_tested and name in TABLE
+]
+
+
+def test_the_table_has_what_is_said_to_be_tested() -> None:
+    assert set(QUICK) <= {case.values[0] for case in CASES}
+    general = {name for name, row in rows().items() if row.is_tested and row.adapter == "general"}
+    assert general <= set(TABLE)
+    assert set(MODELS) <= {name for name, row in rows().items() if row.adapter == "own"}
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_battery_holds(architecture: str) -> None:
+    found = run(architecture)
+    assert not isinstance(found, str), found
+    holds = verdict(*found)
+    assert all(holds.values()), holds
