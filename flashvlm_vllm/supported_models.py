@@ -2,6 +2,7 @@
 """The covered model architectures, and the classes that replace vLLM's own."""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,9 @@ MODELS = {
 }
 """Class paths by architecture. vLLM imports a class on first use."""
 
+FORCED: Final = "FLASHVLM_GENERAL_ADAPTER"
+"""Environment variable: architectures, separated by commas, that get the general adapter instead of
+their own, to compare the two."""
 GENERAL_CLASSES: Final = "flashvlm_vllm.models.general.classes"
 FILE: Final = Path(__file__).with_name("architectures.json")
 """What the tests found about every other architecture; `scripts.architectures` writes it."""
@@ -74,8 +78,10 @@ def rows() -> dict[str, Row]:
 
 def classes() -> dict[str, str]:
     """Return the class paths of all covered architectures."""
-    general = (name for name, own in rows().items() if own.adapter == "general")
-    return {name: f"{GENERAL_CLASSES}:{name}" for name in general} | MODELS
+    general = {name for name, own in rows().items() if own.adapter == "general"}
+    forced = {name for name in os.environ.get(FORCED, "").split(",") if name in MODELS}
+    own = {name: path for name, path in MODELS.items() if name not in forced}
+    return {name: f"{GENERAL_CLASSES}:{name}" for name in sorted(general | forced)} | own
 
 
 def covers(model_config: Any) -> bool:
