@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.pages import with_part
 from scripts.vllm_release import borrowed, compare, surface
+from scripts.vllm_release.architectures import multimodal
 from scripts.vllm_release.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ def main() -> int:
         folder = borrowed.assemble(other_folder, installed(), arguments.release, target)
         return borrowed.run_tests(folder, ROOT, arguments.run)
     result, touched = compared(other_folder)
-    written = report(result, touched)
+    written = f"{report(result, touched)}\n{new_architectures(other_folder)}"
     print(written)
     if arguments.write:
         block = f"```text\n{written}\n```"
@@ -85,6 +86,13 @@ def compared(other_folder: Path) -> tuple[compare.Comparison, surface.Surface]:
     ]
     touched = surface.read(first, modules)
     return compare.compare(touched, first, other), touched
+
+
+def new_architectures(other_folder: Path) -> str:
+    """Return the multimodal architectures that the other release has in addition, as text."""
+    new = sorted(multimodal(other_folder) - multimodal(installed()))
+    lines = [f"multimodal architectures that the installed release does not have: {len(new)}"]
+    return "\n".join(lines + [f"  {name}" for name in new])
 
 
 def report(result: compare.Comparison, touched: surface.Surface) -> str:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source reader finds the vLLM symbols that are used, and their changes in another release."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from flashvlm_vllm.supported_models import rows
 from flashvlm_vllm.vllm_releases import HIGHEST, LOWEST
 from scripts import test_versions as matrix
 from scripts.pages import with_part
 from scripts.vllm_release import compare, surface
+from scripts.vllm_release.__main__ import installed
+from scripts.vllm_release.architectures import REGISTRY, multimodal
 from scripts.vllm_release.sources import Sources
 
 OURS = {
@@ -200,3 +204,22 @@ def test_the_matrix_runs_supported_releases_only() -> None:
     for release in matrix.RELEASES:
         assert LOWEST <= tuple(int(part) for part in release.split(".")[:2]) <= HIGHEST
     assert matrix.RELEASES[0].startswith(".".join(map(str, LOWEST)))
+
+
+def test_multimodal_architectures_are_read_from_a_release(tmp_path: Path) -> None:
+    registry = tmp_path / REGISTRY
+    registry.parent.mkdir(parents=True)
+    registry.write_text(
+        '_TEXT = {"A": 1}\n_MULTIMODAL_MODELS = {"B": ("b", "B"), "C": ("c", "C")}\n'
+    )
+    assert multimodal(tmp_path) == {"B", "C"}
+    registry.write_text("")
+    with pytest.raises(ValueError, match="has no _MULTIMODAL_MODELS"):
+        multimodal(tmp_path)
+
+
+def test_every_multimodal_architecture_of_the_installed_release_is_known() -> None:
+    not_visual = multimodal(installed()) - set(rows())
+    assert "WhisperForConditionalGeneration" in not_visual
+    audio = re.compile("asr|audio|speech|voxtral|whisper|moss|midasheng|kimia|ultravox", re.I)
+    assert all(map(audio.search, not_visual)), not_visual
