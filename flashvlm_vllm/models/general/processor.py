@@ -100,6 +100,14 @@ class GeneralProcessor(VisualTokenProcessor):
         total = self._whole(items, number, modality, arguments)[0].tokens
         return TokenCount(total, total)
 
+    def count_image_tokens(
+        self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> TokenCount:
+        """Count the visual tokens of an image of this size, of which a blank one is processed."""
+        items = self.info.parse_mm_data({"image": [Image.new("RGB", (width, height))]})["image"]
+        total = self._whole(items, 0, "image", arguments)[0].tokens
+        return TokenCount(total, total)
+
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten each run of visual tokens to its share; the text between runs is kept."""
         return whole if keep == count.total else Placeholder.of(whole).shortened(keep)
