@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from testing.tiny.table.entry import TinyModel
-from testing.tiny.table.parts import LAYERS, experts, save, text
+from testing.tiny.table.parts import LAYERS, save, text
 from testing.tiny.words import HIDDEN, rotary, token_id, tokenizer_with
 
 MARKS_2_5: Final = {
@@ -104,7 +104,9 @@ def _qwen3(folder: Path) -> None:
                 tokenizer,
                 head_dim=32,
                 rope_parameters=rotary([6, 5, 5], mrope_interleaved=True),
-                **experts(),
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=HIDDEN,
             ),
             "audio_token_id": ids["audio_token"],
             "image_token_id": ids["image_token"],

@@ -2,14 +2,14 @@
 """What many entries have in common: sizes, a language model, how a folder is filled."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedTokenizerFast
 
 from testing.tiny.table import checkpoint
-from testing.tiny.words import HIDDEN, text_settings
+from testing.tiny.words import text_settings
 
 LAYERS: Final = 2
 POSITIONS: Final = 8192
@@ -21,8 +21,6 @@ TOWER: Final[dict[str, Any]] = {
 }
 """Sizes of a vision tower, by the names of most configurations."""
 
-Write = Callable[[Path], None]
-
 
 def text(tokenizer: PreTrainedTokenizerFast, **own: Any) -> dict[str, Any]:
     """Return the configuration of a small language model, with a family's ``own`` fields."""
@@ -32,11 +30,6 @@ def text(tokenizer: PreTrainedTokenizerFast, **own: Any) -> dict[str, Any]:
         **own,
     }
     return text_settings(tokenizer, LAYERS, **settings)
-
-
-def experts(width: int = HIDDEN) -> dict[str, Any]:
-    """Return the usual names of a mixture of four experts, two of which see a token."""
-    return {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": width}
 
 
 def save(folder: Path, architecture: str, config: Any, processor: Any) -> None:
