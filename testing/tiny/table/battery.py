@@ -69,6 +69,15 @@ class Asked:
             **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
         }
 
+    def heard(self, budget: Any = None) -> Any:
+        """Return a prompt with an image and a second of sound."""
+        sound = np.sin(np.arange(16_000) / 9).astype(np.float32)
+        return {
+            "prompt": self.entry.prompt("What is it?", clips=1),
+            "multi_modal_data": {**self.entry.data([self.image]), "audio": [(sound, 16_000)]},
+            **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+        }
+
     def __call__(self, *requests: Any, fresh: bool = True) -> list[dict[str, Any]]:
         """Ask all requests at once; return tokens of prompt and answer, and what was cached."""
         from vllm import SamplingParams
@@ -128,6 +137,8 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     found["long"] = ask(ask.request(question=LONG))
     if entry.video:
         found["video"] = ask(ask.video())
+    if entry.audio:
+        found["audio"] = ask(ask.heard())
     if not is_pruning:
         return found
     with ask.positions() as seen:
@@ -156,6 +167,12 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
         before = len(ask.totals())
         found["video half"] = ask(ask.video(0.5))
         found["video items"] = ask.totals()[before:]
+    if entry.audio:
+        with ask.positions() as seen:
+            found["audio whole"] = ask(ask.heard())
+        with ask.positions() as pruned:
+            found["audio half"] = ask(ask.heard(0.5))
+        found["audio positions"] = [seen[0], pruned[0]]
     found["axes"] = ask.model.axes
     last = getattr(ask.model, "_last_attention", None)
     found["saliency"] = None if last is None else last.was_mapped
@@ -178,7 +195,8 @@ def verdict(stock: dict[str, Any], pruned: dict[str, Any]) -> dict[str, bool]:
         pruned: what the engine with the plugin did.
 
     """
-    same = ["whole", "two", "long", "whole positions", *(["video"] if "video" in stock else [])]
+    others = [name for name in ("video", "audio") if name in stock]
+    same = ["whole", "two", "long", "whole positions", *others]
     whole, half = pruned["whole"], pruned["half"]
     total, kept = pruned["items"][0]
     dropped = total - (len(kept) if kept is not None else 0)
@@ -201,6 +219,9 @@ def verdict(stock: dict[str, Any], pruned: dict[str, Any]) -> dict[str, bool]:
         video = sum(each - len(kept or ()) for each, kept in pruned["video items"])
         lost = pruned["video"][0]["prompt"] - pruned["video half"][0]["prompt"]
         holds["video"] = 0 < lost == video
+    if "audio" in pruned:
+        lost = pruned["audio"][0]["prompt"] - pruned["audio half"][0]["prompt"]
+        holds["audio"] = lost == dropped and _are_in_order(*pruned["audio positions"])
     return holds
 
 
@@ -228,7 +249,11 @@ def _keeps_places(pruned: dict[str, Any], kept: list[int] | None) -> bool:
     """Return whether the pruned prompt has the positions of its tokens in the whole prompt."""
     if not pruned["whole positions"] or kept is None:
         return False
-    (whole,), (half,) = pruned["whole positions"], pruned["half positions"]
+    return _are_in_order(pruned["whole positions"][0], pruned["half positions"][0])
+
+
+def _are_in_order(whole: list[list[int]], half: list[list[int]]) -> bool:
+    """Return whether a pruned prompt's positions are some of the whole one's, in order."""
     every = list(zip(*whole, strict=True))
     stays = list(zip(*half, strict=True))
     # The rest of the prompt is in order: dropping the others must give what is left.

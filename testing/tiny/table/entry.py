@@ -21,6 +21,8 @@ class TinyModel:
     """Text of one image in a prompt."""
     video: str | None = None
     """Text of one video in a prompt; ``None`` if vLLM's model has no videos."""
+    audio: str | None = None
+    """Text of one audio clip in a prompt; ``None`` if the entry has none."""
     template: str = "USER: {items}\n{question} ASSISTANT:"
     """A prompt with its images or videos and a question."""
     size: tuple[int, int] = (224, 168)
@@ -40,7 +42,7 @@ class TinyModel:
             return {"image": list(images)}
         return {"vision_chunk": [{"type": "image", "image": image} for image in images]}
 
-    def prompt(self, question: str, images: int = 1, videos: int = 0) -> str:
-        """Return a prompt with a question about so many images and videos."""
-        items = self.image * images + (self.video or "") * videos
+    def prompt(self, question: str, images: int = 1, videos: int = 0, clips: int = 0) -> str:
+        """Return a prompt with a question about so many images, videos and audio clips."""
+        items = self.image * images + (self.video or "") * videos + (self.audio or "") * clips
         return self.template.format(items=items, question=question)

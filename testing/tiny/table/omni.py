@@ -128,11 +128,13 @@ ENTRIES: Final = (
         _qwen2_5,
         image="<|vision_bos|><|IMAGE|><|vision_eos|>",
         video="<|vision_bos|><|VIDEO|><|vision_eos|>",
+        audio="<|audio_bos|><|AUDIO|><|audio_eos|>",
     ),
     TinyModel(
         "Qwen3OmniMoeForConditionalGeneration",
         _qwen3,
         image="<|vision_start|><|image_pad|><|vision_end|>",
         video="<|vision_start|><|video_pad|><|vision_end|>",
+        audio="<|audio_start|><|audio_pad|><|audio_end|>",
     ),
 )
