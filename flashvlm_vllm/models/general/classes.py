@@ -27,7 +27,12 @@ def model_of(architecture: str) -> Any:
     """Return the class of an architecture of vLLM's, with the general adapter."""
     module, name = _MULTIMODAL_MODELS[architecture]
     place = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
-    stock = getattr(import_module(place), name)
+    found = import_module(place)
+    stock = getattr(found, name)
+    # MiniCPM's classes are factories: the class of a version comes from this table.
+    versions = getattr(found, "_SUPPORT_VERSION", {})
+    for version, own in versions.items():
+        versions[version] = _mixed(own)
     factories = stock._processor_factory
 
     def build(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
@@ -36,11 +41,15 @@ def model_of(architecture: str) -> Any:
         made: Any = processor_of
         return made(own)(info, dummy_inputs, **kwargs)
 
-    model = new_class(f"Pruned{name}", (GeneralModel, stock))
-    model.__module__ = __name__
     return MULTIMODAL_REGISTRY.register_processor(
         build, info=factories.info, dummy_inputs=factories.dummy_inputs
-    )(model)
+    )(_mixed(stock))
+
+
+def _mixed(stock: Any) -> Any:
+    model = new_class(f"Pruned{stock.__name__}", (GeneralModel, stock))
+    model.__module__ = __name__
+    return model
 
 
 @cache

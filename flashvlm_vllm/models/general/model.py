@@ -34,6 +34,9 @@ from flashvlm_vllm.worker.pruned_model import PrunedModel
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
 
+_WORD = 0
+"""Token id of the words around an item whose positions are asked for."""
+
 
 @dataclass(frozen=True)
 class General:
@@ -142,7 +145,7 @@ class GeneralModel(PrunedModel):
         if self.axes < AXES:
             return super().item_positions(item)
         layout: General = item.layout
-        grid = self._grid(layout.placeholder, layout.inputs, item.modality)
+        grid, _ = self._grid(layout.placeholder, layout.inputs, item.modality)
         return torch.from_numpy(grid[layout.placeholder.is_embed])
 
     def finish(
@@ -157,10 +160,10 @@ class GeneralModel(PrunedModel):
                 embeddings.append(without_places(each.rows))
                 continue
             stays, layout = each.ascending(), item.layout
-            grid = self._grid(layout.placeholder, layout.inputs, item.modality)
+            grid, extent = self._grid(layout.placeholder, layout.inputs, item.modality)
             visual = torch.from_numpy(grid[layout.placeholder.is_embed])
             places = async_tensor_h2d(visual, stays.rows.device)[stays.spots]
-            embeddings.append(with_places(stays.rows, places, int(grid.max()) + 1))
+            embeddings.append(with_places(stays.rows, places, extent))
         return embeddings
 
     def finish_whole(self, kwargs: Mapping[str, Any], embeddings: Any) -> Any:
@@ -191,12 +194,12 @@ class GeneralModel(PrunedModel):
             if each.modality not in MODALITIES or place.offset in closed:
                 continue
             whole, kept = self._whole(each, input_tokens)
-            grid = self._grid(whole, each.data, each.modality)
+            grid, extent = self._grid(whole, each.data, each.modality)
             is_open = whole.is_embed[kept] if is_pruned_name(each.identifier) else None
             places = grid[kept].copy()
             if is_open is not None:
                 places[is_open] = 0
-            spans.append(Span(place.offset, places, int(grid.max()) + 1, is_open=is_open))
+            spans.append(Span(place.offset, places, extent, is_open=is_open))
         return spans
 
     def dropped_before(
@@ -229,17 +232,18 @@ class GeneralModel(PrunedModel):
 
     def _grid(
         self, whole: Placeholder, data: MultiModalKwargsItem, modality: str
-    ) -> NDArray[np.int64]:
-        """Return the M-RoPE positions ``(S, 3)`` of an unpruned placeholder, from 0.
+    ) -> tuple[NDArray[np.int64], int]:
+        """Return the M-RoPE positions ``(S, 3)`` of an unpruned item, from 0, and their extent.
 
-        vLLM's model is asked for the positions of a prompt that is only this item.
+        vLLM's model is asked for the positions of a prompt that is this item between two words:
+        some models count on a token after an item.
         """
-        place = PlaceholderRange(0, len(whole.ids), torch.from_numpy(whole.is_embed))
+        ids = [_WORD, *whole.ids.tolist(), _WORD]
+        place = PlaceholderRange(1, len(whole.ids), torch.from_numpy(whole.is_embed))
         feature = MultiModalFeatureSpec(data, modality, "flashvlm", place)
+        stock: Any = super(PositionedModel, self)
         with gpu_sync_allowed():
-            positions, _ = super(PositionedModel, self).get_mrope_input_positions(  # type: ignore[misc]
-                whole.ids.tolist(), [feature]
-            )
-            grid: NDArray[np.int64] = positions.T.cpu().numpy().astype(np.int64)
-        grid -= grid.min()
-        return grid
+            positions, _ = stock.get_mrope_input_positions(ids, [feature])
+            every: NDArray[np.int64] = positions.T.cpu().numpy().astype(np.int64)
+        base = int(every[0].max()) + 1
+        return every[1:-1] - base, int(every[-1].max()) - base

@@ -37,7 +37,7 @@ class Asked:
         self.entry = entry
         limit = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
         self.most = min(entry.most_images or 2, limit)
-        self.llm = engine_of(entry, max_num_batched_tokens=AT_ONCE, enable_prefix_caching=True)
+        self.llm = engine_of(entry, **({"max_num_batched_tokens": AT_ONCE} | dict(entry.engine)))
         self.image = photo("astronaut").resize(entry.size)
         self.other = photo("cat").resize(entry.size)
 
