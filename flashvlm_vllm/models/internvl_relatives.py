@@ -35,7 +35,7 @@ from vllm.model_executor.models.skyworkr1v import SkyworkR1VChatModel, SkyworkR1
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
-from flashvlm_vllm.ipc.explain_request import WHOLE, Placed
+from flashvlm_vllm.ipc.explain_request import Placed
 from flashvlm_vllm.models.internvl import InternChatModel, InternChatProcessor
 from flashvlm_vllm.models.layouts.tiles import TileModel
 from flashvlm_vllm.processing.family import NO_ARGUMENTS

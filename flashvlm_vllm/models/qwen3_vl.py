@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Qwen3-VL: timestamps between a video's frames, and features from several layers of the tower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from flashvlm_vllm.request.budget import TokenCount
 from flashvlm_vllm.vllm_releases import video_arguments
 from flashvlm_vllm.worker.candidates import Part
 from flashvlm_vllm.worker.pruned_model import PrunedModel
+
 
 class Qwen3Counts(MRopeCounts):
     """Mixin of a processor whose videos have timestamps between their frames."""

@@ -67,7 +67,5 @@ ENTRIES = (
         {**VISION, "deepstack_visual_indexes": [0, 1]},
     ),
     # vLLM's linear attention on CPU supports bfloat16 only.
-    _entry(
-        "Qwen3_5MoeForConditionalGeneration", Qwen3_5MoeConfig, VISION, dtype="bfloat16"
-    ),
+    _entry("Qwen3_5MoeForConditionalGeneration", Qwen3_5MoeConfig, VISION, dtype="bfloat16"),
 )
