@@ -2,9 +2,8 @@
 """Relatives of Mistral 3: LightOnOCR."""
 
 from pathlib import Path
-from typing import Any
 
-from transformers import LightOnOcrConfig, LightOnOcrProcessor
+from transformers import Mistral3Config, PixtralProcessor
 
 from small_vlm.checkpoint import HEAD_DIM
 from testing.tiny.mistral3 import IMAGE, pixtral_tokenizer, save_processor, vision_settings
@@ -17,12 +16,10 @@ _MERGE = 2
 def _write_lightonocr(folder: Path) -> None:
     tokenizer = pixtral_tokenizer()
     image = token_id(tokenizer, IMAGE)
-    config: Any = LightOnOcrConfig
-    config(
+    # Released with Mistral 3's types of configuration and processor.
+    Mistral3Config(
         architectures=["LightOnOCRForConditionalGeneration"],
         spatial_merge_size=_MERGE,
-        image_token_id=image,
-        # Fields of released checkpoints that Transformers does not know; vLLM reads them.
         image_token_index=image,
         projector_hidden_act="gelu",
         multimodal_projector_bias=False,
@@ -37,7 +34,7 @@ def _write_lightonocr(folder: Path) -> None:
             tie_word_embeddings=False,
         ),
     ).save_pretrained(folder)
-    save_processor(LightOnOcrProcessor, tokenizer, _MERGE, folder, scale=_MERGE)
+    save_processor(PixtralProcessor, tokenizer, _MERGE, folder, scale=_MERGE)
 
 
 ENTRIES = (TinyModel("LightOnOCRForConditionalGeneration", _write_lightonocr, image=IMAGE),)
