@@ -5,10 +5,12 @@ Their families are compared with Transformers elsewhere; these tests cover what 
 architecture's own can get wrong: counts, lengths, positions, batches and caches.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,6 +172,45 @@ def test_a_repeated_request_answers_the_same_from_the_prefix_cache(served: Serve
     assert token_ids(again) == token_ids(first)
     if "Qwen3_5" not in served.entry.architecture:  # its blocks are longer than this prompt
         assert again.num_cached_tokens >= 32
+
+
+def test_a_video_keeps_as_many_tokens_as_the_budget_says_and_all_of_its_text(
+    served: Served,
+) -> None:
+    if served.entry.video is None:
+        pytest.skip("vLLM's model has no videos")
+    from vllm import SamplingParams
+
+    names = ("astronaut", "astronaut", "cat", "coffee")
+    frames = np.stack([np.array(photo(name).resize(served.entry.size)) for name in names])
+    known = {
+        "fps": 2.0,
+        "duration": 2.0,
+        "total_num_frames": len(frames),
+        "frames_indices": list(range(len(frames))),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+    answers = []
+    for budget in (None, 12, 12, 4096):
+        served.engine.clear_caches()
+        asked: Any = {
+            "prompt": served.entry.prompt(QUESTIONS[0], images=0, videos=1),
+            "multi_modal_data": {"video": [(frames, known)]},
+            "mm_processor_kwargs": {"visual_budget": budget},
+        }
+        sampling = SamplingParams(temperature=0, max_tokens=8)
+        (output,) = served.engine.llm.generate([asked], sampling, use_tqdm=False)
+        answers.append((list(output.prompt_token_ids), token_ids(output)))
+    record = served.engine.kept()[-1]
+    assert len(record["kept"]) == 12
+    stock, pruned, again, whole = answers
+    assert whole == stock
+    assert again == pruned
+    # Nothing but visual tokens is gone.
+    (gone,) = (Counter(stock[0]) - Counter(pruned[0])).values()
+    assert gone == record["total"] - 12
+    assert not Counter(pruned[0]) - Counter(stock[0])
 
 
 def test_text_after_an_image_has_the_positions_it_has_without_pruning(served: Served) -> None:
