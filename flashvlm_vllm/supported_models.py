@@ -19,6 +19,7 @@ MODELS = {
     "InternS1ForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
     "InternVLChatModel": "flashvlm_vllm.models.internvl:PrunedInternVLChat",
     "InternVLForConditionalGeneration": "flashvlm_vllm.models.internvl:PrunedInternVL",
+    "LightOnOCRForConditionalGeneration": "flashvlm_vllm.models.lightonocr:PrunedLightOnOCR",
     "LlavaForConditionalGeneration": "flashvlm_vllm.models.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "flashvlm_vllm.models.llava_next:PrunedLlavaNext",
     "LlavaNextVideoForConditionalGeneration": (

@@ -27,13 +27,8 @@ class PrunedMistral3Processor(RowProcessor, Mistral3MultiModalProcessor):
         return columns, rows
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PrunedMistral3Processor,
-    info=Mistral3ProcessingInfo,
-    dummy_inputs=Mistral3DummyInputsBuilder,
-)
-class PrunedMistral3(RowModel, Mistral3ForConditionalGeneration):
-    """Mistral 3 with visual token selection."""
+class Mistral3Model(RowModel):
+    """Mixin of a model with Mistral 3's projector."""
 
     def project(self, patches: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
         """Merge and project patches; a merging selector averages the patch merger's output."""
@@ -47,3 +42,12 @@ class PrunedMistral3(RowModel, Mistral3ForConditionalGeneration):
         hidden, _ = projector.linear_1(merged)
         embeddings: Tensor = projector.linear_2(projector.act(hidden))[0]
         return embeddings
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedMistral3Processor,
+    info=Mistral3ProcessingInfo,
+    dummy_inputs=Mistral3DummyInputsBuilder,
+)
+class PrunedMistral3(Mistral3Model, Mistral3ForConditionalGeneration):
+    """Mistral 3 with visual token selection."""

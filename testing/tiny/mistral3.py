@@ -45,24 +45,41 @@ def build_pixtral(path: Path) -> Path:
 
 def _build(path: Path, kind: str, merge: int) -> Path:
     def write(folder: Path) -> None:
-        tokenizer = _tokenizer()
+        tokenizer = pixtral_tokenizer()
         _model(tokenizer, merge).save_pretrained(folder)
-        processor = PixtralProcessor(
-            image_processor=PixtralImageProcessor(
-                size={"longest_edge": SIDE * merge * PATCH_SIZE},
-                patch_size={"height": PATCH_SIZE, "width": PATCH_SIZE},
-            ),
-            tokenizer=tokenizer,
-            patch_size=PATCH_SIZE,
-            spatial_merge_size=merge,
-            chat_template=tokenizer.chat_template,
-        )
-        processor.save_pretrained(folder)
+        save_processor(PixtralProcessor, tokenizer, merge, folder)
 
     return build_once(path, {"kind": kind}, write)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def save_processor(
+    processor: Any, tokenizer: PreTrainedTokenizerFast, merge: int, folder: Path, scale: int = 1
+) -> None:
+    """Write a processor of the given class, and the tokenizer.
+
+    Args:
+        processor: the class.
+        tokenizer: from `pixtral_tokenizer`.
+        merge: patches along one side of a token.
+        folder: of the model.
+        scale: patches along one side of what an image's size is rounded to.
+
+    """
+    patch = scale * PATCH_SIZE
+    processor(
+        image_processor=PixtralImageProcessor(
+            size={"longest_edge": SIDE * merge * PATCH_SIZE},
+            patch_size={"height": patch, "width": patch},
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        spatial_merge_size=merge,
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+
+
+def pixtral_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with Pixtral's marks."""
     tokenizer = tokenizer_with(
         {"image_token": IMAGE, "image_break_token": BREAK, "image_end_token": END}
     )
@@ -70,19 +87,24 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def vision_settings(merge: int) -> dict[str, Any]:
+    """Return the configuration of a tower for images of 8 x 8 tokens at most."""
+    return {
+        "model_type": "pixtral",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": 3,
+        "num_attention_heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "image_size": SIDE * merge * PATCH_SIZE,
+        "patch_size": PATCH_SIZE,
+        "hidden_act": "silu",
+    }
+
+
 def _model(tokenizer: PreTrainedTokenizerFast, merge: int) -> Any:
     settings: dict[str, Any] = {
-        "vision_config": {
-            "model_type": "pixtral",
-            "hidden_size": HIDDEN,
-            "intermediate_size": 2 * HIDDEN,
-            "num_hidden_layers": 3,
-            "num_attention_heads": HEADS,
-            "head_dim": HEAD_DIM,
-            "image_size": SIDE * merge * PATCH_SIZE,
-            "patch_size": PATCH_SIZE,
-            "hidden_act": "silu",
-        },
+        "vision_config": vision_settings(merge),
         "text_config": text_settings(
             tokenizer,
             layers=3,

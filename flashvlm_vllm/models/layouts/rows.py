@@ -113,7 +113,7 @@ class RowModel(TextBetweenModel):
         packed = self.pop_texts(kwargs, 0)
         parsed: Any = self._parse_and_validate_image_input(**kwargs)
         pixels = list(parsed["pixel_values"])
-        grids = [self._grid(image) for image in pixels]
+        grids = [self.token_grid(image) for image in pixels]
         assert packed is not None, "every pruned image has text between its rows"
         return [
             Item(image, rows * columns, modality, replace(layout, group=columns))
@@ -124,7 +124,7 @@ class RowModel(TextBetweenModel):
         """Run tower and projector; saliency and keys of a token are the mean over its patches."""
         pixels = [each.pixels for each in items]
         merge = self.merge
-        grids = [self._grid(image) for image in pixels]
+        grids = [self.token_grid(image) for image in pixels]
         totals = [rows * columns for rows, columns in grids]
         encoded = self.pixtral_tower.run(
             lambda: self.vision_tower(pixels),
@@ -160,7 +160,7 @@ class RowModel(TextBetweenModel):
         """Return the image as one part."""
         return [Part.of_clip(features, item.layout.group)]
 
-    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+    def token_grid(self, pixels: Tensor) -> tuple[int, int]:
         """Return rows and columns of an image's tokens."""
         step = self.config.vision_config.patch_size * self.merge
         return pixels.shape[-2] // step, pixels.shape[-1] // step

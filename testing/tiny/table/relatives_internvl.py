@@ -45,6 +45,7 @@ def _tiled(
     marks: Sequence[str] = _MARKS,
     configuration: str | None = CONFIGURATION,
     vision: dict[str, Any] = _VISION,
+    size: tuple[int, int] = (224, 168),
     **own: Any,
 ) -> TinyModel:
     """Return a model in OpenGVLab's format.
@@ -54,6 +55,7 @@ def _tiled(
         marks: special tokens around and in an image.
         configuration: code of the configuration's classes, if vLLM has none.
         vision: configuration of the tower.
+        size: width and height of an image in the tests, in pixels.
         own: fields of the configuration that other models do not have.
 
     """
@@ -96,6 +98,7 @@ def _tiled(
         write,
         image=_IMAGE,
         template="USER: {items}{question} ASSISTANT:",
+        size=size,
         engine={"trust_remote_code": True},
     )
 
@@ -120,7 +123,8 @@ ENTRIES = (
         video="<|video_pad|>",
     ),
     _tiled("SkyworkR1VChatModel"),
-    _tiled("H2OVLChatModel", use_msac=True),
+    # Of this shape the second cut into tiles (``use_msac``) differs from the first.
+    _tiled("H2OVLChatModel", size=(336, 112), use_msac=True),
     _tiled("NVLM_D", ("<Image>", "</Image>", "<|vision_pad|>")),
     _tiled("QianfanOCRForConditionalGeneration", configuration=None, model_type="qianfan_ocr"),
     _tiled(
