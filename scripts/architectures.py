@@ -19,7 +19,7 @@ from flashvlm_vllm.supported_models import FILE, MODELS
 
 PAGE = Path(__file__).parents[1] / "docs" / "users" / "architectures.md"
 START, END = "<!-- python -m scripts.architectures -->", "<!-- end -->"
-NOT_VISUAL = "takes no images or videos"
+OWN = "see the table of families"
 
 
 def main() -> int:
@@ -38,6 +38,10 @@ def main() -> int:
             rows[name] = row_of(name)
             print(name, rows[name], flush=True)
             write_rows(rows)
+    for name in MODELS:
+        if rows.get(name, {}).get("adapter") != "own":
+            rows[name] = {"adapter": "own", "is_tested": True, "about": OWN}
+    write_rows(rows)
     write_page(rows)
     return 0
 
