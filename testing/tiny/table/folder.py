@@ -131,12 +131,19 @@ def save_marked(folder: Path, *marks: str, **named: str) -> PreTrainedTokenizerF
 def save_placed(folder: Path, places: Mapping[str, int]) -> PreTrainedTokenizerFast:
     """Save a tokenizer with special tokens of given ids, which vLLM's code has as constants.
 
-    All other ids up to the largest are words that no text contains.
+    Words that have these ids get others. Ids that no word has are of words that no text contains.
     """
     plain = tokenizer_with({})
     content = json.loads(plain.backend_tokenizer.to_str())
     words = content["model"]["vocab"]
-    taken = set(words.values()) | set(places.values())
+    wanted = set(places.values())
+    moved = [word for word, id in words.items() if id in wanted]
+    words.update({word: max(*wanted, len(words)) + 1 + at for at, word in enumerate(moved)})
+    for token in content["added_tokens"]:
+        token["id"] = words[token["content"]]
+    for token in (content["post_processor"] or {}).get("special_tokens", {}).values():
+        token["ids"] = [words[word] for word in token["tokens"]]
+    taken = set(words.values()) | wanted
     fill = [id for id in range(max(taken)) if id not in taken]
     words.update({f"\x00{id}": id for id in fill})
     words.update(places)

@@ -96,26 +96,9 @@ def _s2_preview(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, A
     return {**named, "vision_config": _TOWER, "text_config": language}
 
 
-def _bailing(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    language = text_fields(
-        tokenizer,
-        **{**_EXPERTS, "moe_shared_expert_intermediate_size": HIDDEN},
-        n_group=1,
-        topk_group=1,
-        layer_group_size=1,  # no layer has linear attention: vLLM has no kernel of it for CPUs
-    )
-    return {
-        "model_type": "bailing_moe_v3_vl",
-        "vision_config": _TOWER,
-        "text_config": language,
-        "mrope_section": [12, 10, 10],
-    }
-
-
 _CONFIGS: Final = {
     "Cosmos3ForConditionalGeneration": _cosmos3,
     "InternS2PreviewForConditionalGeneration": _s2_preview,
-    "BailingMoeV3VLForConditionalGeneration": _bailing,
 }
 
 
@@ -166,7 +149,7 @@ def _entry(architecture: str) -> TinyModel:
         architecture=architecture,
         write=_write_edge if "Edge" in architecture else partial(_write, architecture),
         image="<|vision_start|><|image_pad|><|vision_end|>",
-        video=None if "Bailing" in architecture else _VIDEO,
+        video=_VIDEO,
         engine=_ENGINES.get(architecture, {}),
     )
 
