@@ -97,7 +97,8 @@ class GeneralModel(PrunedModel):
         rows: list[Tensor] = stock.embed_multimodal(**kwargs)
         rows = [each.flatten(0, -2) for each in rows]
         if self.axes < AXES:
-            self._width = rows[0].shape[1]  # wider than an embedding with features of deep layers
+            # Rows with features for deeper layers are wider than an embedding, without places, too.
+            self._width = rows[0].shape[1]
         return rows
 
     def parts(self, item: Item, features: ImageFeatures, selector: Selector) -> list[Part]:
@@ -169,6 +170,8 @@ class GeneralModel(PrunedModel):
     def finish_whole(self, kwargs: Mapping[str, Any], embeddings: Any) -> Any:
         """With M-RoPE, append position channels to items without a budget."""
         if self.axes < AXES:
+            if len(embeddings):
+                self._width = embeddings[0].shape[-1]
             return embeddings
         return [without_places(each.flatten(0, -2)) for each in embeddings]
 
