@@ -189,7 +189,7 @@ def test_unsupported_inputs_are_reported(
     assert main(["tokens", "--model", model, "--video", "8x20x20"]) == 2
     assert "does not prune videos" in capsys.readouterr().err
     assert main(["tokens", "--model", str(text_llama), "--image", "20x20"]) == 2
-    assert "LlamaForCausalLM; covered are" in capsys.readouterr().err
+    assert "LlamaForCausalLM is not among the" in capsys.readouterr().err
     internvl = ["--trust-remote-code", "--model", str(FAMILIES["internvl"].build())]
     assert main(["tokens", *internvl, "--video", "8x20x20", "--budget", "7"]) == 2
     assert "the smallest budget is 8" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_a_model_that_is_not_covered_or_not_readable_is_reported(
 ) -> None:
     status, report = run(capsys, "--model", str(build_text_llama(tmp_path / "model")))
     assert status == 1
-    assert "LlamaForCausalLM, which is served without pruning" in report
+    assert "served without pruning: LlamaForCausalLM is not among the" in report
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("no json")
     status, report = run(capsys, "--model", str(tmp_path / "broken"))
