@@ -249,4 +249,8 @@ class GeneralModel(PrunedModel):
             positions, _ = stock.get_mrope_input_positions(ids, [feature])
             every: NDArray[np.int64] = positions.T.cpu().numpy().astype(np.int64)
         base = int(every[0].max()) + 1
+        if every.min() < 0 or every[1:-1].min() < base:
+            # Rows and columns that do not move with the prompt cannot be relative to a base.
+            line = np.arange(len(whole.ids), dtype=np.int64)
+            return np.repeat(line[:, None], AXES, axis=1), len(line)
         return every[1:-1] - base, int(every[-1].max()) - base
