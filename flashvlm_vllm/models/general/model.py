@@ -22,7 +22,7 @@ from flashvlm_vllm.ipc.item_fields import MODALITIES, field_name
 from flashvlm_vllm.models.general import inputs
 from flashvlm_vllm.models.general.placeholder import Placeholder
 from flashvlm_vllm.models.general.processor import INPUTS, PLACEHOLDER
-from flashvlm_vllm.models.general.saliency import LastAttention
+from flashvlm_vllm.models.general.saliency import Call, LastAttention
 from flashvlm_vllm.position_scheme import AXES
 from flashvlm_vllm.selection import Selector
 from flashvlm_vllm.worker.candidates import Item, Part
@@ -80,7 +80,7 @@ class GeneralModel(PrunedModel):
         with self._last_attention.listen() as calls:
             rows = self._rows(kwargs)
         sizes = [len(each) for each in rows]
-        known = self._last_attention.of_tokens(calls, sizes) if self._sees_patches else None
+        known = self._saliency(calls, sizes) if self._sees_patches else None
         saliency = known or [own.new_ones(len(own), dtype=torch.float32) for own in rows]
         return [
             ImageFeatures(
@@ -91,6 +91,14 @@ class GeneralModel(PrunedModel):
             )
             for own, attended in zip(rows, saliency, strict=True)
         ]
+
+    def _saliency(self, calls: Sequence[Call], sizes: Sequence[int]) -> list[Tensor] | None:
+        try:
+            return self._last_attention.of_tokens(calls, sizes)
+        # An encoder that nobody has tried must not cost the requests being served.
+        except Exception as error:
+            logger.warning_once("flashvlm: no saliency: %s", type(error).__name__)
+            return None
 
     def _rows(self, kwargs: dict[str, Any]) -> list[Tensor]:
         stock: Any = super(PrunedModel, self)

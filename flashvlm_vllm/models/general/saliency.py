@@ -13,6 +13,8 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from flashvlm_vllm.vision.attention import cls_attention, received_attention
 
+Inputs = tuple[Tensor, ...]
+Named = dict[str, Tensor]
 Call = tuple[Tensor, Tensor, Tensor | None]
 """Query and key, ``(B, T, H, d)``, and the bounds of the sequences packed into ``T``, if any."""
 
@@ -50,10 +52,14 @@ class LastAttention:
     def learn(self) -> Iterator[None]:
         """Note which module is called last inside the block."""
         called: list[nn.Module] = []
-        handles = [
-            each.register_forward_pre_hook(lambda module, _: called.append(module))
-            for each in self._modules
-        ]
+
+        def hook(module: nn.Module, inputs: Inputs, named: Named) -> None:
+            given = _named(inputs, named)
+            # A pooling layer asks with fewer queries than there are patches.
+            if given["query"].shape == given["key"].shape:
+                called.append(module)
+
+        handles = [each.register_forward_pre_hook(hook, with_kwargs=True) for each in self._modules]
         try:
             yield
         finally:
@@ -73,8 +79,8 @@ class LastAttention:
             return
         size = self._last.head_size
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            given = dict(zip(("query", "key", "value", "cu_seqlens"), inputs, strict=False)) | named
+        def hook(module: nn.Module, inputs: Inputs, named: Named) -> None:
+            given = _named(inputs, named)
             query, key = (
                 given[name].reshape(*given[name].shape[:2], -1, size) for name in ("query", "key")
             )
@@ -132,6 +138,11 @@ class LastAttention:
         if self._ranks > 1:
             summed = tensor_model_parallel_all_reduce(summed)
         return list((summed / (attention.num_heads * self._ranks)).split(list(sizes)))
+
+
+def _named(inputs: Inputs, named: Named) -> Named:
+    """Return the inputs of an attention module by name."""
+    return dict(zip(("query", "key", "value", "cu_seqlens"), inputs, strict=False)) | named
 
 
 def _sequences(query: Tensor, key: Tensor, bounds: Tensor | None) -> list[tuple[Tensor, Tensor]]:

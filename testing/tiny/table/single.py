@@ -114,6 +114,6 @@ ENTRIES: Final = [
         image="<image>",
         template="<|endoftext|>{items}<|md_reserved_0|>query<|md_reserved_1|>{question}"
         "<|md_reserved_2|>",
-        engine={"limit_mm_per_prompt": {"image": 1}},
+        engine={"limit_mm_per_prompt": {"image": 1}, "max_num_batched_tokens": 1024},
     ),
 ]
