@@ -8,8 +8,8 @@ from scripts.architectures import run
 from testing.tiny.table.all import TABLE
 from testing.tiny.table.battery import verdict
 
-QUICK = ("Idefics3ForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration")
-"""One with text between its runs of tokens, one with M-RoPE."""
+QUICK = ("KeyeVL1_5ForConditionalGeneration",)
+"""With M-RoPE, images and videos, and text between the runs of a video."""
 CASES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name, row in rows().items()
