@@ -85,6 +85,11 @@ def classes() -> dict[str, str]:
     return {name: f"{GENERAL_CLASSES}:{name}" for name in sorted(general | forced)} | own
 
 
+def is_general(architecture: str) -> bool:
+    """Return whether an architecture has the general adapter."""
+    return classes().get(architecture, "").startswith(GENERAL_CLASSES)
+
+
 def covers(model_config: Any) -> bool:
     """Return whether budgets apply to a model, given vLLM's ``ModelConfig``.
 

@@ -10,7 +10,7 @@ from flashvlm_vllm.position_scheme import axes_of
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.settings import ENGINE_SETTINGS, ServerSettings, set_settings, settings_of
-from flashvlm_vllm.supported_models import covers, rows, why_not_covered
+from flashvlm_vllm.supported_models import covers, is_general, rows, why_not_covered
 from flashvlm_vllm.vllm_compat.wrap import Entry, Wrap
 
 FROM_COMMAND_LINE: Final = "_flashvlm_from_command_line"
@@ -21,6 +21,7 @@ def _create_engine_config(original: Any, engine_args: Any, *args: Any, **kwargs:
     config = _config_with_settings(original, engine_args, *args, **kwargs)
     try:
         _refuse_adapters_on_towers(config)
+        _refuse_video_pruning(config.model_config)
     except ValueError as error:
         _stop(engine_args, error)
     try:
@@ -82,6 +83,17 @@ def _refuse_adapters_on_towers(config: Any) -> None:
         )
 
 
+def _refuse_video_pruning(model_config: Any) -> None:
+    if not is_general(model_config.architecture):
+        return
+    if model_config.multimodal_config.get_video_pruning_spec() is not None:
+        raise ValueError(
+            f"--video-pruning-rate cannot be combined with visual budgets for "
+            f"{model_config.architecture}, which has the general adapter: vLLM's positions of "
+            "pruned videos are rounded; leave that option out, or leave out --plugins flashvlm"
+        )
+
+
 def _set_facts(config: Any) -> None:
     """Add to the settings what follows from the engine's configuration."""
     from flashvlm_vllm.selection.registry import find_selector
@@ -140,5 +152,13 @@ RESTRICTIONS: Final = (
         "0.32",
         "Each call of the encoder has its own mapping.",
         "https://github.com/vllm-project/vllm/pull/53849",
+    ),
+    Entry(
+        "vllm.config:MultiModalConfig.video_pruning_rate",
+        "vLLM appends rounded positions to the embeddings of pruned videos, this plugin "
+        "exact ones. The general adapter does not prune videos without a budget itself; the option "
+        "is refused for its models.",
+        "0.32",
+        "The general adapter prunes such videos, as the adapters of Qwen2.5-VL and others do.",
     ),
 )

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import vllm
 
+from flashvlm_vllm.supported_models import FORCED
+
 
 def parameters(function: object) -> list[str]:
     return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
@@ -193,6 +195,28 @@ def test_lora_on_the_vision_tower_is_refused_for_covered_models(
         arguments.create_engine_config()
     arguments.enable_tower_connector_lora = False
     assert arguments.create_engine_config().lora_config is not None
+
+
+@pytest.mark.parametrize("is_general", [True, False])
+def test_pruning_of_videos_is_refused_with_the_general_adapter(
+    is_general: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from flashvlm_vllm.plugin import register
+    from testing.tiny.qwen_vl import build_qwen_vl
+
+    monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
+    register()
+    if is_general:
+        monkeypatch.setenv(FORCED, "Qwen2_5_VLForConditionalGeneration")
+    model = build_qwen_vl(tmp_path / "qwen", "2.5")
+    arguments = EngineArgs(model=str(model), video_pruning_rate=0.5, max_model_len=1024)
+    if is_general:
+        with pytest.raises(ValueError, match="which has the general adapter"):
+            arguments.create_engine_config()
+    else:
+        arguments.create_engine_config()
 
 
 def test_stock_vllm_still_maps_lora_adapters_to_rows_once_for_all_encoder_calls() -> None:

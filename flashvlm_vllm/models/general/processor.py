@@ -40,7 +40,8 @@ class GeneralProcessor(VisualTokenProcessor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._placeholders: dict[str, tuple[Placeholder, Any]] = {}
-        self._is_checking = False
+        self._checking: int | None = None
+        """The thread that runs the self-check, whose own request is not refused."""
         self._check_lock = threading.Lock()
 
     def own_request(self, request: VisualRequest, items: MultiModalDataItems) -> VisualRequest:
@@ -50,7 +51,8 @@ class GeneralProcessor(VisualTokenProcessor):
             Refusal: the check failed, and the request or the server has a budget.
 
         """
-        if not self._is_checking and self.asks(request) and self.why_not is not None:
+        is_own = self._checking == threading.get_ident()
+        if not is_own and self.asks(request) and self.why_not is not None:
             raise Refusal(
                 Reason.NOT_COVERED,
                 f"{BUDGET}: {type(self).__name__} cannot prune: {self.why_not}; send {BUDGET}: "
@@ -66,7 +68,7 @@ class GeneralProcessor(VisualTokenProcessor):
         One drawn image is pruned to half. Its placeholder must have exactly these tokens.
         """
         with self._check_lock:
-            self._is_checking = True
+            self._checking = threading.get_ident()
             try:
                 return self._error_of_one_prune()
             # Whatever vLLM's processor raises here, it would raise for every request with a budget.
@@ -74,13 +76,13 @@ class GeneralProcessor(VisualTokenProcessor):
                 logger.warning("flashvlm: the self-check failed", exc_info=True)
                 return f"pruning a drawn image failed ({type(error).__name__}: {error})"
             finally:
-                self._is_checking = False
+                self._checking = None
 
     def _error_of_one_prune(self) -> str | None:
         image = Image.linear_gradient("L").resize(_DRAWN).convert("RGB")
         tokens = {}
         for budget in (None, 0.5):
-            items = self.info.parse_mm_data({"image": [image]})
+            items = self.info.parse_mm_data({"image": [image]}, validate=False)
             text = self.dummy_inputs.get_dummy_text({"image": 1})
             prompt = self.info.get_tokenizer().encode(text)
             given = ProcessorInputs(prompt, items, hf_processor_mm_kwargs={BUDGET: budget})
