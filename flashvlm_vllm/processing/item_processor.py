@@ -2,6 +2,7 @@
 """Runs vLLM's own processor on single items."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -45,9 +46,14 @@ def fields_of(
                 own.shape[field.dim] if isinstance(own, Tensor) else len(own)
                 for own in (each[name].data for each in items)
             ]
-            fields[name] = MultiModalFieldConfig.flat_from_sizes(
-                modality, torch.tensor(sizes), field.dim, keep_on_cpu=on_host
-            )
+            if field.dim == 0:  # also for lists of tensors
+                bounds = pairwise(accumulate(sizes, initial=0))
+                slices = [slice(start, end) for start, end in bounds]
+                fields[name] = MultiModalFieldConfig.flat(modality, slices, keep_on_cpu=on_host)
+            else:
+                fields[name] = MultiModalFieldConfig.flat_from_sizes(
+                    modality, torch.tensor(sizes), field.dim, keep_on_cpu=on_host
+                )
         elif isinstance(field, MultiModalSharedField):
             fields[name] = MultiModalFieldConfig.shared(modality, len(items), keep_on_cpu=on_host)
         else:
