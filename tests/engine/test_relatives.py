@@ -22,7 +22,6 @@ from testing.tiny.table.weights import LOAD_FORMAT, register_loader
 from tests.engine.conftest import REPOSITORY, Engine, StartEngine, token_ids
 
 QUESTIONS = ("what color is the suit?", "where is the flag?")
-FAST = ("Glm4vMoeForConditionalGeneration", "NVLM_D", "SkyworkR1VChatModel")
 RELATIVES = (
     "Eagle2_5_VLForConditionalGeneration",
     "Glm4vMoeForConditionalGeneration",
@@ -91,7 +90,9 @@ class Served:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(each, marks=[] if each in FAST else [pytest.mark.slow]) for each in RELATIVES
+        # Engines in this process leave vLLM's process groups behind for the tests that follow.
+        pytest.param(each, marks=pytest.mark.slow)
+        for each in RELATIVES
     ],
 )
 def served(request: pytest.FixtureRequest, start_engine: StartEngine) -> Iterator[Served]:

@@ -8,11 +8,9 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
-
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the loader is registered in this process
 
 from testing.photo import photo
 from testing.tiny.llava import build_once
@@ -49,7 +47,10 @@ def engine_of(entry: TinyModel, **arguments: Any) -> Any:
         **arguments,
     }
     entry.prepare()
-    return LLM(model=str(path), **settings)
+    # The loader is registered in this process, so the engine runs in it. Others are not affected.
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with patch.dict(os.environ, own):
+        return LLM(model=str(path), **settings)
 
 
 def main() -> int:
