@@ -108,7 +108,8 @@ def shortened_name(name: str, allowed: int) -> str:
 
 def is_pruned_name(name: str) -> bool:
     """Return whether an item is pruned, by its name in vLLM's caches."""
-    return name.startswith(_PREFIX)
+    # With a LoRA adapter vLLM adds the adapter's name as a prefix.
+    return _DROPPED.search(name) is not None
 
 
 def is_closed_name(name: str) -> bool:

@@ -39,16 +39,13 @@ class FamilyHooks:
 
     placeholder_texts: ClassVar[tuple[str, ...]] = ()
     """Placeholder texts of images and videos in a prompt that are not special tokens."""
-    prunes_videos: ClassVar[bool] = True
-    """Whether a budget applies to videos, if the model accepts videos."""
-
     counts_whole_items: ClassVar[bool] = True
     """Whether items are counted before they are processed, even if nothing is pruned."""
 
     def count_item(
         self, items: Any, number: int, modality: str, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> TokenCount | None:
-        """Count an image's or a video's visual tokens; ``None`` if it is not there, or not pruned.
+        """Count an image's or a video's visual tokens; ``None`` if its pixels are not there.
 
         Args:
             items: items of one modality, as vLLM passes them to the processor.
@@ -63,8 +60,6 @@ class FamilyHooks:
         if modality == "image":
             size = items.get_image_size(number)
             return self.count_image_tokens(size.width, size.height, arguments)
-        if not self.prunes_videos:
-            return None
         frames, metadata = item if isinstance(item, tuple) else (item, None)
         # From the frames alone: vLLM's items cannot return the frame size of a video with metadata.
         size = VideoProcessorItems([frames]).get_frame_size(0)

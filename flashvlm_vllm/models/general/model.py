@@ -221,7 +221,8 @@ class GeneralModel(PrunedModel):
         dropped: int,
     ) -> NDArray[np.int64]:
         """Return the number of tokens dropped before each token, from the unpruned placeholder."""
-        _, kept = self._whole(feature, ids)
+        whole = self._sent(feature)
+        kept = whole.kept(whole.tokens - dropped)
         return np.cumsum(~kept, dtype=np.int64)[kept]
 
     def _whole(self, feature: Any, ids: Sequence[int]) -> tuple[Placeholder, NDArray[np.bool_]]:
@@ -229,17 +230,22 @@ class GeneralModel(PrunedModel):
 
         Args:
             feature: vLLM's description of the item.
-            ids: token ids of the prompt, or of the placeholder alone.
+            ids: token ids of the prompt.
 
         """
-        place, name = feature.mm_position, field_name(PLACEHOLDER, feature.modality)
-        if name in feature.data:
-            whole = Placeholder.from_tensor(feature.data[name].data.flatten())
+        if is_pruned_name(feature.identifier):
+            whole = self._sent(feature)
             return whole, whole.kept(whole.tokens - dropped_tokens(feature.identifier))
+        place = feature.mm_position
         own = np.asarray(ids[place.offset : place.offset + place.length], dtype=np.int64)
         mask = place.is_embed
         embedded = np.ones(len(own), np.bool_) if mask is None else mask.numpy().astype(np.bool_)
         return Placeholder(own, embedded), np.ones(len(own), np.bool_)
+
+    def _sent(self, feature: Any) -> Placeholder:
+        """Return the unpruned placeholder that was sent with a pruned item."""
+        packed = feature.data[field_name(PLACEHOLDER, feature.modality)].data
+        return Placeholder.from_tensor(packed.flatten())
 
     def _grid(
         self, whole: Placeholder, data: MultiModalKwargsItem, modality: str

@@ -69,7 +69,7 @@ class Asked:
             **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
         }
 
-    def heard(self, budget: Any = None) -> Any:
+    def audio(self, budget: Any = None) -> Any:
         """Return a prompt with an image and a second of sound."""
         sound = np.sin(np.arange(16_000) / 9).astype(np.float32)
         return {
@@ -138,7 +138,7 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     if entry.video:
         found["video"] = ask(ask.video())
     if entry.audio:
-        found["audio"] = ask(ask.heard())
+        found["audio"] = ask(ask.audio())
     if not is_pruning:
         return found
     with ask.positions() as seen:
@@ -169,9 +169,9 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
         found["video items"] = ask.totals()[before:]
     if entry.audio:
         with ask.positions() as seen:
-            found["audio whole"] = ask(ask.heard())
+            found["audio whole"] = ask(ask.audio())
         with ask.positions() as pruned:
-            found["audio half"] = ask(ask.heard(0.5))
+            found["audio half"] = ask(ask.audio(0.5))
         found["audio positions"] = [
             _of_prompt(seen, found["audio whole"][0]),
             _of_prompt(pruned, found["audio half"][0]),

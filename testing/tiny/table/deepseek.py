@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from testing.tiny.table.entry import TinyModel
-from testing.tiny.table.folder import HIDDEN, save_marked, text_fields, write_config, write_json
+from testing.tiny.table.folder import (
+    HIDDEN,
+    save_marked,
+    text_fields,
+    write_config,
+)
+from testing.tiny.table.parts import write_json
 
 TILE: Final = 112
 

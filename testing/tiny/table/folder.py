@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from testing.tiny.table.parts import write_json
 from testing.tiny.words import tokenizer_with
 
 HIDDEN = 64
@@ -25,11 +26,6 @@ class {name}({base}):
     def __init__(self, {arguments}**kwargs):
 {body}        super().__init__(**kwargs)
 """
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of a checkpoint."""
-    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_config(folder: Path, architecture: str, config: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from testing.tiny.table.folder import (
     vision_fields,
     write_config,
     write_configuration,
-    write_json,
 )
+from testing.tiny.table.parts import write_json
 
 TILE: Final = 112
 VISUAL_WORDS: Final = 128

@@ -23,8 +23,8 @@ from testing.tiny.table.folder import (
     vision_fields,
     write_config,
     write_configuration,
-    write_json,
 )
+from testing.tiny.table.parts import write_json
 from testing.tiny.words import rotary
 
 PATCH: Final = 16

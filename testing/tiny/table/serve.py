@@ -26,7 +26,7 @@ FRAMES: Final = {
     "frames_indices": [0, 1, 2, 3],
     "do_sample_frames": False,
 }
-"""What vLLM is told of a video of four frames."""
+"""Metadata of a video of four frames, as vLLM's video loaders return it."""
 MODELS = Path(__file__).parents[3] / ".models" / "table"
 
 

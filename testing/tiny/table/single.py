@@ -17,8 +17,8 @@ from testing.tiny.table.folder import (
     vision_fields,
     vocabulary,
     write_config,
-    write_json,
 )
+from testing.tiny.table.parts import write_json
 from testing.tiny.words import rotary, token_id
 
 SIDE: Final = 112

@@ -32,7 +32,8 @@ def test_item_names_encode_the_gap() -> None:
     assert gap_of(f"{kept}-witness-0") == Gap(512, 512)
     assert gap_of(closed) is gap_of("ab" * 32) is None
     assert is_closed_name(closed) and is_closed_name(f"adapter:{closed}")
-    assert is_pruned_name(kept) and is_pruned_name(closed)
+    for name in (kept, closed, shortened_name(kept, 77)):
+        assert is_pruned_name(name) and is_pruned_name(f"adapter:{name}")
     for name, dropped in ((kept, 512), (closed, 512), (shortened_name(kept, 77), 512)):
         assert dropped_tokens(name) == dropped_tokens(f"adapter:{name}") == dropped
     assert dropped_tokens(item_name(IDENTITY, 0, 33)) == 33
