@@ -16,8 +16,9 @@ def resolved(target: str) -> Any:
     module, _, path = target.partition(":")
     found: Any = importlib.import_module(module)
     for name in path.split("."):
+        # A field of a config class is found by its description: its default may be None.
         fields = getattr(found, "__dataclass_fields__", {})
-        found = getattr(found, name) if hasattr(found, name) else fields[name]
+        found = fields[name] if name in fields else getattr(found, name)
     return found
 
 
