@@ -43,7 +43,7 @@ class Peaks:
         """Sample private memory, of which the kernel keeps no peak."""
         for pid, name in self._processes().items():
             with contextlib.suppress(OSError):
-                own = _mib(pid, "RssAnon") + _mib(pid, "RssShmem")
+                own = mib(pid, "RssAnon") + mib(pid, "RssShmem")
                 self._own[name] = max(self._own.get(name, 0.0), own)
 
     def take(self) -> dict[str, float]:
@@ -51,7 +51,7 @@ class Peaks:
         found: dict[str, float] = {}
         for pid, name in self._processes().items():
             with contextlib.suppress(OSError):
-                found[name] = _mib(pid, "VmHWM")
+                found[name] = mib(pid, "VmHWM")
         self.look()
         for name, peak in found.items():
             self.by_process.setdefault(name, []).append(peak)
@@ -82,7 +82,13 @@ class Peaks:
         return next(name for name in numbered if name not in taken)
 
 
-def _mib(pid: int, field: str) -> float:
+def mib(pid: int, field: str) -> float:
+    """Return a field of a process's status in MiB, such as ``VmHWM``, its peak.
+
+    Raises:
+        OSError: the process has ended, or has no such field.
+
+    """
     for line in (_PROC / str(pid) / "status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024

@@ -51,22 +51,19 @@ class Asked:
         self, budget: Any = None, images: int = 1, question: str = "What is it?", **own: Any
     ) -> Any:
         """Return a prompt for ``LLM.generate``."""
-        arguments = {f"visual_{name}": value for name, value in own.items()}
-        if budget is not None:
-            arguments["visual_budget"] = budget
         return {
             "prompt": self.entry.prompt(question, images=images),
             "multi_modal_data": self.entry.data([self.image, self.other][:images]),
-            **({"mm_processor_kwargs": arguments} if arguments else {}),
+            **_arguments(budget, own),
         }
 
-    def video(self, budget: Any = None) -> Any:
+    def video(self, budget: Any = None, **own: Any) -> Any:
         """Return a prompt with a video of four frames."""
         frames = np.stack([np.asarray(self.image.rotate(90 * turn)) for turn in range(4)])
         return {
             "prompt": self.entry.prompt("What is it?", images=0, videos=1),
             "multi_modal_data": {"video": [(frames, FRAMES)]},
-            **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+            **_arguments(budget, own),
         }
 
     def audio(self, budget: Any = None) -> Any:
@@ -75,7 +72,7 @@ class Asked:
         return {
             "prompt": self.entry.prompt("What is it?", clips=1),
             "multi_modal_data": {**self.entry.data([self.image]), "audio": [(sound, 16_000)]},
-            **({} if budget is None else {"mm_processor_kwargs": {"visual_budget": budget}}),
+            **_arguments(budget, {}),
         }
 
     def __call__(self, *requests: Any, fresh: bool = True) -> list[dict[str, Any]]:
@@ -125,6 +122,14 @@ class Asked:
                 each.remove()
 
 
+def _arguments(budget: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """Return a request's processor arguments, and nothing if there are none."""
+    arguments = {f"visual_{name}": value for name, value in own.items()}
+    if budget is not None:
+        arguments["visual_budget"] = budget
+    return {"mm_processor_kwargs": arguments} if arguments else {}
+
+
 def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     """Run the battery's requests on one engine."""
     entry = TABLE[architecture]
@@ -132,7 +137,7 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"most": ask.most}
     with ask.positions() as seen:
         (found["whole"],) = ask(ask.request())
-    found["whole positions"] = _of_prompt(seen, found["whole"])
+    found["whole positions"] = of_prompt(seen, found["whole"])
     found["two"] = ask(ask.request(images=min(2, ask.most)))
     found["long"] = ask(ask.request(question=LONG))
     if entry.video:
@@ -143,7 +148,7 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
         return found
     with ask.positions() as seen:
         (found["half"],) = ask(ask.request(0.5))
-    found["half positions"] = _of_prompt(seen, found["half"])
+    found["half positions"] = of_prompt(seen, found["half"])
     found["items"] = ask.totals()
     found["again"] = ask(ask.request(0.5), fresh=False)
     (total, _), *_ = ask.totals() or [(0, None)]
@@ -173,8 +178,8 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
         with ask.positions() as pruned:
             found["audio half"] = ask(ask.audio(0.5))
         found["audio positions"] = [
-            _of_prompt(seen, found["audio whole"][0]),
-            _of_prompt(pruned, found["audio half"][0]),
+            of_prompt(seen, found["audio whole"][0]),
+            of_prompt(pruned, found["audio half"][0]),
         ]
     found["axes"] = ask.model.axes
     last = getattr(ask.model, "_last_attention", None)
@@ -182,7 +187,7 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     return found
 
 
-def _of_prompt(steps: list[list[list[int]]], asked: dict[str, Any]) -> list[list[int]]:
+def of_prompt(steps: list[list[list[int]]], asked: dict[str, Any]) -> list[list[int]]:
     """Return the positions of a prompt, ``(axes, n)``, which may take several steps."""
     if not steps:
         return []

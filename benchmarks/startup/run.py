@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time to start and memory of a server with the plugin named, beside stock vLLM.
+
+Servers of the small VLM are started one after another, in turn with and without the plugin. A start
+ends when ``/health`` answers. Memory is that of all processes of the server: the kernel's peaks of
+resident memory, added up. ``python -m benchmarks.startup.run --check``.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psutil
+
+from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
+from benchmarks.measuring.folders import committed, scratch
+from benchmarks.measuring.pairs import FEWEST_ROUNDS, TOLERANCE, Compared, compare
+from benchmarks.measuring.report import Mark, machine, marks_table, say, table
+from benchmarks.measuring.servers import confirm, server
+from benchmarks.soak.memory import mib
+from small_vlm import WEIGHTS
+
+SETUPS: Final = {"stock": False, "flashvlm": True}
+FIGURES: Final = {"seconds": "seconds to start", "mib": "peak of resident memory, MiB"}
+Runs = dict[str, list[dict[str, float]]]
+
+
+def start(name: str) -> dict[str, float]:
+    """Start one server; return how long it took and its memory."""
+    before = time.monotonic()
+    described = server(WEIGHTS, plugin=SETUPS[name], log=scratch("startup") / f"{name}.log")
+    with described as running:
+        seconds = time.monotonic() - before
+        confirm(running.url, plugin=SETUPS[name])
+        first = psutil.Process(running.process_id)
+        every = [first, *first.children(recursive=True)]
+        return {"seconds": seconds, "mib": sum(mib(each.pid, "VmHWM") for each in every)}
+
+
+def marks(runs: Runs) -> list[Mark]:
+    """Judge the ratios: the whole interval beyond 2 % is a measurable change."""
+    found = []
+    for figure, label in FIGURES.items():
+        compared = ratio(runs, figure)
+        low, high = compared.interval or (0.0, float("inf"))
+        met = False if low > TOLERANCE else True if high <= TOLERANCE else None
+        found.append(
+            Mark(
+                f"flashvlm / stock, {label}: at most {TOLERANCE - 1:.0%} more",
+                format(compared, ".3f"),
+                met,
+            )
+        )
+    return found
+
+
+def ratio(runs: Runs, figure: str) -> Compared:
+    """Compare the starts pair by pair."""
+    ours, theirs = ([each[figure] for each in runs[name]] for name in ("flashvlm", "stock"))
+    return compare(ours, theirs)
+
+
+def report(runs: Runs) -> str:
+    """Return targets and medians as Markdown."""
+    rows = [
+        [name, *(f"{statistics.median(each[figure] for each in own):.1f}" for figure in FIGURES)]
+        for name, own in runs.items()
+    ]
+    return f"{marks_table(marks(runs))}\n\n{table(['server', *FIGURES.values()], rows)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; write results and tables."""
+    parser = command_line(__doc__)
+    parser.add_argument("--rounds", type=int, default=8, help="starts of each server")
+    asked = parser.parse_args(arguments)
+    if asked.rounds < FEWEST_ROUNDS:
+        parser.error(f"--rounds must be at least {FEWEST_ROUNDS}: fewer make no 95 % interval")
+    stop_servers_on_sigterm()
+    settings: dict[str, Any] = {**machine(), "rounds": asked.rounds}
+    for name in SETUPS:
+        start(name)  # fills the caches of files
+    runs: Runs = {name: [] for name in SETUPS}
+    for index in range(asked.rounds):
+        for name in list(SETUPS)[:: 1 if index % 2 else -1]:
+            runs[name].append(start(name))
+            say(f"round {index + 1}/{asked.rounds}, {name}: {runs[name][-1]}")
+    folder = asked.output or committed("startup")
+    return publish(folder, settings, {"runs": runs}, marks(runs), report(runs), check=asked.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The general adapter beside the adapters of two families, with the same requests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashvlm_vllm.supported_models import FORCED, GENERAL_CLASSES
+
+pytestmark = pytest.mark.slow
+
+
+def requests_of(architecture: str, forced: str, path: Path) -> tuple[str, list[dict[str, Any]]]:
+    command = [sys.executable, "-m", "testing.tiny.table.compare", architecture, str(path)]
+    own = {FORCED: forced, "VLLM_PLUGINS": "flashvlm"}
+    ended = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = json.loads(path.read_text())
+    return found["class"], found["requests"]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]
+)
+def test_the_general_adapter_keeps_the_same_tokens_at_the_same_places(
+    architecture: str, tmp_path: Path
+) -> None:
+    adapter, own = requests_of(architecture, "", tmp_path / "own.json")
+    other, general = requests_of(architecture, architecture, tmp_path / "general.json")
+    assert adapter != other == GENERAL_CLASSES
+    images = [each for each in own if not each["is_video"]]
+    assert own[: len(images)] == images
+    assert general[: len(images)] == images
+    # A family's own adapter divides a video's budget over its time steps, the general one does not.
+    for one, two in zip(own[len(images) :], general[len(images) :], strict=True):
+        assert one["prompt"] == two["prompt"]
+        assert [(total, len(kept)) for total, kept in one["kept"]] == [
+            (total, len(kept)) for total, kept in two["kept"]
+        ]
