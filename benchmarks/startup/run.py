@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time to start and memory of a server with the plugin named, beside stock vLLM.
 
-Servers of the small VLM are started one after another, in turn with and without the plugin. A start
+Servers of one small model start one after another, in turn with and without the plugin. A start
 ends when ``/health`` answers. Memory is that of all processes of the server: the kernel's peaks of
 resident memory, added up. ``python -m benchmarks.startup.run --check``.
 """
@@ -15,12 +15,12 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
-from benchmarks.measuring.folders import committed, scratch
+from benchmarks.measuring.folders import MODELS, committed, scratch
 from benchmarks.measuring.pairs import FEWEST_ROUNDS, TOLERANCE, Compared, compare
 from benchmarks.measuring.report import Mark, machine, marks_table, say, table
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.soak.memory import mib
-from small_vlm import WEIGHTS
+from testing.tiny.llava import build_llava
 
 SETUPS: Final = {"stock": False, "flashvlm": True}
 FIGURES: Final = {"seconds": "seconds to start", "mib": "peak of resident memory, MiB"}
@@ -29,14 +29,15 @@ Runs = dict[str, list[dict[str, float]]]
 
 def start(name: str) -> dict[str, float]:
     """Start one server; return how long it took and its memory."""
+    model = build_llava(MODELS / "idle-llava", hidden=512, layers=8)
     before = time.monotonic()
-    described = server(WEIGHTS, plugin=SETUPS[name], log=scratch("startup") / f"{name}.log")
+    described = server(model, plugin=SETUPS[name], log=scratch("startup") / f"{name}.log")
     with described as running:
         seconds = time.monotonic() - before
-        confirm(running.url, plugin=SETUPS[name])
         first = psutil.Process(running.process_id)
-        every = [first, *first.children(recursive=True)]
-        return {"seconds": seconds, "mib": sum(mib(each.pid, "VmHWM") for each in every)}
+        peaks = [mib(each.pid, "VmHWM") for each in (first, *first.children(recursive=True))]
+        confirm(running.url, plugin=SETUPS[name])
+        return {"seconds": seconds, "mib": sum(peaks)}
 
 
 def marks(runs: Runs) -> list[Mark]:

@@ -17,6 +17,7 @@ def _nothing() -> None:
 WRAPS: Final[tuple[Wrap, ...]] = (
     *command_line.wraps(_nothing),
     *attach.ENGINE,
+    *attach.WORKER,
     *attach.SERVING,
 )
 LEDGER: Final[tuple[Entry, ...]] = (

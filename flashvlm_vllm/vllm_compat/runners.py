@@ -49,7 +49,7 @@ def _load_model_on_cpu(original: Any, runner: Any, *args: Any, **kwargs: Any) ->
 
 _ASKS_MODELS: Final = "The runners check whether the model computes its own positions."
 
-WRAPS: Final = (
+CONFIG_WRAPS: Final = (
     Wrap(
         "vllm.config:ModelConfig.uses_mrope",
         "The runners get positions from the model only if this is true, which it is only for "
@@ -76,6 +76,9 @@ WRAPS: Final = (
         "https://github.com/vllm-project/vllm/issues/45098",
         wrapper=_is_pruning_enabled,
     ),
+)
+"""Of what the runners ask of the configuration."""
+WRAPS: Final = (
     Wrap(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._calc_mrope_positions",
         "It loops over all requests in every step, which is not run without the plugin for a model "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flashvlm_vllm.vllm_compat import ledger
-from flashvlm_vllm.vllm_compat.wrap import Entry, Kind, State, Wrap
+from flashvlm_vllm.vllm_compat.wrap import Entry, Kind, State, Wrap, apply_all
 from flashvlm_vllm.vllm_releases import is_tested
 
 
@@ -129,6 +129,7 @@ def test_no_other_package_replaces_a_target_in_a_process_with_the_plugin(
     monkeypatch.setenv("VLLM_PLUGINS", "flashvlm")
     register()
     attach.to_serving()
+    apply_all(attach.WORKER)  # a worker does this when it is made
     assert ledger.replaced_by_others() == []
     applied = [each for each in ledger.WRAPS if each.state() is not None]
     assert {each.state() for each in applied} == {State.WRAPPED}

@@ -101,6 +101,21 @@ def test_registering_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert once == (EngineArgs.create_engine_config, OnlineRenderer.preprocess_chat)
 
 
+def test_a_process_without_a_worker_does_not_import_the_model_runners() -> None:
+    program = (
+        "import os, sys\n"
+        "import vllm.v1.engine.core\n"
+        "os.environ['VLLM_PLUGINS'] = 'flashvlm'\n"
+        "from flashvlm_vllm.plugin import register\n"
+        "before = set(sys.modules)\n"
+        "register()\n"
+        "from vllm.v1.worker.worker_base import WorkerBase\n"
+        "print([each for each in set(sys.modules) - before if 'model_runner' in each])\n"
+        "print(hasattr(WorkerBase, 'flashvlm_statistics'))"
+    )
+    assert stock(program).split() == ["[]", "True"]
+
+
 def test_stock_vllm_still_has_no_flag_to_select_plugins() -> None:
     program = (
         "from vllm.utils.argparse_utils import FlexibleArgumentParser as P\n"
