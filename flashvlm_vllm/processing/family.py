@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks in which the processors of model families differ: counts, placeholders, item parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -141,13 +141,16 @@ class FamilyHooks:
         """
         return request
 
-    def own_inputs(self, items: Any, modality: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def own_inputs(
+        self, items: Any, modality: str, arguments: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Any]:
         """Return additional model inputs of pruned items; by default none.
 
         Args:
             items: items of one modality, as vLLM passes them to the processor.
             modality: modality of the items.
             arguments: the request's Hugging Face processor arguments.
+            names: identities of the items by their pixels.
 
         """
         return {}

@@ -290,7 +290,7 @@ class VisualTokenProcessor(ItemProcessor):
             [each.turn_ids for each in plans],
             modality,
         ).packed()
-        added |= self.own_inputs(items, modality, arguments)
+        added |= self.own_inputs(items, modality, arguments, names)
         planned.added_inputs[modality] = set(added) - set(inputs)
         result.update(added)
 

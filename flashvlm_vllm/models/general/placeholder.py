@@ -3,7 +3,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
@@ -35,9 +34,16 @@ class Placeholder:
         return cls(np.asarray(ids, dtype=np.int64), embedded)
 
     @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where the runs of visual tokens without text in them start, ``(R,)``."""
+        return np.flatnonzero(self.is_embed & ~np.r_[False, self.is_embed[:-1]])
+
+    @cached_property
     def runs(self) -> list[int]:
         """Number of visual tokens in each run without text in it."""
-        return [len(list(own)) for embedded, own in groupby(self.is_embed.tolist()) if embedded]
+        ends = np.flatnonzero(self.is_embed & ~np.r_[self.is_embed[1:], False]) + 1
+        lengths: list[int] = (ends - self._starts).tolist()
+        return lengths
 
     @property
     def tokens(self) -> int:
@@ -51,13 +57,11 @@ class Placeholder:
             keep: number of visual tokens to keep, divided over the runs by their lengths.
 
         """
-        shares = iter(spread_budget(min(keep, self.tokens), self.runs))
-        kept: list[bool] = []
-        for embedded, own in groupby(self.is_embed.tolist()):
-            length = len(list(own))
-            share = next(shares) if embedded else length
-            kept += [True] * share + [False] * (length - share)
-        return np.array(kept, dtype=np.bool_)
+        kept = ~self.is_embed
+        shares = spread_budget(min(keep, self.tokens), self.runs)
+        for start, share in zip(self._starts.tolist(), shares, strict=True):
+            kept[start : start + share] = True
+        return kept
 
     def shortened(self, keep: int) -> PromptUpdateDetails:
         """Return the placeholder of a pruned item for vLLM."""

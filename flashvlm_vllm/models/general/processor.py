@@ -2,7 +2,7 @@
 """The processor: counts come from vLLM's own placeholders, which are built and then shortened."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -120,9 +120,14 @@ class GeneralProcessor(VisualTokenProcessor):
         """Return nothing: which region a run of tokens shows is not known."""
         return {}
 
-    def own_inputs(self, items: Any, modality: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def own_inputs(
+        self, items: Any, modality: str, arguments: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Any]:
         """Return each item's unpruned placeholder, and how its model inputs are put together."""
-        every = [self._whole(items, number, modality, arguments) for number in range(len(items))]
+        every = [
+            self._whole(items, number, modality, arguments, name)
+            for number, name in enumerate(names)
+        ]
         return {
             field_name(PLACEHOLDER, modality): [whole.to_tensor() for whole, _ in every],
             field_name(INPUTS, modality): [layout for _, layout in every],
@@ -138,13 +143,23 @@ class GeneralProcessor(VisualTokenProcessor):
         }
 
     def _whole(
-        self, items: Any, number: int, modality: str, arguments: Mapping[str, Any]
+        self,
+        items: Any,
+        number: int,
+        modality: str,
+        arguments: Mapping[str, Any],
+        name: str | None = None,
     ) -> tuple[Placeholder, Any]:
-        """Return an item's unpruned placeholder and the layout of its model inputs."""
-        alone = self.alone(items, number, modality)
-        (name,) = self.pixel_hashes(alone[modality], modality, arguments)
+        """Return an item's unpruned placeholder and the layout of its model inputs.
+
+        The item's identity by its pixels is computed if ``name`` does not give it.
+        """
+        if name is None:
+            own = self.alone(items, number, modality)[modality]
+            (name,) = self.pixel_hashes(own, modality, arguments)
         found = self._placeholders.get(name)
         if found is None:
+            alone = self.alone(items, number, modality)
             processed = self.processed(items, [number], modality, arguments, [name])
             item: MultiModalKwargsItem = processed[modality][0]
             updates = self.stock_updates(alone, arguments, processed)

@@ -225,7 +225,9 @@ class TextBetweenProcessor(VisualTokenProcessor):
             ]
         return inputs
 
-    def own_inputs(self, items: Any, modality: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def own_inputs(
+        self, items: Any, modality: str, arguments: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Any]:
         """Return the text of pruned items."""
         if modality != self.text_between:
             return {}
