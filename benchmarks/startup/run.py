@@ -6,7 +6,6 @@ ends when ``/health`` answers. Memory is that of all processes of the server: th
 resident memory, added up. ``python -m benchmarks.startup.run --check``.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -16,15 +15,14 @@ import psutil
 
 from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
 from benchmarks.measuring.folders import MODELS, committed, scratch
-from benchmarks.measuring.pairs import FEWEST_ROUNDS, TOLERANCE, Compared, compare
-from benchmarks.measuring.report import Mark, machine, marks_table, say, table
+from benchmarks.measuring.pairs import FEWEST_ROUNDS
+from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import confirm, server
 from benchmarks.soak.memory import mib
+from benchmarks.startup.figures import Runs, marks, report
 from testing.tiny.llava import build_llava
 
 SETUPS: Final = {"stock": False, "flashvlm": True}
-FIGURES: Final = {"seconds": "seconds to start", "mib": "peak of resident memory, MiB"}
-Runs = dict[str, list[dict[str, float]]]
 
 
 def start(name: str) -> dict[str, float]:
@@ -38,38 +36,6 @@ def start(name: str) -> dict[str, float]:
         peaks = [mib(each.pid, "VmHWM") for each in (first, *first.children(recursive=True))]
         confirm(running.url, plugin=SETUPS[name])
         return {"seconds": seconds, "mib": sum(peaks)}
-
-
-def marks(runs: Runs) -> list[Mark]:
-    """Judge the ratios: the whole interval beyond 2 % is a measurable change."""
-    found = []
-    for figure, label in FIGURES.items():
-        compared = ratio(runs, figure)
-        low, high = compared.interval or (0.0, float("inf"))
-        met = False if low > TOLERANCE else True if high <= TOLERANCE else None
-        found.append(
-            Mark(
-                f"flashvlm / stock, {label}: at most {TOLERANCE - 1:.0%} more",
-                format(compared, ".3f"),
-                met,
-            )
-        )
-    return found
-
-
-def ratio(runs: Runs, figure: str) -> Compared:
-    """Compare the starts pair by pair."""
-    ours, theirs = ([each[figure] for each in runs[name]] for name in ("flashvlm", "stock"))
-    return compare(ours, theirs)
-
-
-def report(runs: Runs) -> str:
-    """Return targets and medians as Markdown."""
-    rows = [
-        [name, *(f"{statistics.median(each[figure] for each in own):.1f}" for figure in FIGURES)]
-        for name, own in runs.items()
-    ]
-    return f"{marks_table(marks(runs))}\n\n{table(['server', *FIGURES.values()], rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
