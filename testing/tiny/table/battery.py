@@ -30,14 +30,15 @@ SELECTORS = ("flashvlm", "flashvlm-2", "divprune", "vispruner")
 class Asked:
     """An engine of one model in this process, and what it computed."""
 
-    def __init__(self, entry: TinyModel) -> None:
+    def __init__(self, entry: TinyModel, **engine: Any) -> None:
         self.trace = Path(mkdtemp()) / "trace"
         self.trace.mkdir()
         os.environ["FLASHVLM_TRACE_DIR"] = str(self.trace)
         self.entry = entry
         limit = entry.engine.get("limit_mm_per_prompt", {}).get("image", 2)
         self.most = min(entry.most_images or 2, limit)
-        self.llm = engine_of(entry, **({"max_num_batched_tokens": AT_ONCE} | dict(entry.engine)))
+        settings = {"max_num_batched_tokens": AT_ONCE} | dict(entry.engine) | engine
+        self.llm = engine_of(entry, **settings)
         self.image = photo("astronaut").resize(entry.size)
         self.other = photo("cat").resize(entry.size)
 
@@ -75,8 +76,17 @@ class Asked:
             **_arguments(budget, {}),
         }
 
-    def __call__(self, *requests: Any, fresh: bool = True) -> list[dict[str, Any]]:
-        """Ask all requests at once; return tokens of prompt and answer, and what was cached."""
+    def __call__(
+        self, *requests: Any, fresh: bool = True, adapter: Any = None
+    ) -> list[dict[str, Any]]:
+        """Ask all requests at once; return tokens of prompt and answer, and what was cached.
+
+        Args:
+            requests: prompts for ``LLM.generate``.
+            fresh: whether all caches are cleared before.
+            adapter: vLLM's ``LoRARequest``, if any.
+
+        """
         from vllm import SamplingParams
 
         if fresh:
@@ -91,7 +101,9 @@ class Asked:
                 "answer": list(each.outputs[0].token_ids),
                 "cached": each.num_cached_tokens,
             }
-            for each in self.llm.generate(list(requests), greedy, use_tqdm=False)
+            for each in self.llm.generate(
+                list(requests), greedy, use_tqdm=False, lora_request=adapter
+            )
         ]
 
     def totals(self) -> list[tuple[int, list[int] | None]]:
