@@ -56,6 +56,7 @@ def main() -> int:
         metavar="TESTS",
         help="run tests on the release's Python, with the installed release's CPU kernels",
     )
+    parser.add_argument("--slow", action="store_true", help="with --run: slow tests, too")
     arguments = parser.parse_args()
 
     given = Path(arguments.release)
@@ -63,7 +64,7 @@ def main() -> int:
     if arguments.run:
         target = WHEELS / f"{arguments.release}+cpu"
         folder = borrowed.assemble(other_folder, installed(), arguments.release, target)
-        return borrowed.run_tests(folder, ROOT, arguments.run)
+        return borrowed.run_tests(folder, ROOT, arguments.run, slow=arguments.slow)
     result, touched = compared(other_folder)
     written = f"{report(result, touched)}\n{new_architectures(other_folder)}"
     print(written)

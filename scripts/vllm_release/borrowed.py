@@ -33,8 +33,9 @@ def assemble(python_files: Path, kernels: Path, release: str, target: Path) -> P
     return target
 
 
-def run_tests(folder: Path, root: Path, tests: list[str]) -> int:
+def run_tests(folder: Path, root: Path, tests: list[str], *, slow: bool = False) -> int:
     """Run tests with the result of ``assemble``; return pytest's exit status."""
+    wanted = "not gpu" if slow else "not slow and not gpu"
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{folder}"}
-    command = [sys.executable, "-m", "pytest", "-m", "not slow and not gpu", *tests]
+    command = [sys.executable, "-m", "pytest", "-m", wanted, *tests]
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode
