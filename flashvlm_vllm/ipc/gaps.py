@@ -106,6 +106,11 @@ def shortened_name(name: str, allowed: int) -> str:
     return f"{name}~{allowed}"
 
 
+def may_be_mistaken(uuid: str) -> bool:
+    """Return whether a client's uuid could be taken for the name of a pruned item."""
+    return _PREFIX in uuid
+
+
 def is_pruned_name(name: str) -> bool:
     """Return whether an item is pruned, by its name in vLLM's caches."""
     # With a LoRA adapter vLLM adds the adapter's name as a prefix.

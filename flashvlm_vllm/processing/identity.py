@@ -3,12 +3,12 @@
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
-from flashvlm_vllm.ipc.gaps import item_name
+from flashvlm_vllm.ipc.gaps import item_name, may_be_mistaken
 from flashvlm_vllm.ipc.item_fields import CLOSED
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 
@@ -39,6 +39,23 @@ def selection_key(plan: ItemPlan, item: str) -> bytes:
 def item_key(item: str) -> bytes:
     """Return an item's identity without budget, selector and question, 32 bytes."""
     return hashlib.sha256(item.encode()).digest()
+
+
+def without_forged_names(inputs: ProcessorInputs) -> ProcessorInputs:
+    """Replace uuids of clients that could be taken for names of pruned items.
+
+    vLLM uses an item's uuid as its name, and this plugin reads from the name of a pruned item how
+    many tokens were dropped. Equal uuids stay equal.
+    """
+    given = inputs.mm_uuid_items or {}
+    forged = [each for own in given.values() for each in own if each and may_be_mistaken(each)]
+    if not forged:
+        return inputs
+    others = {each: hashlib.sha256(each.encode()).hexdigest() for each in forged}
+    uuids: dict[str, Any] = {
+        name: [others.get(each or "", each) for each in own] for name, own in given.items()
+    }
+    return replace(inputs, mm_uuid_items=uuids)
 
 
 class PlannedInputs(ProcessorInputs):

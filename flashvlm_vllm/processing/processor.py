@@ -26,7 +26,12 @@ from flashvlm_vllm.lru import put_bounded
 from flashvlm_vllm.processing import validation
 from flashvlm_vllm.processing.allotment import Allotments, allot, fitted, must_fit
 from flashvlm_vllm.processing.counting import TokenCounter
-from flashvlm_vllm.processing.identity import PlannedInputs, item_key, selection_key
+from flashvlm_vllm.processing.identity import (
+    PlannedInputs,
+    item_key,
+    selection_key,
+    without_forged_names,
+)
 from flashvlm_vllm.processing.item_processor import ItemProcessor, ProcessedInputs, fields_of
 from flashvlm_vllm.processing.picture_cache import PictureCache
 from flashvlm_vllm.processing.placeholders import shortened
@@ -74,7 +79,8 @@ class VisualTokenProcessor(ItemProcessor):
         """
         request, arguments = validation.checked_arguments(inputs.hf_processor_mm_kwargs)
         request = self.own_request(request, inputs.mm_data_items)
-        inputs = self._pictures.restored(replace(inputs, hf_processor_mm_kwargs=arguments))
+        inputs = without_forged_names(replace(inputs, hf_processor_mm_kwargs=arguments))
+        inputs = self._pictures.restored(inputs)
         request, settings = validation.applicable(request, self._settings, inputs.mm_data_items)
         positions = request.positions or settings.default_positions
         if not settings.position_axes:

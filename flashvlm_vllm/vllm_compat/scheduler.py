@@ -9,9 +9,11 @@ as much as without pruning.
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 from flashvlm_vllm.ipc.gaps import dropped_tokens
+from flashvlm_vllm.supported_models import classes
 from flashvlm_vllm.vllm_compat.wrap import Wrap
 
 
@@ -43,13 +45,20 @@ def schedule_whole_items(
 
     """
     items = request.mm_features
-    if not items or not new or _end(items[-1]) <= computed:
+    is_done = not items or not new or _end(items[-1]) <= computed
+    # Items of other models are never pruned, whatever their names are.
+    if is_done or not _is_covered(scheduler.vllm_config.model_config.architecture):
         return original(scheduler, request, computed, new, budget, *args, **kwargs)
     shift = kwargs.get("shift_computed_tokens", args[0] if args else 0)
     allowed = _tokens_that_fit(scheduler, items, computed + shift, new, budget)
     result = original(scheduler, request, computed, allowed, budget, *args, **kwargs)
     dropped = sum(dropped_tokens(items[number].identifier) for number in result[0])
     return result if not dropped else (*result[:2], result[2] - dropped, *result[3:])
+
+
+@cache
+def _is_covered(architecture: str) -> bool:
+    return architecture in classes()
 
 
 def _end(item: Any) -> int:
