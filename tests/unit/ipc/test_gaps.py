@@ -143,10 +143,11 @@ class Case:
         return positions[0].numpy(), ahead, np.array(expected)
 
 
-def test_ten_thousand_prompts_stay_inside_the_table_and_in_order() -> None:
+@pytest.mark.parametrize("prompts", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_drawn_prompts_stay_inside_the_table_and_in_order(prompts: int) -> None:
     draw = np.random.default_rng(17)
     outcomes = {"kept": 0, "shortened": 0, "closed": 0}
-    for _ in range(10_000):
+    for _ in range(prompts):
         case = Case(draw)
         positions, ahead, expected = case.positions(1 + case.tokens // int(draw.integers(1, 5)))
         assert (np.diff(positions) > 0).all()
@@ -170,4 +171,4 @@ def test_ten_thousand_prompts_stay_inside_the_table_and_in_order() -> None:
         else:
             outcomes["closed"] += 1
             assert (positions == np.arange(case.tokens)).all()
-    assert min(outcomes.values()) > 100, outcomes
+    assert min(outcomes.values()) > prompts // 100, outcomes
