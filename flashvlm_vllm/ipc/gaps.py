@@ -97,7 +97,7 @@ def item_name(identity: bytes, gap: int | None, dropped: int) -> str:
 
 def dropped_tokens(name: str) -> int:
     """Return the number of an item's tokens that are encoded and then dropped, from its name."""
-    found = _DROPPED.search(name)
+    found = _DROPPED.match(_own(name))
     return 0 if found is None else int(found[1])
 
 
@@ -113,14 +113,12 @@ def may_be_mistaken(uuid: str) -> bool:
 
 def is_pruned_name(name: str) -> bool:
     """Return whether an item is pruned, by its name in vLLM's caches."""
-    # With a LoRA adapter vLLM adds the adapter's name as a prefix.
-    return _DROPPED.search(name) is not None
+    return _DROPPED.match(_own(name)) is not None
 
 
 def is_closed_name(name: str) -> bool:
     """Return whether an item is pruned and has consecutive positions, by its name."""
-    # With a LoRA adapter vLLM adds the adapter's name as a prefix.
-    return f"{_PREFIX}{_CLOSED}-" in name
+    return _own(name).startswith(f"{_PREFIX}{_CLOSED}-")
 
 
 def gap_of(name: str) -> Gap | None:
@@ -130,8 +128,13 @@ def gap_of(name: str) -> Gap | None:
         name: an item's identity in vLLM's caches, including any prefix that vLLM adds.
 
     """
-    found = _NAME.search(name)
+    found = _NAME.match(_own(name))
     if found is None:
         return None
     full = int(found[1])
     return Gap(full, full if found[2] is None else int(found[2]))
+
+
+def _own(name: str) -> str:
+    """Return an item's name without that of a LoRA adapter, which vLLM may put before it."""
+    return name.rpartition(":")[2]

@@ -36,6 +36,8 @@ def test_item_names_encode_the_gap() -> None:
         assert is_pruned_name(name) and is_pruned_name(f"adapter:{name}")
     for name, dropped in ((kept, 512), (closed, 512), (shortened_name(kept, 77), 512)):
         assert dropped_tokens(name) == dropped_tokens(f"adapter:{name}") == dropped
+    adapter = "flashvlm-5-5-adapter:" + "ab" * 32
+    assert not is_pruned_name(adapter) and not is_closed_name("flashvlm-closed-5-x:" + "ab" * 32)
     assert dropped_tokens(item_name(IDENTITY, 0, 33)) == 33
     assert dropped_tokens("ab" * 32) == 0
     assert not is_closed_name(kept) and not is_pruned_name("ab" * 32)
