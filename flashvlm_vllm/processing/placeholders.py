@@ -6,14 +6,12 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from vllm.multimodal.processing import (
-    PromptInsertion,
-    PromptReplacement,
-    PromptUpdate,
-    PromptUpdateDetails,
+from vllm.multimodal.processing import PromptInsertion, PromptReplacement, PromptUpdate
+from vllm.multimodal.processing.processor import (
+    PlaceholderFeaturesInfo,
+    PromptUpdateInfo,
     ResolvedPromptUpdate,
 )
-from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo, PromptUpdateInfo
 
 from flashvlm_vllm.processing.plan import ItemPlan
 from flashvlm_vllm.request.budget import TokenCount
