@@ -70,25 +70,26 @@ def shortened(update: PromptUpdate, plans: Sequence[ItemPlan], shorten: Shorten)
     if not isinstance(update, PromptInsertion | PromptReplacement):
         return update
     whole = update.content
-    is_found = isinstance(update, PromptReplacement) and update.target == []
+
+    def placeholder(item_idx: int) -> Any:
+        return whole(item_idx) if callable(whole) else whole
 
     def content(item_idx: int) -> Any:
         plan = plans[item_idx]
-        placeholder = whole(item_idx) if callable(whole) else whole
         if plan.count is None or plan.keep is None:
-            return placeholder
-        return shorten(placeholder, plan.count, plan.keep)
+            return placeholder(item_idx)
+        return shorten(placeholder(item_idx), plan.count, plan.keep)
 
-    def target(item_idx: int) -> Any:
+    def in_prompt(item_idx: int) -> Any:
         if not plans[item_idx].is_pruned:
             return []
-        placeholder = whole(item_idx) if callable(whole) else whole
-        return InPrompt(placeholder if isinstance(placeholder, list) else placeholder.full)
+        own = placeholder(item_idx)
+        return InPrompt(own if isinstance(own, list) else own.full)
 
-    if is_found:
-        return replace(update, replacement=content, target=target)
     if isinstance(update, PromptInsertion):
         return replace(update, insertion=content)
+    if update.target == []:
+        return replace(update, target=in_prompt, replacement=content)
     return replace(update, replacement=content)
 
 

@@ -151,12 +151,13 @@ class QuestionTokens:
         from vllm.renderers.hf import safe_apply_chat_template
 
         apply: Any = safe_apply_chat_template
-        tokenizer: Any = self._info.get_tokenizer()
+        tokenizer = self._info.get_tokenizer()
         if is_mistral_tokenizer(tokenizer):
-            # Its template gives token ids. Without the first, which only the first turn has.
+            template: Any = tokenizer.apply_chat_template
+            # Token ids. The first one is left out: only the first turn has it.
             return user_turn_of(
                 lambda messages: tokenizer.decode(
-                    tokenizer.apply_chat_template(messages, add_generation_prompt=True)[1:]
+                    template(messages, add_generation_prompt=True)[1:]
                 )
             )
         return user_turn_of(

@@ -147,7 +147,7 @@ def _vocab() -> list[dict[str, Any]]:
 
 
 @cache
-def _tokenizer() -> MistralTokenizer:
+def _tokenizer() -> MistralTokenizer[Any, Any, Any, Any, Any]:
     with TemporaryDirectory() as folder:
         write_files(Path(folder))
         return MistralTokenizer.from_file(str(Path(folder) / "tekken.json"))
@@ -157,7 +157,7 @@ def prompt_ids(
     question: str, images: Sequence[Image.Image], system: str | None = None
 ) -> list[int]:
     """Return the token ids of a user's message with images and a question, in this order."""
-    content = [*(ImageChunk(image=each) for each in images), TextChunk(text=question)]
+    content: list[Any] = [*(ImageChunk(image=each) for each in images), TextChunk(text=question)]
     before = [SystemMessage(content=system)] if system is not None else []
     request: Any = ChatCompletionRequest(messages=[*before, UserMessage(content=content)])
     return list(_tokenizer().encode_chat_completion(request).tokens)
