@@ -34,7 +34,7 @@ from flashvlm_vllm.processing.identity import (
 )
 from flashvlm_vllm.processing.item_processor import ItemProcessor, ProcessedInputs, fields_of
 from flashvlm_vllm.processing.picture_cache import PictureCache
-from flashvlm_vllm.processing.placeholders import shortened
+from flashvlm_vllm.processing.placeholders import shortened, shortened_in_prompt, unpruned
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 from flashvlm_vllm.processing.question_tokens import QuestionTokens
 from flashvlm_vllm.request.budget import BUDGET, Counts, TokenCount
@@ -339,6 +339,14 @@ class VisualTokenProcessor(ItemProcessor):
             else each
             for each in updates
         ]
+
+    def _maybe_apply_prompt_updates(self, mm_items: MultiModalDataItems, mm_res: Any) -> Any:
+        whole = unpruned(mm_res.prompt_updates)
+        if whole is None:
+            return super()._maybe_apply_prompt_updates(mm_items, mm_res)
+        found = mm_res._replace(prompt_updates=whole)
+        prompt, placed = super()._maybe_apply_prompt_updates(mm_items, found)
+        return shortened_in_prompt(prompt, placed, mm_res.prompt_updates)
 
 
 def _plans(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+from vllm.utils.mistral import is_mistral_tokenizer
+
 from flashvlm_vllm.ipc.item_fields import MOST_WORDS, TurnIds
 from flashvlm_vllm.processing.validation import too_many_words
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
@@ -149,10 +151,19 @@ class QuestionTokens:
         from vllm.renderers.hf import safe_apply_chat_template
 
         apply: Any = safe_apply_chat_template
+        tokenizer = self._info.get_tokenizer()
+        if is_mistral_tokenizer(tokenizer):
+            template: Any = tokenizer.apply_chat_template
+            # Token ids. The first one is left out: only the first turn has it.
+            return user_turn_of(
+                lambda messages: tokenizer.decode(
+                    template(messages, add_generation_prompt=True)[1:]
+                )
+            )
         return user_turn_of(
             lambda messages: apply(
                 self._info.ctx.model_config,
-                self._info.get_tokenizer(),
+                tokenizer,
                 messages,
                 tokenize=False,
                 add_generation_prompt=True,

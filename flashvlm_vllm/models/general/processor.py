@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from PIL import Image
+from vllm.config.multimodal import ImageDummyOptions
 from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import MultiModalDataItems
@@ -82,16 +83,24 @@ class GeneralProcessor(VisualTokenProcessor):
         image = Image.linear_gradient("L").resize(_DRAWN).convert("RGB")
         tokens = {}
         for budget in (None, 0.5):
-            items = self.info.parse_mm_data({"image": [image]}, validate=False)
-            text = self.dummy_inputs.get_dummy_text({"image": 1})
-            prompt = self.info.get_tokenizer().encode(text)
-            given = ProcessorInputs(prompt, items, hf_processor_mm_kwargs={BUDGET: budget})
+            given = self._prompt_about(image)
+            given.hf_processor_mm_kwargs = {BUDGET: budget}
             (placed,) = self.apply(given, TimingContext(enabled=False))["mm_placeholders"]["image"]
             tokens[budget] = placed.get_num_embeds()
         whole, kept = tokens[None], tokens[0.5]
         if kept != TokenCount(whole, whole).kept(0.5):
             return f"of {whole} visual tokens {kept} stayed where half were asked for"
         return None
+
+    def _prompt_about(self, image: Image.Image) -> ProcessorInputs:
+        """Return a prompt with one image."""
+        text = self.dummy_inputs.get_dummy_text({"image": 1})
+        if not text:
+            # Placeholders that no text stands for: the model's own prompt has them.
+            size = ImageDummyOptions(count=1, width=image.width, height=image.height)
+            return self.get_dummy_inputs(0, {"image": 1}, {"image": size})
+        items = self.info.parse_mm_data({"image": [image]}, validate=False)
+        return ProcessorInputs(self.info.get_tokenizer().encode(text), items)
 
     def count_item(
         self, items: Any, number: int, modality: str, arguments: Mapping[str, Any] = NO_ARGUMENTS

@@ -17,6 +17,7 @@ _GROUPS: Final = (
     "llama4",
     "mimo",
     "minicpm",
+    "mistral",
     "molmo",
     "nemotron",
     "omni",

@@ -53,8 +53,7 @@ class Asked:
     ) -> Any:
         """Return a prompt for ``LLM.generate``."""
         return {
-            "prompt": self.entry.prompt(question, images=images),
-            "multi_modal_data": self.entry.data([self.image, self.other][:images]),
+            **self.entry.request(question, [self.image, self.other][:images]),
             **_arguments(budget, own),
         }
 

@@ -31,6 +31,9 @@ class TinyModel:
     """Most images of a prompt; ``None`` if vLLM has no limit."""
     chunks: bool = False
     """Whether vLLM takes images and parts of videos as one kind, vision chunks."""
+    tokens: Callable[[str, Sequence[Image.Image]], list[int]] | None = None
+    """Returns the token ids of a prompt with a question about images; ``None`` if vLLM makes them
+    of the prompt's text."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``vllm.LLM`` in addition to those of all models."""
     prepare: Callable[[], None] = lambda: None
@@ -41,6 +44,13 @@ class TinyModel:
         if not self.chunks:
             return {"image": list(images)}
         return {"vision_chunk": [{"type": "image", "image": image} for image in images]}
+
+    def request(self, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Return a prompt with a question about images, as ``LLM.generate`` takes it."""
+        data = {"multi_modal_data": self.data(images)}
+        if self.tokens is not None:
+            return {"prompt_token_ids": self.tokens(question, images), **data}
+        return {"prompt": self.prompt(question, images=len(images)), **data}
 
     def prompt(self, question: str, images: int = 1, videos: int = 0, clips: int = 0) -> str:
         """Return a prompt with a question about so many images, videos and audio clips."""

@@ -63,11 +63,8 @@ def main() -> int:
     pictures = [photo(name).resize(entry.size) for name in ("astronaut", "cat")]
     asked: dict[str, dict[str, Any]] = {}
     for count in range(1, 1 + min(entry.most_images or 2, 2)):
-        asked[f"{count} images"] = {
-            "prompt": entry.prompt(QUESTION, images=count),
-            "multi_modal_data": entry.data(pictures[:count]),
-        }
-    asked["another image"] = {**asked["1 images"], "multi_modal_data": entry.data(pictures[1:])}
+        asked[f"{count} images"] = entry.request(QUESTION, pictures[:count])
+    asked["another image"] = entry.request(QUESTION, pictures[1:])
     if entry.video is not None:
         frames = np.stack([np.asarray(picture) for picture in pictures for _ in range(2)])
         asked["1 video"] = {
