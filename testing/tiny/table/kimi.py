@@ -16,6 +16,7 @@ from testing.tiny.words import HIDDEN, chat_template, token_id, tokenizer_for
 START, CONTENT, PAD, END = "<|media_start|>", "<|media_content|>", "<|media_pad|>", "<|media_end|>"
 BEGIN: Final = "<|media_begin|>"
 IMAGE_K25: Final = f"{BEGIN}image{CONTENT}{PAD}{END}"
+CHUNK_K25: Final = f"{BEGIN}video{CONTENT}{PAD}{END}"
 PATCH: Final = 14
 PATCHES: Final = 1024
 IMAGE: Final = f"{START}image{CONTENT}{PAD}{END}"
@@ -125,6 +126,7 @@ ENTRIES: Final = (
         "KimiK25ForConditionalGeneration",
         _kimi_k25,
         image=IMAGE_K25,
+        video=CHUNK_K25,
         chunks=True,
         prepare=_show_llvmlite,
     ),
