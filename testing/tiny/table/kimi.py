@@ -85,9 +85,9 @@ def _kimi_k25(folder: Path) -> None:
         vision_start_token_id=token_id(tokenizer, BEGIN),
         vision_end_token_id=token_id(tokenizer, END),
         tie_word_embeddings=False,
-        use_unified_vision_chunk=True,
-        video_placeholder=VIDEO_K25,
     )
+    # As in the published configuration, for vLLM alone.
+    config.use_unified_vision_chunk, config.video_placeholder = True, VIDEO_K25
     config.architectures = ["KimiK25ForConditionalGeneration"]
     config.save_pretrained(folder)
     limits = {
