@@ -69,7 +69,8 @@ def row_of(architecture: str) -> dict[str, Any]:
 
 def about_of(pruned: dict[str, Any]) -> str:
     """Say in words what was found."""
-    items = "images and videos" if "video" in pruned else "images"
+    video = "video chunks" if pruned["chunks"] else "videos"
+    items = f"images and {video}" if "video" in pruned else "images"
     several = "" if pruned["most"] > 1 else ", one per prompt"
     scheme = {0: "consecutive positions", 1: "places kept", 3: "places kept (M-RoPE)"}
     saliency = {True: "saliency from the encoder", False: "without saliency", None: "own saliency"}

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MODALITIES = ("image", "video")
+VISION_CHUNK = "vision_chunk"
+"""Modality of images and parts of videos in models that take both as one."""
+
+MODALITIES = ("image", "video", VISION_CHUNK)
 """Modalities whose tokens are selected, by vLLM's names."""
 
 CLOSED = -1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the processor reports about a prompt's images and videos to the API endpoints."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,17 @@ REPORT = "flashvlm_prompt_report"
 """Key of the ``PromptReport`` in a processed prompt."""
 LAYOUT = "flashvlm_prompt_layout"
 """Key of the ``PromptLayout`` in a processed prompt."""
+
+VIDEO_CHUNK = "video_chunk"
+"""A part of a video that is an item of its own."""
+KINDS = ("image", "video", VIDEO_CHUNK)
+"""What items are to a client."""
+
+
+def shown_kinds(counts: Sequence[ItemCount], *always: str) -> list[str]:
+    """Return the kinds of which a prompt has items, and those that are always shown."""
+    found = {each.modality for each in counts}
+    return [each for each in KINDS if each in found or each in always]
 
 
 class Layout(StrEnum):

@@ -10,6 +10,7 @@ from vllm.multimodal.parse import (
     ImageProcessorItems,
     MultiModalDataItems,
     VideoProcessorItems,
+    VisionChunkProcessorItems,
 )
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
@@ -63,7 +64,7 @@ class TokenCounter:
         if isinstance(given, EmbeddingItems):
             sizes = [given.get_feature_size(index) for index in range(len(given))]
             return [TokenCount(size, size) for size in sizes]
-        if isinstance(given, (ImageProcessorItems, VideoProcessorItems)):
+        if isinstance(given, (ImageProcessorItems, VideoProcessorItems, VisionChunkProcessorItems)):
             return [
                 self._family.count_item(given, index, modality, arguments)
                 for index in range(len(given))

@@ -7,7 +7,7 @@ be found.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +78,8 @@ def _size(item: Any) -> int:
         return item.width * item.height * len(item.getbands())
     if isinstance(item, np.ndarray | Tensor):
         return int(item.nbytes)
+    if isinstance(item, Mapping):  # A vision chunk, or the metadata of a video.
+        return sum(map(_size, item.values()))
     if isinstance(item, Sequence) and not isinstance(item, str):
         return sum(_size(each) for each in item)
-    return 0  # The metadata of a video.
+    return 0

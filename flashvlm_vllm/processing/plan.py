@@ -65,15 +65,13 @@ class ItemPlan:
             gap = dropped if axes == 1 else 0
         return cls(count, allotment, keep, True, gap, dropped)
 
-    def reported(self, modality: str) -> ItemCount:
+    def reported(self, kind: str) -> ItemCount:
         """Return the counts of an item whose size is known, for responses and metrics."""
         assert self.count is not None and self.keep is not None
         own = self.allotment
         if own.budget is None:
-            return ItemCount(self.count.total, self.keep, modality)
-        return ItemCount(
-            self.count.total, self.keep, modality, own.source, own.selector, own.clamped
-        )
+            return ItemCount(self.count.total, self.keep, kind)
+        return ItemCount(self.count.total, self.keep, kind, own.source, own.selector, own.clamped)
 
 
 class PlannedItems(MultiModalDataItems):

@@ -20,7 +20,7 @@ from vllm.multimodal.processing import PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.ipc.explain_request import ExplainItem, ExplainRequest
-from flashvlm_vllm.ipc.item_fields import MODALITIES, ItemRequests, field_names
+from flashvlm_vllm.ipc.item_fields import MODALITIES, VISION_CHUNK, ItemRequests, field_names
 from flashvlm_vllm.ipc.prompt_report import LAYOUT, REPORT, PromptLayout, PromptReport
 from flashvlm_vllm.lru import put_bounded
 from flashvlm_vllm.processing import validation
@@ -37,6 +37,7 @@ from flashvlm_vllm.processing.picture_cache import PictureCache
 from flashvlm_vllm.processing.placeholders import shortened, shortened_in_prompt, unpruned
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 from flashvlm_vllm.processing.question_tokens import QuestionTokens
+from flashvlm_vllm.processing.vision_chunks import by_chunk, kind_of, pictures_of
 from flashvlm_vllm.request.budget import BUDGET, Counts, TokenCount
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.request_budget import RequestBudget
@@ -79,6 +80,7 @@ class VisualTokenProcessor(ItemProcessor):
         """
         request, arguments = validation.checked_arguments(inputs.hf_processor_mm_kwargs)
         request = self.own_request(request, inputs.mm_data_items)
+        request = by_chunk(request, inputs.mm_data_items)
         inputs = without_forged_names(replace(inputs, hf_processor_mm_kwargs=arguments))
         inputs = self._pictures.restored(inputs)
         request, settings = validation.applicable(request, self._settings, inputs.mm_data_items)
@@ -124,11 +126,15 @@ class VisualTokenProcessor(ItemProcessor):
 
         layout = PromptLayout(positions)
         budget = request.budget if request.has_budget else settings.budget
-        planned = [(modality, each) for modality, known in plans.items() for each in known]
+        planned = [
+            (kind_of(inputs.mm_data_items, modality, number), each)
+            for modality, known in plans.items()
+            for number, each in enumerate(known)
+        ]
         has_budget = any(each.allotment.budget is not None for _, each in planned)
         result[LAYOUT] = layout  # type: ignore[literal-required]
         result[REPORT] = PromptReport(  # type: ignore[literal-required]
-            tuple(each.reported(modality) for modality, each in planned if each.count is not None),
+            tuple(each.reported(kind) for kind, each in planned if each.count is not None),
             budget,
             is_default=budget is not None and not request.has_budget,
             selector=(request.selector or settings.default_selector) if has_budget else None,
@@ -225,7 +231,7 @@ class VisualTokenProcessor(ItemProcessor):
                 pictures, size = _pictures(inputs.mm_data_items[modality], number, modality)
                 items.append(
                     ExplainItem(
-                        modality,
+                        kind_of(inputs.mm_data_items, modality, number),
                         each.selection_key.hex(),
                         size.width,
                         size.height,
@@ -374,5 +380,8 @@ def _pictures(items: Any, number: int, modality: str) -> tuple[list[Any], Any]:
     item = items.get(number)
     if modality == "image":
         return [item], items.get_image_size(number)
+    if modality == VISION_CHUNK:
+        frames = pictures_of(item)
+        return frames, frames[0]
     frames = item[0] if isinstance(item, tuple) else item
     return list(frames), VideoProcessorItems([frames]).get_frame_size(0)

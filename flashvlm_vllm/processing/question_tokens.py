@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from flashvlm_vllm.ipc.item_fields import MOST_WORDS, TurnIds
+from flashvlm_vllm.ipc.item_fields import MOST_WORDS, VISION_CHUNK, TurnIds
 from flashvlm_vllm.processing.validation import too_many_words
+from flashvlm_vllm.request.parts import IMAGE
 from flashvlm_vllm.request.question import UserTurn, user_turn_of
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.steering import Steering, item_queries, turns_of_prompt, with_own_queries
@@ -115,7 +116,12 @@ class QuestionTokens:
     def _placeholders(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Return the text that stands for an item in a prompt, by modality."""
         model = self._model_class
-        texts = {each: model.get_placeholder_str(each, 1) for each in counts if counts[each]}
+        texts = {
+            # vLLM's models have texts for what clients send.
+            each: model.get_placeholder_str(IMAGE if each == VISION_CHUNK else each, 1)
+            for each in counts
+            if counts[each]
+        }
         return {modality: text for modality, text in texts.items() if text}
 
     @cached_property

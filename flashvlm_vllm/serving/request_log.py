@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from flashvlm_vllm.ipc.item_fields import MODALITIES
+from flashvlm_vllm.ipc.prompt_report import shown_kinds
 from flashvlm_vllm.request.refusal import Reason
 from flashvlm_vllm.request.request_budget import as_json
 from flashvlm_vllm.serving.request_context import Collected
@@ -52,8 +52,8 @@ def _log(request_id: str | None, collected: Collected) -> None:
         "request_id": request_id,
         "model": collected.model,
         **{
-            f"{modality}s": sum(count.modality == modality for count in counts)
-            for modality in MODALITIES
+            f"{kind}s": sum(count.modality == kind for count in counts)
+            for kind in shown_kinds(counts, "image", "video")
         },
         "total": sum(count.total for count in counts),
         "kept": sum(count.kept for count in counts),

@@ -5,8 +5,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from flashvlm_vllm.ipc.item_fields import MODALITIES
-from flashvlm_vllm.ipc.prompt_report import Layout, PromptLayout
+from flashvlm_vllm.ipc.prompt_report import Layout, PromptLayout, shown_kinds
 from flashvlm_vllm.request.budget import BudgetSource
 from flashvlm_vllm.serving.request_context import Collected, Counts
 
@@ -25,15 +24,13 @@ def summary(counts: Counts, layouts: Sequence[PromptLayout] = ()) -> dict[str, A
         "total": sum(count.total for count in counts),
         "kept": sum(count.kept for count in counts),
     }
-    for modality in MODALITIES:
-        items = [
+    for kind in shown_kinds(counts, "image"):
+        payload[f"{kind}s"] = [
             {"total": count.total, "kept": count.kept}
             | ({} if count.clamped is None else {"clamped": str(count.clamped)})
             for count in counts
-            if count.modality == modality
+            if count.modality == kind
         ]
-        if items or modality == "image":
-            payload[f"{modality}s"] = items
     if any(count.source is BudgetSource.UNDER_LOAD for count in counts):
         payload["under_load"] = True
     if layouts:

@@ -15,12 +15,13 @@ from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from flashvlm_vllm.ipc.explain_request import Placed
-from flashvlm_vllm.ipc.item_fields import MODALITIES, field_name
+from flashvlm_vllm.ipc.item_fields import MODALITIES, VISION_CHUNK, field_name
 from flashvlm_vllm.lru import put_bounded
 from flashvlm_vllm.models.general.inputs import layout_of
 from flashvlm_vllm.models.general.placeholder import Placeholder
 from flashvlm_vllm.processing.family import NO_ARGUMENTS
 from flashvlm_vllm.processing.processor import VisualTokenProcessor
+from flashvlm_vllm.processing.vision_chunks import image_data
 from flashvlm_vllm.request.budget import BUDGET, TokenCount
 from flashvlm_vllm.request.read_request import VisualRequest
 from flashvlm_vllm.request.refusal import Reason, Refusal
@@ -80,26 +81,29 @@ class GeneralProcessor(VisualTokenProcessor):
                 self._checking = None
 
     def _error_of_one_prune(self) -> str | None:
-        image = Image.linear_gradient("L").resize(_DRAWN).convert("RGB")
+        drawn = self._data_of(Image.linear_gradient("L").resize(_DRAWN).convert("RGB"))
+        (modality,) = drawn
         tokens = {}
         for budget in (None, 0.5):
-            given = self._prompt_about(image)
+            given = self._prompt_about(drawn)
             given.hf_processor_mm_kwargs = {BUDGET: budget}
-            (placed,) = self.apply(given, TimingContext(enabled=False))["mm_placeholders"]["image"]
+            result = self.apply(given, TimingContext(enabled=False))
+            (placed,) = result["mm_placeholders"][modality]
             tokens[budget] = placed.get_num_embeds()
         whole, kept = tokens[None], tokens[0.5]
         if kept != TokenCount(whole, whole).kept(0.5):
             return f"of {whole} visual tokens {kept} stayed where half were asked for"
         return None
 
-    def _prompt_about(self, image: Image.Image) -> ProcessorInputs:
-        """Return a prompt with one image."""
-        text = self.dummy_inputs.get_dummy_text({"image": 1})
+    def _prompt_about(self, data: Mapping[str, Any]) -> ProcessorInputs:
+        """Return a prompt with one image, given as vLLM takes it."""
+        (modality,) = data
+        text = self.dummy_inputs.get_dummy_text({modality: 1})
         if not text:
             # Placeholders that no text stands for: the model's own prompt has them.
-            size = ImageDummyOptions(count=1, width=image.width, height=image.height)
-            return self.get_dummy_inputs(0, {"image": 1}, {"image": size})
-        items = self.info.parse_mm_data({"image": [image]}, validate=False)
+            size = ImageDummyOptions(count=1, width=_DRAWN[0], height=_DRAWN[1])
+            return self.get_dummy_inputs(0, {modality: 1}, {modality: size})
+        items = self.info.parse_mm_data(data, validate=False)
         return ProcessorInputs(self.info.get_tokenizer().encode(text), items)
 
     def count_item(
@@ -115,9 +119,14 @@ class GeneralProcessor(VisualTokenProcessor):
         self, width: int, height: int, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> TokenCount:
         """Count the visual tokens of an image of this size, of which a blank one is processed."""
-        items = self.info.parse_mm_data({"image": [Image.new("RGB", (width, height))]})["image"]
-        total = self._whole(items, 0, "image", arguments)[0].tokens
+        data = self._data_of(Image.new("RGB", (width, height)))
+        (modality,) = data
+        items = self.info.parse_mm_data(data)[modality]
+        total = self._whole(items, 0, modality, arguments)[0].tokens
         return TokenCount(total, total)
+
+    def _data_of(self, image: Image.Image) -> dict[str, list[Any]]:
+        return image_data(image, in_chunks=VISION_CHUNK in self.info.supported_mm_limits)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:
         """Shorten each run of visual tokens to its share; the text between runs is kept."""

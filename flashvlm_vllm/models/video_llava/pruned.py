@@ -12,7 +12,6 @@ from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flashvlm_vllm.ipc.explain_request import Placed
-from flashvlm_vllm.ipc.item_fields import MODALITIES
 from flashvlm_vllm.models.layouts.crops import CropModel
 from flashvlm_vllm.models.layouts.regions import cropped
 from flashvlm_vllm.models.video_llava.architecture import (
@@ -65,7 +64,7 @@ class PrunedVideoLlava(CropModel, VideoLlavaForConditionalGeneration):
     @cached_property
     def _salient_towers(self) -> dict[str, SalientTower]:
         # A tower does not exist if its modality is limited to 0 items.
-        towers = {modality: getattr(self, f"{modality}_tower") for modality in MODALITIES}
+        towers = {modality: getattr(self, f"{modality}_tower") for modality in ("image", "video")}
         return {
             modality: SalientTower(tower, self.config)
             for modality, tower in towers.items()

@@ -59,10 +59,10 @@ class Asked:
 
     def video(self, budget: Any = None, **own: Any) -> Any:
         """Return a prompt with a video of four frames."""
-        frames = np.stack([np.asarray(self.image.rotate(90 * turn)) for turn in range(4)])
+        frames = [self.image.rotate(90 * turn) for turn in range(4)]
         return {
             "prompt": self.entry.prompt("What is it?", images=0, videos=1),
-            "multi_modal_data": {"video": [(frames, FRAMES)]},
+            "multi_modal_data": self.entry.clip(frames, FRAMES),
             **_arguments(budget, own),
         }
 
@@ -145,7 +145,7 @@ def record(architecture: str, *, is_pruning: bool) -> dict[str, Any]:
     """Run the battery's requests on one engine."""
     entry = TABLE[architecture]
     ask = Asked(entry)
-    found: dict[str, Any] = {"most": ask.most}
+    found: dict[str, Any] = {"most": ask.most, "chunks": entry.chunks}
     with ask.positions() as seen:
         (found["whole"],) = ask(ask.request())
     found["whole positions"] = of_prompt(seen, found["whole"])

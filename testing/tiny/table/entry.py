@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 
@@ -20,7 +21,7 @@ class TinyModel:
     image: str
     """Text of one image in a prompt."""
     video: str | None = None
-    """Text of one video in a prompt; ``None`` if vLLM's model has no videos."""
+    """Text of one video in a prompt, or of a chunk; ``None`` if vLLM's model has no videos."""
     audio: str | None = None
     """Text of one audio clip in a prompt; ``None`` if the entry has none."""
     template: str = "USER: {items}\n{question} ASSISTANT:"
@@ -51,6 +52,12 @@ class TinyModel:
         if self.tokens is not None:
             return {"prompt_token_ids": self.tokens(question, images), **data}
         return {"prompt": self.prompt(question, images=len(images)), **data}
+
+    def clip(self, frames: Sequence[Image.Image], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a video of a prompt as vLLM takes it: with metadata, or as one vision chunk."""
+        if not self.chunks:
+            return {"video": [(np.stack([np.asarray(each) for each in frames]), metadata)]}
+        return {"vision_chunk": [{"type": "video_chunk", "video_chunk": list(frames)}]}
 
     def prompt(self, question: str, images: int = 1, videos: int = 0, clips: int = 0) -> str:
         """Return a prompt with a question about so many images, videos and audio clips."""

@@ -16,6 +16,8 @@ from testing.tiny.words import HIDDEN, chat_template, token_id, tokenizer_for
 START, CONTENT, PAD, END = "<|media_start|>", "<|media_content|>", "<|media_pad|>", "<|media_end|>"
 BEGIN: Final = "<|media_begin|>"
 IMAGE_K25: Final = f"{BEGIN}image{CONTENT}{PAD}{END}"
+VIDEO_K25: Final = "<|kimi_k25_video_placeholder|>"
+CHUNK_K25: Final = f"{BEGIN}video{CONTENT}{PAD}{END}"
 PATCH: Final = 14
 PATCHES: Final = 1024
 IMAGE: Final = f"{START}image{CONTENT}{PAD}{END}"
@@ -65,7 +67,7 @@ def _kimi_vl(folder: Path) -> None:
 
 
 def _kimi_k25(folder: Path) -> None:
-    tokenizer = tokenizer_for(chat_template(IMAGE_K25), (BEGIN, CONTENT, PAD, END))
+    tokenizer = tokenizer_for(chat_template(IMAGE_K25, VIDEO_K25), (BEGIN, CONTENT, PAD, END))
     tokenizer.save_pretrained(folder)
     config = Kimi_K25Config(
         vision_config={
@@ -84,6 +86,8 @@ def _kimi_k25(folder: Path) -> None:
         vision_end_token_id=token_id(tokenizer, END),
         tie_word_embeddings=False,
     )
+    # As in the published configuration, for vLLM alone.
+    config.use_unified_vision_chunk, config.video_placeholder = True, VIDEO_K25
     config.architectures = ["KimiK25ForConditionalGeneration"]
     config.save_pretrained(folder)
     limits = {
@@ -125,6 +129,7 @@ ENTRIES: Final = (
         "KimiK25ForConditionalGeneration",
         _kimi_k25,
         image=IMAGE_K25,
+        video=CHUNK_K25,
         chunks=True,
         prepare=_show_llvmlite,
     ),

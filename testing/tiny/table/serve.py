@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-import numpy as np
-
 from testing.photo import photo
 from testing.tiny.llava import build_once
 from testing.tiny.table.all import TABLE
@@ -66,10 +64,10 @@ def main() -> int:
         asked[f"{count} images"] = entry.request(QUESTION, pictures[:count])
     asked["another image"] = entry.request(QUESTION, pictures[1:])
     if entry.video is not None:
-        frames = np.stack([np.asarray(picture) for picture in pictures for _ in range(2)])
+        frames = [picture for picture in pictures for _ in range(2)]
         asked["1 video"] = {
             "prompt": entry.prompt(QUESTION, images=0, videos=1),
-            "multi_modal_data": {"video": [(frames, FRAMES)]},
+            "multi_modal_data": entry.clip(frames, FRAMES),
         }
     for name, prompt in asked.items():
         (output,) = llm.generate([prompt], greedy, use_tqdm=False)
