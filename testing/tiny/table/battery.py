@@ -123,7 +123,9 @@ class Asked:
 
         def hook(module: Any, inputs: Any, named: Any) -> None:
             positions = inputs[0] if inputs else named["positions"]
-            seen.append(positions.view(-1, positions.shape[-1]).tolist())
+            step = positions.view(-1, positions.shape[-1]).tolist()
+            if not seen or seen[-1] != step:  # Layers share the module.
+                seen.append(step)
 
         handles = [each.register_forward_pre_hook(hook, with_kwargs=True) for each in rotary[:1]]
         try:
