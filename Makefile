@@ -22,7 +22,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock wheel-check bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock wheel-check bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy figures train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ soak: setup ## run an hour of load with faulty clients, then fault tests (takes 
 
 accuracy: setup ## measure the accuracy of the small VLM by selector and budget (hours)
 	@$(BIN)/python -m benchmarks.accuracy.run
+
+figures: setup ## run all CPU benchmarks whose figures are not of this commit's code (hours; resumes)
+	@$(BIN)/python -m scripts.figures
 
 train: setup ## train the small VLM (hours; resumes after an interruption)
 	@$(BIN)/python -m small_vlm.train

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks on one commit: what is left runs, what is done does not, a failure is not noted."""
+
+import json
+from pathlib import Path
+
+from benchmarks.__main__ import benchmarks
+from scripts.figures import LEDGER, ROOT, STEPS, Step, git, is_this_code, left, measure, read
+
+ELSEWHERE = {"gpu", "public", "overview"}
+"""On a GPU, with public weights, or made of other results."""
+
+
+def test_every_benchmark_of_a_cpu_is_a_step_and_every_command_exists() -> None:
+    commands = [each.command.split()[0] for each in STEPS]
+    assert {f"benchmarks.{name}.run" for name in set(benchmarks()) - ELSEWHERE} <= set(commands)
+    for command in commands:
+        assert (ROOT / f"{command.replace('.', '/')}.py").is_file()
+    assert set(read(LEDGER)) <= {each.name for each in STEPS}
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_new_commit_starts_again(tmp_path: Path) -> None:
+    ledger = tmp_path / "figures.json"
+    steps = [Step(name, name, 1) for name in ("first", "broken", "last")]
+    ran: list[str] = []
+
+    def run(command: str) -> int:
+        ran.append(command)
+        return int(command == "broken" and ran.count(command) == 1)
+
+    def at(commit: str) -> list[str]:
+        def is_done(other: str | None) -> bool:
+            return other == commit
+
+        return measure(steps, ledger, commit, is_done=is_done, run=run)
+
+    assert at("a") == ["broken"]
+    assert set(json.loads(ledger.read_text())) == {"first", "last"}
+    assert at("a") == []
+    assert ran == ["first", "broken", "last", "broken"]
+    assert at("b") == []
+    assert ran[4:] == ["first", "broken", "last"]
+    assert {each["commit"] for each in read(ledger).values()} == {"b"}
+    assert left(steps, read(ledger), lambda commit: commit == "b") == []
+
+
+def test_figures_of_a_commit_with_other_code_are_not_of_this_code() -> None:
+    assert not is_this_code(None)
+    assert not is_this_code("no-such-commit")
+    head = git("rev-parse", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "flashvlm_vllm", "small_vlm").returncode != 0
+    assert is_this_code(head) != changed
