@@ -74,7 +74,9 @@ def serve_command(text: str) -> tuple[str, ...] | None:
     lines = [line for line in lines if line and not line.startswith("#")]
     if len(lines) != 1 or not lines[0].startswith("vllm serve "):
         return None
-    words = list(shlex.shlex(lines[0], posix=True, punctuation_chars=True))
+    lexer = shlex.shlex(lines[0], posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True  # else "128:8" is three words
+    words = list(lexer)
     if words[-1] == "&":
         words.pop()
     # A second command or a pipe: not a server alone.
