@@ -97,7 +97,7 @@ class GeneralProcessor(VisualTokenProcessor):
         text = self.dummy_inputs.get_dummy_text({"image": 1})
         if not text:
             # Placeholders that no text stands for: the model's own prompt has them.
-            size = ImageDummyOptions(count=1, width=image.width, height=image.height)
+            size = ImageDummyOptions(1, width=image.width, height=image.height)
             return self.get_dummy_inputs(0, {"image": 1}, {"image": size})
         items = self.info.parse_mm_data({"image": [image]}, validate=False)
         return ProcessorInputs(self.info.get_tokenizer().encode(text), items)
