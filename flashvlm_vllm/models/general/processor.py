@@ -101,7 +101,7 @@ class GeneralProcessor(VisualTokenProcessor):
         text = self.dummy_inputs.get_dummy_text({modality: 1})
         if not text:
             # Placeholders that no text stands for: the model's own prompt has them.
-            size = ImageDummyOptions(count=1, width=_DRAWN[0], height=_DRAWN[1])
+            size = ImageDummyOptions(1, width=_DRAWN[0], height=_DRAWN[1])
             return self.get_dummy_inputs(0, {modality: 1}, {modality: size})
         items = self.info.parse_mm_data(data, validate=False)
         return ProcessorInputs(self.info.get_tokenizer().encode(text), items)
