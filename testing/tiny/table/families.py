@@ -43,7 +43,7 @@ def _entry(
 ENTRIES = (
     _entry("LlavaForConditionalGeneration", build_llava, **_LLAVA),
     _entry("Mistral3ForConditionalGeneration", build_mistral3, image=PIXTRAL_IMAGE),
-    _entry("GLM4VForCausalLM", glm4v.build_glm4v, image=glm4v.PLACEHOLDER),
+    _entry("GLM4VForCausalLM", glm4v.build_glm4v, image=glm4v.PLACEHOLDER, most_images=1),
     _entry(
         "Glm4vForConditionalGeneration",
         glm4_1v.build_glm4_1v,
@@ -57,7 +57,13 @@ ENTRIES = (
         image=internvl.CONTEXT,
         video=internvl.VIDEO,
     ),
-    _entry("InternVLChatModel", internvl.build_internvl, video="<video>", **_LLAVA),
+    _entry(
+        "InternVLChatModel",
+        internvl.build_internvl,
+        {"trust_remote_code": True},
+        video="<video>",
+        **_LLAVA,
+    ),
     _entry("Qwen2VLForConditionalGeneration", lambda folder: build_qwen_vl(folder, "2"), **_QWEN),
     _entry(
         "Qwen2_5_VLForConditionalGeneration", lambda folder: build_qwen_vl(folder, "2.5"), **_QWEN
