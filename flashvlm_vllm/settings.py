@@ -83,6 +83,8 @@ class ServerSettings:
     no_llm_selectors: str | None = None
     """Why selectors that use the language model are refused; ``None`` if they can be used.
     Determined from the engine's configuration."""
+    model_may_fail: bool = False
+    """Whether no test has shown that the general adapter works with the model."""
 
     @classmethod
     def parse(cls, given: Mapping[str, object]) -> "ServerSettings":

@@ -90,6 +90,13 @@ def is_general(architecture: str) -> bool:
     return classes().get(architecture, "").startswith(GENERAL_CLASSES)
 
 
+def may_fail(architecture: str) -> bool:
+    """Return whether no test has shown that the general adapter works with an architecture."""
+    row = rows().get(architecture)
+    is_shown = row is not None and row.adapter == "general" and row.is_tested
+    return is_general(architecture) and not is_shown
+
+
 def covers(model_config: Any) -> bool:
     """Return whether budgets apply to a model, given vLLM's ``ModelConfig``.
 

@@ -136,7 +136,7 @@ async def _explain(
         "kept": sum(item.count.kept(item.budget) for item in asked.items),
         "items": await asyncio.to_thread(_items, asked, records, request.budgets),
     }
-    return await selector_failures.checked(answer, collected.third_party_items, handler)
+    return await selector_failures.checked(answer, collected.fallible_items, handler)
 
 
 def _explain_request(collected: request_context.Collected) -> ExplainRequest | None:

@@ -59,7 +59,7 @@ class PromptReport:
     """Whether the budget is the server's default, not the request's."""
     selector: str | None = None
     """The request's selector or the server's, if there is a budget."""
-    third_party_items: tuple[str, ...] = ()
+    fallible_items: tuple[str, ...] = ()
     """Selection keys, in hexadecimal, of items that a selector of another package selects from.
     Only the worker knows whether that succeeded."""
     explain: ExplainRequest | None = None

@@ -138,7 +138,7 @@ class VisualTokenProcessor(ItemProcessor):
             budget,
             is_default=budget is not None and not request.has_budget,
             selector=(request.selector or settings.default_selector) if has_budget else None,
-            third_party_items=self._third_party_items(result, plans),
+            fallible_items=self._fallible_items(result, plans),
             explain=self._explain(request, budget, words, inputs, plans),
             layout=layout if is_pruned else None,
         )
@@ -190,10 +190,10 @@ class VisualTokenProcessor(ItemProcessor):
         steering = request.steering or self._settings.default_steering
         return self._question_tokens.of_items(request, steering, prompt, counts)
 
-    def _third_party_items(
+    def _fallible_items(
         self, result: Any, plans: Mapping[str, Sequence[ItemPlan]]
     ) -> tuple[str, ...]:
-        """Return the selection keys of pruned items whose selector is not built in.
+        """Return the selection keys of pruned items whose selector or model may fail.
 
         An item in vLLM's cache is not processed again, so its key is looked up.
         """
@@ -201,7 +201,7 @@ class VisualTokenProcessor(ItemProcessor):
         for modality, known in plans.items():
             names = result["mm_hashes"].get(modality, ())
             for name, plan in zip(names, known, strict=False):
-                if plan.allotment.selector in BUILT_IN:
+                if plan.allotment.selector in BUILT_IN and not self._settings.model_may_fail:
                     continue
                 if plan.selection_key is not None:
                     with self._lock:

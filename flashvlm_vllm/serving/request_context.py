@@ -25,7 +25,7 @@ class Collected:
     counts: Counts = field(default_factory=list)
     layouts: list[PromptLayout] = field(default_factory=list)
     """Layouts of the prompts with pruned items; final when a prompt is sent to the engine."""
-    third_party_items: list[str] = field(default_factory=list)
+    fallible_items: list[str] = field(default_factory=list)
     """Selection keys of items whose selection may have failed in the worker."""
     model: str | None = None
     """The served model's name; ``None`` until a prompt is rendered."""
@@ -84,7 +84,7 @@ def record_prompts(model: str, reports: Sequence[PromptReport], seconds: float) 
         collected.counts.extend(each.counts)
         if each.layout is not None:
             collected.layouts.append(each.layout)
-        collected.third_party_items.extend(each.third_party_items)
+        collected.fallible_items.extend(each.fallible_items)
         collected.latest = each
     return True
 

@@ -27,7 +27,7 @@ async def _create_answer(
     with request_context.collecting() as collected:
         try:
             answer = await retry.retry_lost_pixels(make, again, lambda: bool(collected.counts))
-            answer = await selector_failures.checked(answer, collected.third_party_items, handler)
+            answer = await selector_failures.checked(answer, collected.fallible_items, handler)
         finally:
             request_log.log_request(request, raw_request, collected)
     return usage.annotated(answer, collected)

@@ -10,7 +10,7 @@ from flashvlm_vllm.position_scheme import axes_of
 from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.request.visual_positions import VisualPositions
 from flashvlm_vllm.settings import ENGINE_SETTINGS, ServerSettings, set_settings, settings_of
-from flashvlm_vllm.supported_models import covers, is_general, rows, why_not_covered
+from flashvlm_vllm.supported_models import covers, is_general, may_fail, rows, why_not_covered
 from flashvlm_vllm.vllm_compat.wrap import Entry, Wrap
 
 FROM_COMMAND_LINE: Final = "_flashvlm_from_command_line"
@@ -105,6 +105,7 @@ def _set_facts(config: Any) -> None:
         settings_of(model_config),
         position_axes=axes_of(model_config),
         no_llm_selectors=why_not_used(config),
+        model_may_fail=may_fail(model_config.architecture),
     )
     default = settings.default_selector
     if settings.no_llm_selectors is not None and find_selector(default).uses_llm:

@@ -8,6 +8,7 @@ from torch import Tensor
 from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 
+from flashvlm_vllm.request.selector_name import SELECTOR
 from flashvlm_vllm.selection import (
     Selection,
     Selector,
@@ -139,7 +140,7 @@ def _run(
             try:
                 selections.append(run_selector(name, selector, own, trusted=trusted))
             except SelectorError as error:
-                SELECTOR_FAILURES.add(key.hex(), str(error))
+                SELECTOR_FAILURES.add(key.hex(), f"{SELECTOR}: {error}")
                 logger.error("flashvlm: selector %s; its request fails", error)
                 selections.append(stand_in(selector, own))
         return selections

@@ -40,6 +40,8 @@ class ImageFeatures:
     """``(K, N)`` float32, attention received."""
     keys: Tensor | None
     """``(K, N, H, d)`` attention keys; ``None`` unless a selector uses them."""
+    error: str | None = None
+    """Why the model did not give usable features; these are zeros, and the request fails."""
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -21,7 +21,7 @@ from vllm.lora.layers import VocabParallelEmbeddingWithLoRA
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from flashvlm_vllm.ipc.item_fields import MOST_WORDS, ItemRequests
-from flashvlm_vllm.request.budget import spread_budget
+from flashvlm_vllm.request.budget import BUDGET, spread_budget
 from flashvlm_vllm.selection import LanguageAttention, Selection, Selector
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.selection.workspace import workspace_bytes
@@ -37,6 +37,7 @@ from flashvlm_vllm.worker.language_attention import pass_bytes
 from flashvlm_vllm.worker.lora import adapted_embeddings, without_adapters
 from flashvlm_vllm.worker.positioned_model import PositionedModel
 from flashvlm_vllm.worker.question_attention import QuestionAttention
+from flashvlm_vllm.worker.selector_failures import SELECTOR_FAILURES
 from flashvlm_vllm.worker.uncompiled import uncompiled
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers
@@ -260,6 +261,9 @@ class PrunedModel(PositionedModel, ABC):
                 return self.encode([items[row] for row in missing], with_keys=with_keys)
 
         features = self.feature_cache.features_of(requests.item_keys, encode, with_keys=with_keys)
+        for own, key in zip(features, requests.selection_keys, strict=True):
+            if own.error is not None:
+                SELECTOR_FAILURES.add(key.hex(), f"{BUDGET}: {own.error}")
         parts = [
             self.parts(item, own, find_selector(name))
             for item, own, name in zip(items, features, requests.selectors, strict=True)

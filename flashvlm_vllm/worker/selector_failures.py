@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records which items a selector failed on, so that the API process can fail their requests."""
+"""Records for which items a selector or the model failed, so that their requests can fail."""
 
 from collections.abc import Iterable
 

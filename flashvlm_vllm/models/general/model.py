@@ -25,6 +25,7 @@ from flashvlm_vllm.models.general.processor import INPUTS, PLACEHOLDER
 from flashvlm_vllm.models.general.saliency import Call, LastAttention
 from flashvlm_vllm.position_scheme import AXES
 from flashvlm_vllm.selection import Selector
+from flashvlm_vllm.settings import settings_of
 from flashvlm_vllm.worker.candidates import Item, Part
 from flashvlm_vllm.worker.feature_cache import ImageFeatures
 from flashvlm_vllm.worker.kept import Kept
@@ -59,6 +60,8 @@ class GeneralModel(PrunedModel):
         # The images of a call are divided over the ranks, so no rank sees all patches.
         self._sees_patches = multimodal.mm_encoder_tp_mode != "data"
         self._embedding_width = vllm_config.model_config.get_inputs_embeds_size()
+        self._dtype: Any = vllm_config.model_config.dtype
+        self._may_fail = settings_of(vllm_config.model_config).model_may_fail
 
     def read_items(self, modality: str, kwargs: dict[str, Any]) -> list[Item]:
         """Split the model inputs into those of each item."""
@@ -76,11 +79,11 @@ class GeneralModel(PrunedModel):
         kwargs = inputs.together([each.layout.inputs for each in items])
         if not self._last_attention.is_known:
             with self._last_attention.learn():
-                self._rows(kwargs)
+                self._usable_rows(items, kwargs)
         with self._last_attention.listen() as calls:
-            rows = self._rows(kwargs)
+            rows, errors = self._usable_rows(items, kwargs)
         sizes = [len(each) for each in rows]
-        known = self._saliency(calls, sizes) if self._sees_patches else None
+        known = None if any(errors) or not self._sees_patches else self._saliency(calls, sizes)
         saliency = known or [own.new_ones(len(own), dtype=torch.float32) for own in rows]
         return [
             ImageFeatures(
@@ -88,9 +91,40 @@ class GeneralModel(PrunedModel):
                 own[None],
                 attended[None],
                 own[None, :, None, : self._embedding_width] if with_keys else None,
+                error,
             )
-            for own, attended in zip(rows, saliency, strict=True)
+            for own, attended, error in zip(rows, saliency, errors, strict=True)
         ]
+
+    def _usable_rows(
+        self, items: Sequence[Item], kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[str | None]]:
+        """Return the embeddings of each item; zeros, and the reason, where they cannot be used.
+
+        Checked on untested models only, so that their encoders cost no other request anything.
+        """
+        if not self._may_fail:
+            return self._rows(kwargs), [None] * len(items)
+        try:
+            rows = self._rows(kwargs)
+            reasons = [why_not_usable(*each) for each in zip(items, rows, strict=True)]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            logger.warning("flashvlm: encoding failed", exc_info=True)
+            rows = [torch.empty(0)] * len(items)
+            reasons = [f"the model's encoder failed ({type(error).__name__}: {error})"] * len(items)
+        usable = [
+            own if reason is None else self._zeros(item.tokens)
+            for item, own, reason in zip(items, rows, reasons, strict=True)
+        ]
+        return usable, reasons
+
+    def _zeros(self, tokens: int) -> Tensor:
+        modules: Any = self
+        weight: Tensor = next(modules.parameters())
+        width = max(self._width, self._embedding_width)
+        return torch.zeros(tokens, width, dtype=self._dtype, device=weight.device)
 
     def _saliency(self, calls: Sequence[Call], sizes: Sequence[int]) -> list[Tensor] | None:
         try:
@@ -268,3 +302,12 @@ class GeneralModel(PrunedModel):
             line = np.arange(len(whole.ids), dtype=np.int64)
             return np.repeat(line[:, None], AXES, axis=1), len(line)
         return every[1:-1] - base, int(every[-1].max()) - base
+
+
+def why_not_usable(item: Item, rows: Tensor) -> str | None:
+    """Return why a model's embeddings ``(n, D)`` of an item cannot be used, or ``None``."""
+    if len(rows) != item.tokens:
+        return f"the model's encoder returned {len(rows)} rows for {item.tokens} visual tokens"
+    with gpu_sync_allowed():
+        is_finite = bool(rows.isfinite().all())
+    return None if is_finite else "the model's encoder returned values that are not finite"

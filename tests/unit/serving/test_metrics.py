@@ -139,13 +139,13 @@ def test_refusal_reasons_are_valid_label_values() -> None:
 
 
 def test_prompt_reports_are_recorded_for_the_current_request() -> None:
-    report = PromptReport((ItemCount(576, 64),), 64, selector="flashvlm", third_party_items=("ab",))
+    report = PromptReport((ItemCount(576, 64),), 64, selector="flashvlm", fallible_items=("ab",))
     assert not request_context.record_prompts("m", [report], 1.0)  # only rendered
     with request_context.collecting() as collected:
         assert request_context.record_prompts("m", [report, report], 0.5)
         assert request_context.record_prompts("m", [], 0.25)
         request_context.record_refusal(Reason.SELECTOR_FAILED)
     assert collected.counts == [ItemCount(576, 64)] * 2
-    assert collected.third_party_items == ["ab", "ab"]
+    assert collected.fallible_items == ["ab", "ab"]
     assert (collected.latest, collected.seconds) == (report, 0.75)
     assert collected.refused is Reason.SELECTOR_FAILED
