@@ -17,6 +17,7 @@ from benchmarks.overview.figures import (
     speeds,
 )
 from benchmarks.overview.plot import PICTURE, draw
+from flashvlm_vllm.supported_models import rows
 from flashvlm_vllm.vllm_compat.ledger import as_table
 from tests.docs.markdown import DOCS, README
 
@@ -77,3 +78,8 @@ def test_the_compatibility_page_lists_the_wraps_of_the_ledger() -> None:
     found = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n<!-- {mark}: end -->", page, re.DOTALL)
     assert found is not None
     assert found[1] == as_table()
+
+
+def test_the_readme_counts_the_tested_architectures() -> None:
+    counted = sum(row.is_tested and row.adapter != "none" for row in rows().values())
+    assert f"[{counted} architectures](docs/users/architectures.md)" in README.read_text()
