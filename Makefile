@@ -15,6 +15,8 @@ UPGRADE ?=
 
 # Number of test processes, each on one core.
 TEST_PROCESSES ?= 2
+# Files in their order, because pytest-xdist would leave those with few, long tests to the end.
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # vLLM releases for test-versions (empty: all supported ones) and for check-release.
 RELEASES ?=
@@ -37,10 +39,10 @@ demo: setup ## run the demo: answers and times with and without a budget, on thi
 	@$(BIN)/python -m demo
 
 test: setup lint types ## run lint, type checks and all quick tests
-	@$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(IN_PARALLEL)
 
 test-slow: setup ## run the slow tests
-	@$(BIN)/python -m pytest -m "slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(IN_PARALLEL)
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu

@@ -167,6 +167,7 @@ def plain(engine: Engine) -> Tokens:
     return kept_of(engine)
 
 
+@pytest.mark.slow
 def test_the_kept_tokens_do_not_depend_on_an_adapter(
     start_engine: StartEngine, clip_llava: Path, plain: Tokens, tmp_path: Path
 ) -> None:

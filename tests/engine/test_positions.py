@@ -234,7 +234,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("chunk", [4096, 200])
+@pytest.mark.parametrize("chunk", [4096, pytest.param(200, marks=pytest.mark.slow)])
 def test_without_a_budget_answers_equal_stock_bit_for_bit(clip_llava: Path, chunk: int) -> None:
     def answers(plugins: str, **own: Any) -> Any:
         result = subprocess.run(

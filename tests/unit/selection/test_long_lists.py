@@ -55,7 +55,14 @@ def tokens_of(count: int, budget: int, columns: int = 128, width: int = 32) -> V
 
 @pytest.mark.parametrize(
     ("count", "budget"),
-    [(4096, 600), (12_000, 1), (12_000, 2), (12_000, 900), (12_000, 5_000), (12_000, 11_999)],
+    [
+        (4096, 600),
+        (12_000, 1),
+        (12_000, 2),
+        (12_000, 900),
+        pytest.param(12_000, 5_000, marks=pytest.mark.slow),
+        pytest.param(12_000, 11_999, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_selector_keeps_the_exact_count_within_its_memory_bound(
