@@ -15,8 +15,8 @@ UPGRADE ?=
 
 # Number of test processes, each on one core.
 TEST_PROCESSES ?= 2
-# Files in their order, because pytest-xdist would leave those with few, long tests to the end.
-IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# A file stays in one process, because its tests share engines.
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadfile
 
 # vLLM releases for test-versions (empty: all supported ones) and for check-release.
 RELEASES ?=
