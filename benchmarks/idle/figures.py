@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from benchmarks.measuring.pairs import TOLERANCE, interval
+from benchmarks.measuring.pairs import TOLERANCE, interval, is_within
 from benchmarks.measuring.report import Mark, marks_table, table
 
 Run = Mapping[str, float]
@@ -46,9 +46,10 @@ class Ratio:
     @property
     def verdict(self) -> Verdict:
         """Judge the whole interval: all of it beyond 2 % is slower, none of it is not."""
-        if self.low > TOLERANCE:
-            return "slower"
-        return "not slower" if self.high <= TOLERANCE else "undecided"
+        verdicts: dict[bool | None, Verdict] = {
+            False: "slower", True: "not slower", None: "undecided",
+        }  # fmt: skip
+        return verdicts[is_within((self.low, self.high))]
 
 
 def ratio(server: str, figure: str, other: Sequence[Run], stock: Sequence[Run]) -> Ratio:

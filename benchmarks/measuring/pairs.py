@@ -34,6 +34,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return sorted(values)[cut], sorted(values)[count - 1 - cut]
 
 
+def is_within(ends: tuple[float, float], limit: float = TOLERANCE) -> bool | None:
+    """Return whether an interval is below a limit; ``None`` if the limit is inside it."""
+    low, high = ends
+    return False if low > limit else True if high <= limit else None
+
+
 @dataclass(frozen=True)
 class Compared:
     """Ratios of pairs that were measured one right after the other."""

@@ -4,7 +4,7 @@
 import statistics
 from typing import Final
 
-from benchmarks.measuring.pairs import TOLERANCE, Compared, compare
+from benchmarks.measuring.pairs import TOLERANCE, Compared, compare, is_within
 from benchmarks.measuring.report import Mark, marks_table, table
 
 FIGURES: Final = {"seconds": "seconds to start", "mib": "peak of resident memory, MiB"}
@@ -17,8 +17,7 @@ def marks(runs: Runs) -> list[Mark]:
     found = []
     for figure, label in FIGURES.items():
         compared = ratio(runs, figure)
-        low, high = compared.interval or (0.0, float("inf"))
-        met = False if low > TOLERANCE else True if high <= TOLERANCE else None
+        met = None if compared.interval is None else is_within(compared.interval)
         found.append(
             Mark(
                 f"flashvlm / stock, {label}: at most {TOLERANCE - 1:.0%} more",

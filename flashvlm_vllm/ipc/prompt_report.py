@@ -60,8 +60,8 @@ class PromptReport:
     selector: str | None = None
     """The request's selector or the server's, if there is a budget."""
     fallible_items: tuple[str, ...] = ()
-    """Selection keys, in hexadecimal, of items that a selector of another package selects from.
-    Only the worker knows whether that succeeded."""
+    """Selection keys, in hexadecimal, of items whose selection may fail: the selector is of another
+    package, or the model is untested. Only the worker knows whether it succeeded."""
     explain: ExplainRequest | None = None
     """Set if the selection is to be explained and something is selected."""
     layout: PromptLayout | None = None

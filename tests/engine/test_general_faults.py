@@ -20,7 +20,7 @@ from tests.engine.test_server import Client, conversation, text_of
 pytestmark = pytest.mark.slow
 
 SOURCE = '''
-"""Breaks what LLaVA's encoder returns, by the image's brightness."""
+"""Breaks what LLaVA's encoder returns, by the brightness of the darkest image."""
 
 def register():
     from flashvlm_vllm.models.general.model import GeneralModel
@@ -28,7 +28,7 @@ def register():
     stock = GeneralModel._rows
 
     def rows(self, kwargs):
-        level = int(kwargs["pixel_values"].mean().add(1.8).mul(4))
+        level = int(kwargs["pixel_values"].flatten(1).mean(1).min().add(1.8).mul(4))
         found = stock(self, kwargs)
         if level == 0:
             return [each[:-1] for each in found]
@@ -80,3 +80,16 @@ def test_a_faulty_encoder_fails_its_request_only(client: Client, grey: int) -> N
         assert FAULTS[grey] in str(error.value)
     assert text_of(client.ask(**asked))
     assert ordinary() == before
+
+
+@pytest.mark.parametrize("grey", FAULTS)
+def test_another_image_of_the_same_batch_is_not_affected(client: Client, grey: int) -> None:
+    dark = data_url(Image.new("RGB", (90, 60), (grey,) * 3))
+    bright = data_url(photo("coffee").rotate(grey))
+    question = {"type": "text", "text": "what is it?"}
+    parts = [{"type": "image_url", "image_url": {"url": each}} for each in (bright, dark)]
+    both = [{"role": "user", "content": [*parts, question]}]
+    with pytest.raises(openai.InternalServerError, match="the model's encoder failed"):
+        client.ask(messages=both, visual_budget=9)
+    # Its features and its selection are in the caches now.
+    assert text_of(client.ask(messages=conversation(url=bright), visual_budget=9))

@@ -75,50 +75,49 @@ class GeneralModel(PrunedModel):
         return items
 
     def encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
-        """Let vLLM's model encode; features and key of a token are its embedding."""
-        kwargs = inputs.together([each.layout.inputs for each in items])
-        if not self._last_attention.is_known:
-            with self._last_attention.learn():
-                self._usable_rows(items, kwargs)
-        with self._last_attention.listen() as calls:
-            rows, errors = self._usable_rows(items, kwargs)
-        sizes = [len(each) for each in rows]
-        known = None if any(errors) or not self._sees_patches else self._saliency(calls, sizes)
-        saliency = known or [own.new_ones(len(own), dtype=torch.float32) for own in rows]
-        return [
-            ImageFeatures(
-                own[None, :, : self._embedding_width],
-                own[None],
-                attended[None],
-                own[None, :, None, : self._embedding_width] if with_keys else None,
-                error,
-            )
-            for own, attended, error in zip(rows, saliency, errors, strict=True)
-        ]
+        """Let vLLM's model encode; features and key of a token are its embedding.
 
-    def _usable_rows(
-        self, items: Sequence[Item], kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[str | None]]:
-        """Return the embeddings of each item; zeros, and the reason, where they cannot be used.
-
-        Checked on untested models only, so that their encoders cost no other request anything.
+        On an untested architecture an item that cannot be encoded gets zeros and the reason.
         """
         if not self._may_fail:
-            return self._rows(kwargs), [None] * len(items)
+            return self._encode(items, with_keys=with_keys)
         try:
-            rows = self._rows(kwargs)
-            reasons = [why_not_usable(*each) for each in zip(items, rows, strict=True)]
+            found = self._encode(items, with_keys=with_keys)
+            for item, own in zip(items, found, strict=True):
+                check_rows(own.projected[0], item.tokens)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            logger.warning("flashvlm: encoding failed", exc_info=True)
-            rows = [torch.empty(0)] * len(items)
-            reasons = [f"the model's encoder failed ({type(error).__name__}: {error})"] * len(items)
-        usable = [
-            own if reason is None else self._zeros(item.tokens)
-            for item, own, reason in zip(items, rows, reasons, strict=True)
+            if len(items) > 1:
+                # Find out which item fails; the requests of the other items must not fail.
+                return [own for item in items for own in self.encode([item], with_keys=with_keys)]
+            logger.warning("flashvlm: encoding failed; its request fails", exc_info=True)
+            reason = f"the model's encoder failed ({type(error).__name__}: {error})"
+            rows = self._zeros(items[0].tokens)
+            return [self._features(rows, _even(rows), with_keys=with_keys, error=reason)]
+        return found
+
+    def _encode(self, items: Sequence[Item], *, with_keys: bool) -> list[ImageFeatures]:
+        kwargs = inputs.together([each.layout.inputs for each in items])
+        if not self._last_attention.is_known:
+            with self._last_attention.learn():
+                self._rows(kwargs)
+        with self._last_attention.listen() as calls:
+            rows = self._rows(kwargs)
+        sizes = [len(each) for each in rows]
+        known = self._saliency(calls, sizes) if self._sees_patches else None
+        saliency = known or [_even(own) for own in rows]
+        return [
+            self._features(own, attended, with_keys=with_keys)
+            for own, attended in zip(rows, saliency, strict=True)
         ]
-        return usable, reasons
+
+    def _features(
+        self, rows: Tensor, saliency: Tensor, *, with_keys: bool, error: str | None = None
+    ) -> ImageFeatures:
+        narrow = rows[None, :, : self._embedding_width]
+        keys = narrow[:, :, None] if with_keys else None
+        return ImageFeatures(narrow, rows[None], saliency[None], keys, error)
 
     def _zeros(self, tokens: int) -> Tensor:
         modules: Any = self
@@ -304,10 +303,20 @@ class GeneralModel(PrunedModel):
         return every[1:-1] - base, int(every[-1].max()) - base
 
 
-def why_not_usable(item: Item, rows: Tensor) -> str | None:
-    """Return why a model's embeddings ``(n, D)`` of an item cannot be used, or ``None``."""
-    if len(rows) != item.tokens:
-        return f"the model's encoder returned {len(rows)} rows for {item.tokens} visual tokens"
+def check_rows(rows: Tensor, tokens: int) -> None:
+    """Check a model's embeddings ``(n, D)`` of an item.
+
+    Raises:
+        ValueError: there are not as many as visual tokens, or a value is not finite.
+
+    """
+    if len(rows) != tokens:
+        raise ValueError(f"{len(rows)} rows for {tokens} visual tokens")
     with gpu_sync_allowed():
-        is_finite = bool(rows.isfinite().all())
-    return None if is_finite else "the model's encoder returned values that are not finite"
+        if not rows.isfinite().all():
+            raise ValueError("a value is not finite")
+
+
+def _even(rows: Tensor) -> Tensor:
+    """Return a saliency ``(n,)`` that is the same for all of ``rows``."""
+    return rows.new_ones(len(rows), dtype=torch.float32)
