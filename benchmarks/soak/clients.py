@@ -8,10 +8,15 @@ from typing import Any, Final
 
 import aiohttp
 
-from benchmarks.soak.calls import CHAT, RESPONSES, TOKENIZE, Call
+from benchmarks.soak.bodies import CHAT, MESSAGES, RESPONSES, TOKENIZE
+from benchmarks.soak.calls import Call
 
 PATIENCE: Final = 300.0
 """Seconds after which a request without an answer counts as lost."""
+
+
+CACHED: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""What Anthropic's usage counts beside the other tokens of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ async def ask(http: aiohttp.ClientSession, call: Call) -> Answer:
         LostError: there is none.
     """
     try:
-        async with http.post(call.path, data=call.content) as response:
+        async with http.post(call.path, data=call.content, headers=call.headers) as response:
             text = await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise LostError(f"{type(error).__name__}: {error}") from error
@@ -76,6 +81,10 @@ def read(call: Call, status: int, text: str) -> Answer:
         said = [part["text"] for item in data["output"] for part in item.get("content") or ()]
         counts = (usage["input_tokens"], usage["output_tokens"], visual)
         return Answer(status, "".join(said), counts)
+    if call.path == MESSAGES:
+        said = [block["text"] for block in data["content"]]
+        prompt = usage["input_tokens"] + sum(usage.get(name) or 0 for name in CACHED)
+        return Answer(status, "".join(said), (prompt, usage["output_tokens"], visual))
     if "choices" in data:
         said = [choice["message"]["content"] or "" for choice in data["choices"]]
         counts = (usage["prompt_tokens"], usage["completion_tokens"], visual)
@@ -107,7 +116,7 @@ async def stream(http: aiohttp.ClientSession, call: Call, leave_after: int | Non
     counts = None
     events = 0
     try:
-        async with http.post(call.path, data=call.streamed) as response:
+        async with http.post(call.path, data=call.streamed, headers=call.headers) as response:
             if response.status != 200:
                 return Answer(response.status, await response.text())
             async for line in response.content:
@@ -145,7 +154,9 @@ async def send_half(host: str, port: int, call: Call) -> None:
     _, writer = await asyncio.open_connection(host, port)
     head = (
         f"POST {call.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
+        f"Content-Length: {len(content)}\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in call.headers.items())
+        + "\r\n"
     )
     writer.write(head.encode() + content[: len(content) // 2])
     await writer.drain()

@@ -25,6 +25,7 @@ from benchmarks.measuring.metrics import PREEMPTIONS
 from benchmarks.measuring.report import say
 from benchmarks.soak.calls import Call, finite_calls
 from benchmarks.soak.clients import Answer
+from benchmarks.soak.expected import Expected
 from benchmarks.soak.figures import write_fault
 from benchmarks.soak.load import Counts, Load, ask_in_turn
 from benchmarks.soak.run import FOLDER, start
@@ -78,7 +79,7 @@ def busy(url: str, quiet: Quiet, shares: dict[str, int], seconds: float = SECOND
     """Keep a server busy for some seconds; return the counts of its requests."""
 
     async def keep() -> Counts:
-        load = Load(url, quiet, clients=CLIENTS, shares=shares)
+        load = Load(url, Expected(quiet, {}), clients=CLIENTS, shares=shares)
         running = asyncio.create_task(load.run())
         await asyncio.wait([running], timeout=seconds)
         load.stop()
@@ -100,7 +101,7 @@ def kill(title: str, quiet: Quiet) -> dict[str, Any]:
 
         async def strike() -> Counts:
             # No client cancels: each request in flight must get an answer or an error.
-            load = Load(server.url, quiet, clients=CLIENTS, shares=PATIENT)
+            load = Load(server.url, Expected(quiet, {}), clients=CLIENTS, shares=PATIENT)
             running = asyncio.create_task(load.run())
             await asyncio.sleep(SECONDS / 3)
             if load.counts.lost or load.counts.wrong:

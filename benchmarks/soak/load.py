@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from benchmarks.soak.calls import CHAT, Call, fresh_call
+from benchmarks.soak.bodies import CHAT
+from benchmarks.soak.calls import Call, fresh_call
 from benchmarks.soak.clients import Answer, LostError, ask, cancel, send_half, session, stream
+from benchmarks.soak.expected import Expected
 from benchmarks.soak.mistakes import MISTAKES, Mistake
-from benchmarks.soak.verdict import judge, judge_beginning
 
 SHARES: Final = {
     "not streamed": 36,
@@ -85,7 +86,7 @@ class Load:
     def __init__(
         self,
         url: str,
-        quiet: Mapping[Call, Answer],
+        expected: Expected,
         *,
         clients: int,
         seed: int = 0,
@@ -97,8 +98,8 @@ class Load:
         self.is_dying = False
         """Set once a process of the server was killed: errors are expected from then on."""
         self._url = url
-        self._quiet = quiet
-        self._calls = [call for call in quiet if call not in explained]
+        self._expected = expected
+        self._calls = [call for call in expected.calls if call not in explained]
         self._streamed = [call for call in self._calls if call.path == CHAT]
         self._explained = list(explained)
         self._clients = clients
@@ -167,7 +168,6 @@ class Load:
     async def _act(
         self, http: aiohttp.ClientSession, kind: str, call: Call, chance: random.Random
     ) -> None:
-        quiet = self._quiet[call]
         if kind in ("not streamed", "explained"):
             started = time.monotonic()
             answer = await ask(http, call)
@@ -178,7 +178,8 @@ class Load:
         elif kind == "disconnected while reading":
             answer = await stream(http, call, leave_after=chance.randint(1, 8))
             is_whole = answer.counts is not None
-            verdict = (judge if is_whole else judge_beginning)(quiet, answer)
+            judge = self._expected.judge if is_whole else self._expected.judge_beginning
+            verdict, quiet = judge(call, answer)
             self.counts.note(verdict, call, quiet, answer, kind)
         elif kind == "cancelled":
             await cancel(http, call, chance.choice([0.001, 0.01, 0.05, 0.2, 0.8, 2.0]))
@@ -190,8 +191,8 @@ class Load:
         if self.is_dying and answer.status >= 500:
             self.counts.ended += 1
         else:
-            quiet = self._quiet[call]
-            self.counts.note(judge(quiet, answer), call, quiet, answer, kind)
+            verdict, quiet = self._expected.judge(call, answer)
+            self.counts.note(verdict, call, quiet, answer, kind)
 
     async def _new(self, http: aiohttp.ClientSession, number: int) -> None:
         call = fresh_call(number)
@@ -199,7 +200,9 @@ class Load:
 
     async def _mistake(self, http: aiohttp.ClientSession, mistake: Mistake) -> None:
         try:
-            async with http.post(mistake.path, data=mistake.content) as response:
+            async with http.post(
+                mistake.path, data=mistake.content, headers=mistake.headers
+            ) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise LostError(f"{type(error).__name__}: {error}") from error

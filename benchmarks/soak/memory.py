@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a server's processes, minute by minute, as the kernel counts it.
 
-Two figures: the peak of resident memory, and the peak of private memory (anonymous and shared
-memory). Pages of files depend on the other programs of a machine.
+Two figures: the peak of resident memory, and samples of private memory (anonymous and shared
+memory). Pages of files depend on the other programs of a machine. The kernel keeps no peak of
+private memory. A sample every few seconds meets the peak of a large image or does not, so that the
+highest sample of ten minutes is a matter of chance: the median of the minutes is compared.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -97,7 +100,7 @@ def mib(pid: int, field: str) -> float:
 
 @dataclass(frozen=True)
 class Ends:
-    """The highest peak of one process in the first and in the last minutes after warm-up."""
+    """A figure of one process in the first and in the last minutes after warm-up, in MiB."""
 
     first: float
     last: float
@@ -108,8 +111,15 @@ class Ends:
         return self.last / self.first
 
 
-def ends(minutes: list[float], warm_up: int) -> Ends | None:
-    """Compare the ends of a run; None if it was too short for two that do not overlap."""
+def ends(minutes: list[float], warm_up: int, figure: Callable[[list[float]], float]) -> Ends | None:
+    """Compare the ends of a run; None if it was too short for two that do not overlap.
+
+    Args:
+        minutes: the highest figure of each minute.
+        warm_up: minutes to leave out.
+        figure: of the minutes at each end: ``max`` where the kernel's peaks are known, or a median.
+
+    """
     warm = minutes[warm_up:]
     length = min(FROM_START, len(warm) // 2)
-    return Ends(max(warm[:length]), max(warm[-length:])) if length else None
+    return Ends(figure(warm[:length]), figure(warm[-length:])) if length else None

@@ -2,11 +2,23 @@
 """Invalid requests, with the status and message that each must get."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from benchmarks.measuring.servers import MODEL_NAME
-from benchmarks.soak.calls import BATCH, CHAT, RESPONSES, TOKENIZE, picture
+from benchmarks.soak.bodies import (
+    BATCH,
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    TOKENIZE,
+    Medium,
+    Turn,
+    body_of,
+)
+from benchmarks.soak.calls import HEADER
+from benchmarks.soak.pictures import picture
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,12 @@ class Mistake:
     content: bytes
     status: int
     word: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _form(path: str, own: Mapping[str, Any] | None = None, **fields: Any) -> bytes:
+    turn = Turn("hello", (Medium(picture("cat"), settings=own or {}),))
+    return json.dumps(body_of(path, [turn], 4) | fields).encode()
 
 
 def _chat(url: str = "", **fields: Any) -> bytes:
@@ -64,6 +82,18 @@ def mistakes() -> list[Mistake]:
             "visual_budget",
         ),
         Mistake("tokenize", TOKENIZE, _chat(visual_budget=0), 400, "visual_budget"),
+        Mistake("messages", MESSAGES, _form(MESSAGES, visual_budget="all"), 400, "visual_budget"),
+        Mistake("header", CHAT, _chat(), 400, HEADER, {HEADER: "many"}),
+        Mistake(
+            "part", CHAT, _form(CHAT, {"visual_budget": 0}, visual_budget=9), 400, "visual_budget"
+        ),
+        Mistake("total 0", CHAT, _chat(visual_budget={"total": 0}), 400, "total"),
+        Mistake(
+            "positions", CHAT, _chat(visual_budget=9, visual_positions="left"), 400, "visual_pos"
+        ),
+        Mistake(
+            "steering", CHAT, _chat(visual_budget=9, visual_steering="all"), 400, "visual_steering"
+        ),
     ]
 
 

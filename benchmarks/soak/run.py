@@ -13,13 +13,14 @@ import contextlib
 import json
 import random
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.measuring.commit import commit
-from benchmarks.measuring.folders import MODELS, committed, scratch
+from benchmarks.measuring.folders import committed, scratch
 from benchmarks.measuring.metrics import MetricsError, page, value
 from benchmarks.measuring.report import machine, say
 from benchmarks.measuring.servers import server
@@ -30,38 +31,37 @@ from benchmarks.soak.allocators import (
     MissingAllocatorError,
     variables,
 )
-from benchmarks.soak.calls import (
-    EXPLAIN,
-    Call,
-    explained,
-    finite_calls,
-    fresh_call,
-)
+from benchmarks.soak.bodies import EXPLAIN
+from benchmarks.soak.calls import Call, explained, finite_calls, fresh_call
 from benchmarks.soak.clients import Answer, LostError
+from benchmarks.soak.expected import UNDER_LOAD, WAITING, Expected, reduced_calls
+from benchmarks.soak.families import FAMILIES
 from benchmarks.soak.figures import soak_is_well, write
 from benchmarks.soak.load import Load, ask_in_turn, routes
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.verdict import judge
 from testing.server import Server
-from testing.tiny.llava import build_llava
 
 FOLDER: Final = committed("soak")
 SCRATCH: Final = scratch("soak")
-POSITIONS: Final = 8192
-"""Enough for three unpruned images and a question of 4,000 words. Positions are rotary, so the
-checkpoint has no table of positions."""
+POSITIONS: Final = 7168
+"""Enough for three unpruned images and a question of 4,000 words, not for five images. They are
+rotary positions, so the checkpoints have no table of them."""
 ARGUMENTS: Final = (
     *("--max-model-len", str(POSITIONS)),
     *("--hf-overrides", json.dumps({"text_config": {"max_position_embeddings": POSITIONS}})),
-    # 64 blocks a request of full length: the caches are full within a minute, so that they do not
+    # 56 blocks a request of full length: the caches are full within a minute, so that they do not
     # explain memory that grows later.
     *("--num-gpu-blocks-override", "512", "--block-size", "128"),
     *("--mm-processor-cache-gb", "0.1", "--visual-feature-cache-gb", "0.05"),
     # Batches of conversations are among vLLM's own optional routes.
     "--enable-scale-out",
     *("--visual-explain-per-minute", "100000"),
+    *("--visual-budget-min", "4", "--visual-budget-max", "500"),
     *("--uvicorn-log-level", "warning"),
 )
+LOADED: Final = ("--visual-budget-under-load", f"{UNDER_LOAD}:{WAITING}")
+"""Options of the server under load only."""
 LOOK: Final = 5.0
 """Seconds between two samples of private memory."""
 WARM_UP: Final = 5
@@ -72,11 +72,10 @@ CHECKED_NEW: Final = 2000
 """The most new requests that are repeated afterwards on a server without load."""
 
 
-def start(name: str, *more: str, allocator: str = GLIBC) -> Server:
-    """Return a server of the soak's model, not started."""
-    model = build_llava(MODELS / "llava-clip")
+def start(name: str, *more: str, allocator: str = GLIBC, family: str = "llava") -> Server:
+    """Return a server of a tiny model, not started."""
     return server(
-        model,
+        FAMILIES[family].build(),
         plugin=True,
         log=SCRATCH / f"{name}.log",
         arguments=[*ARGUMENTS, *more],
@@ -85,7 +84,7 @@ def start(name: str, *more: str, allocator: str = GLIBC) -> Server:
 
 
 def quiet_answers(
-    calls: list[Call], allocator: str
+    calls: list[Call], allocator: str, family: str
 ) -> tuple[dict[Call, Answer], list[Call], list[str]]:
     """Send everything to a server without load twice, the second time in reverse order.
 
@@ -93,7 +92,7 @@ def quiet_answers(
         The answers, the requests to the explain route, and the names of requests with two different
         answers. Unless that list is empty, later comparisons have no meaning.
     """
-    with start("quiet", allocator=allocator) as quiet:
+    with start("quiet", allocator=allocator, family=family) as quiet:
         explain = explained(calls) if EXPLAIN in asyncio.run(routes(quiet.url)) else []
         first = asyncio.run(ask_in_turn(quiet.url, [*calls, *explain]))
         again = asyncio.run(ask_in_turn(quiet.url, [*explain, *calls][::-1]))
@@ -187,7 +186,8 @@ def memory_figures(
     """Compare the ends of a run, process by process; empty for a short one."""
     figures = {}
     for name, minutes in peaks.items():
-        resident, its_own = ends(minutes, WARM_UP), ends(own[name], WARM_UP)
+        resident = ends(minutes, WARM_UP, max)
+        its_own = ends(own[name], WARM_UP, statistics.median)
         if resident is not None and its_own is not None:
             figures[name] = {
                 "first_mib": round(resident.first, 1),
@@ -213,7 +213,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--calls", type=int, default=240, help="requests in the finite set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--section", default="soak", help="of the report")
+    parser.add_argument("--section", help="of the report; default: the family")
+    parser.add_argument("--family", choices=list(FAMILIES), default="llava")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default=JEMALLOC)
     options = parser.parse_args()
     if options.minutes < 1:
@@ -223,9 +224,11 @@ def main() -> int:
     except MissingAllocatorError as error:
         parser.error(str(error))
 
-    calls = finite_calls(options.calls)
+    chosen = {"allocator": options.allocator, "family": options.family}
+    calls = finite_calls(options.calls, videos=FAMILIES[options.family].has_videos)
+    reduced = reduced_calls(calls)
     say(f"{len(calls)} requests to a server without load, twice")
-    quiet, explain, unstable = quiet_answers(calls, options.allocator)
+    quiet, explain, unstable = quiet_answers([*calls, *reduced], **chosen)
     refused = [(call.name, a.status, a.text[:300]) for call, a in quiet.items() if a.status != 200]
     (SCRATCH / "quiet.json").write_text(
         json.dumps(
@@ -236,12 +239,17 @@ def main() -> int:
         sys.exit(f"the server without load refused valid requests: {refused}")
     say(f"requests with two different answers: {unstable}")
 
-    with start("loud", allocator=options.allocator) as loud:
+    quiet_reduced = {call: quiet.pop(call) for call in reduced}
+    with start("loud", *LOADED, **chosen) as loud:
         peaks = Peaks(loud.process_id)
 
         async def under_load() -> tuple[Load, list[dict[str, Any]]]:
             load = Load(
-                loud.url, quiet, clients=options.clients, seed=options.seed, explained=explain
+                loud.url,
+                Expected(quiet, quiet_reduced),
+                clients=options.clients,
+                seed=options.seed,
+                explained=explain,
             )
             lines = await soak(loud.url, load, peaks, options.minutes, SCRATCH / "minutes.jsonl")
             return load, lines
@@ -265,7 +273,7 @@ def main() -> int:
         saved = SCRATCH / "metrics.txt"
         with contextlib.suppress(Exception):
             saved.write_text(json.dumps({name: one[0] for name, one in page(loud.url).items()}))
-    with start("repeat", allocator=options.allocator) as repeat:
+    with start("repeat", **chosen) as repeat:
         checked, wrong, ties = check_new(repeat.url, counts.new)
 
     memory = memory_figures(peaks.by_process, peaks.own_by_process)
@@ -275,6 +283,7 @@ def main() -> int:
         "minutes": len(lines),
         "clients": options.clients,
         "allocator": options.allocator,
+        "family": options.family,
         "finite_set": len(quiet),
         "requests": counts.total,
         "by_kind": dict(counts.requests.most_common()),
@@ -299,7 +308,7 @@ def main() -> int:
     }
     is_long = options.minutes >= SHORTEST
     folder = FOLDER if is_long else SCRATCH
-    write(folder, options.section, figures)
+    write(folder, options.section or options.family, figures)
     print((folder / "report.md").read_text())
     return 0 if soak_is_well(figures) else 1
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,17 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import figures
-from benchmarks.soak.calls import BUDGETS, CHAT, EXPLAIN, explained, finite_calls, fresh_call
+from benchmarks.soak.bodies import CHAT, EXPLAIN, MESSAGES, TOKENIZE
+from benchmarks.soak.calls import (
+    BUDGETS,
+    HEADER,
+    Call,
+    explained,
+    finite_calls,
+    fresh_call,
+)
 from benchmarks.soak.clients import Answer, read
+from benchmarks.soak.expected import UNDER_LOAD, Expected, reduced_calls, without_load
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.mistakes import MISTAKES
 from benchmarks.soak.run import memory_figures, quantile
@@ -79,6 +89,52 @@ def test_the_fixed_set_of_calls_is_deterministic_and_covers_all_options() -> Non
     methods = {body.get("visual_selector") for body in [*bodies, *metadata]}
     assert set(BUILT_IN) <= methods
     assert {call.path for call in explained(calls)} == {EXPLAIN}
+    assert {body.get("visual_positions") for body in bodies} == {None, "kept", "closed"}
+    assert {body.get("visual_steering") for body in bodies} == {None, "message", "latest", "own"}
+    assert any(len(body.get("messages", [])) == 3 for body in bodies)
+    assert any(HEADER in call.headers for call in calls)
+    assert any(call.path == MESSAGES for call in calls)
+    assert '"visual_budget"' in json.dumps([body.get("messages") for body in bodies])
+    assert "video_url" not in json.dumps(bodies)
+    assert "video_url" in json.dumps([call.body for call in finite_calls(20, videos=True)])
+
+
+def test_under_load_the_answer_with_that_budget_is_expected_and_only_if_the_answer_says_so() -> (
+    None
+):
+    def answer(text: str, **visual: Any) -> Answer:
+        return Answer(200, text, (9, 2, visual), ((text, 1.0),))
+
+    call = Call("a", CHAT, {}, takes_default=True)
+    (reduced,) = reduced_calls([call, Call("b", CHAT, {})])
+    assert reduced.body == {"visual_budget": UNDER_LOAD}
+    quiet = {call: answer("red", kept=576)}
+    expected = Expected(quiet, {reduced: answer("blue", kept=64)})
+    assert expected.judge(call, answer("red", kept=576))[0] == "right"
+    assert expected.judge(call, answer("blue", kept=64, under_load=True))[0] == "right"
+    assert expected.judge(call, answer("blue", kept=64))[0] == "wrong"
+    assert expected.judge(call, answer("red", kept=576, under_load=True))[0] == "wrong"
+    assert expected.judge_beginning(call, Answer(200, "bl"))[0] == "right"
+    assert expected.judge_beginning(call, Answer(200, "gr"))[0] == "wrong"
+    asked = Call("c", CHAT, {})
+    only = Expected({asked: answer("red", kept=9)}, {})
+    assert only.judge(asked, answer("red", kept=9, under_load=True))[0] == "wrong"
+
+
+def test_a_tokenized_prompt_has_one_of_two_lengths_under_load() -> None:
+    call = Call("a", TOKENIZE, {}, takes_default=True)
+    (reduced,) = reduced_calls([call])
+    expected = Expected({call: Answer(200, "", 600)}, {reduced: Answer(200, "", 80)})
+    found = [expected.judge(call, Answer(200, "", count))[0] for count in (600, 80, 81)]
+    assert found == ["right", "right", "wrong"]
+
+
+def test_what_an_answer_says_about_load_is_found_at_any_depth() -> None:
+    assert without_load((3, {"images": [{"kept": 2, "under_load": True}]})) == (
+        (3, {"images": [{"kept": 2}]}),
+        True,
+    )
+    assert without_load({"kept": 2}) == ({"kept": 2}, False)
 
 
 def test_new_calls_differ_and_are_reproducible() -> None:
@@ -127,12 +183,15 @@ def test_memory_peaks_of_this_process() -> None:
 
 
 def test_first_and_last_memory_figures_of_a_run() -> None:
-    assert ends([9.0] * 5, warm_up=5) is None
-    assert ends([9.0] * 6, warm_up=5) is None
+    assert ends([9.0] * 5, 5, max) is None
+    assert ends([9.0] * 6, 5, max) is None
     minutes = [99.0] * 5 + [10.0] * 10 + [50.0] * 5 + [10.0] * 9 + [11.0]
-    found = ends(minutes, warm_up=5)
+    found = ends(minutes, 5, max)
     assert found is not None
     assert (found.first, found.last, found.ratio) == (10.0, 11.0, 1.1)
+    usual = ends(minutes, 5, statistics.median)
+    assert usual is not None
+    assert (usual.first, usual.last) == (10.0, 10.0)
 
 
 def test_quantiles() -> None:
