@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which architectures are covered, and what is said about the others."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,9 @@ from flashvlm_vllm.supported_models import (
     rows,
     why_not_covered,
 )
+from scripts.architectures import OWN_TESTS
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def model(architecture: str) -> SimpleNamespace:
@@ -35,6 +40,15 @@ def test_a_row_says_in_words_what_was_found() -> None:
             assert not row.is_tested
             assert not covers(model(name))
             assert row.about in why_not_covered(model(name))
+
+
+def test_a_row_without_a_battery_names_a_test_file_of_its_architecture() -> None:
+    named = {name: row.about for name, row in rows().items() if "tests/engine" in row.about}
+    assert named.keys() == OWN_TESTS.keys()
+    for name, about in named.items():
+        text = (REPOSITORY / about.strip("`")).read_text()
+        family = name.removesuffix("ForConditionalGeneration").removesuffix("ChatModel")
+        assert family.lower() in re.sub(r"[^a-z0-9]", "", text.lower()), name
 
 
 def test_an_architecture_that_vllm_does_not_have_is_not_covered() -> None:
