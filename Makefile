@@ -13,6 +13,9 @@ LOCK ?= requirements/dev-cpu.lock
 # What `make lock` may change: by default only what is needed; with UPGRADE=1 all versions.
 UPGRADE ?=
 
+# For wheel-check: with 1, pip installs vLLM in the new environment, and a server is started there.
+CLEAN ?=
+
 # Number of test processes, each on one core.
 TEST_PROCESSES ?= 2
 # A file stays in one process, because its tests share engines.
@@ -62,8 +65,8 @@ types: setup ## run mypy
 lock: setup ## regenerate requirements/dev-cpu.lock (UPGRADE=1: with the newest versions)
 	@$(BIN)/python -m scripts.lock $(if $(UPGRADE),--upgrade)
 
-wheel-check: setup ## build the wheel, install it in a new environment and test it there
-	@$(BIN)/python -m scripts.try_wheel
+wheel-check: setup ## build sdist and wheel, test them in a new environment (CLEAN=1: with its own vLLM)
+	@$(BIN)/python -m scripts.try_wheel $(if $(CLEAN),--clean)
 
 bench-selection: setup ## measure the time of selecting tokens
 	@$(BIN)/python -m benchmarks.selection.run

@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the wheel, install it in a new environment and try it there. ``make wheel-check``.
+"""Build sdist and wheel, install the wheel in a new environment and try it. ``make wheel-check``.
 
-The new environment has the wheel of its own, and everything else, vLLM included, from the
-environment that this runs in. The package in the working tree cannot stand in for a file that the
-wheel lacks: its editable install is not visible there.
+The wheel is built from the sdist. The new environment has the wheel of its own, and everything
+else, vLLM included, from the environment that this runs in. The package in the working tree cannot
+stand in for a file that the wheel lacks: its editable install is not visible there.
+
+With ``--clean`` the new environment has nothing of this one: pip installs vLLM's CPU wheel and
+ours, and a server is started in it and gets a request with a budget (several minutes).
 """
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "flashvlm_vllm"
@@ -51,8 +58,8 @@ class WheelError(Exception):
     """The wheel is incorrect."""
 
 
-def build(folder: Path) -> Path:
-    """Build the wheel in ``folder`` and return it.
+def build(folder: Path) -> tuple[Path, Path]:
+    """Build sdist and wheel in ``folder`` and return both.
 
     From a copy: what an earlier build left in the working tree would end up in the wheel.
     """
@@ -64,9 +71,12 @@ def build(folder: Path) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=without)
         else:
             shutil.copy(ROOT / name, source)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source)
+    backend = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", backend, cwd=source)
+    (sdist,) = folder.glob("*.tar.gz")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, sdist)
     (wheel,) = folder.glob("*.whl")
-    return wheel
+    return sdist, wheel
 
 
 def package_files(root: Path) -> set[str]:
@@ -110,6 +120,55 @@ def make_environment(folder: Path, wheel: Path) -> Path:
     return python
 
 
+def make_clean_environment(folder: Path, wheel: Path) -> Path:
+    """Install vLLM's CPU wheel and ours in a new environment; return its Python."""
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / "bin" / "python"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (vllm,) = extras["optional-dependencies"]["cpu"]
+    run(python, "-m", "pip", "install", "--quiet", vllm, wheel)
+    run(python, ROOT / "scripts" / "prepare_environment.py")
+    return python
+
+
+def ask_with_budget(python: Path, log: Path) -> dict[str, int]:
+    """Start a server in an environment, ask about an image, and return its visual tokens.
+
+    Raises:
+        WheelError: the answer does not have the tokens of the budget.
+
+    """
+    from testing.photo import data_url, photo
+    from testing.server import Server
+
+    model = ROOT / "small_vlm" / "weights"
+    # Without the working tree, which the caller's path may have.
+    own = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    options = ("--plugins", "flashvlm")
+    with Server(model, options, log=log, environment=own, python=python) as server:
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_url(photo("astronaut"))}},
+            {"type": "text", "text": "what color is the ring ?"},
+        ]
+        body = {
+            "model": server.model,
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": 4,
+            "visual_budget": 64,
+        }
+        request = Request(
+            f"{server.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urlopen(request, timeout=120) as response:
+            found: dict[str, int] = json.load(response)["usage"]["visual_tokens"]
+        run(python.with_name("flashvlm"), "doctor", "--url", server.url, cwd=log.parent)
+    if found["kept"] != 64:
+        raise WheelError(f"a budget of 64 tokens kept {found}")
+    return found
+
+
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command and return what it prints.
 
@@ -132,19 +191,26 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 def main() -> int:
     """Build, install and try the wheel; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts.try_wheel", description=__doc__)
+    parser.add_argument("--clean", action="store_true", help="with nothing of this environment")
+    asked = parser.parse_args()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name).resolve()
-            wheel = build(folder)
-            print(f"try_wheel: built {wheel.name}", flush=True)
+            sdist, wheel = build(folder)
+            print(f"try_wheel: built {sdist.name}, and from it {wheel.name}", flush=True)
             if wheel.name.split("-")[1] != version:
                 raise WheelError(f"the wheel is not of version {version}")
             expected = package_files(ROOT)
-            with zipfile.ZipFile(wheel) as archive:
-                check_contents(archive.namelist(), expected)
-            print(f"try_wheel: it has all {len(expected)} files of the package", flush=True)
-            python = make_environment(folder / "environment", wheel)
+            with zipfile.ZipFile(wheel) as files:
+                check_contents(files.namelist(), expected)
+            with tarfile.open(sdist) as archive:
+                names = [name.partition("/")[2] for name in archive.getnames()]
+            check_contents((name for name in names if name in expected), expected)
+            print(f"try_wheel: both have all {len(expected)} files of the package", flush=True)
+            make = make_clean_environment if asked.clean else make_environment
+            python = make(folder / "environment", wheel)
             for line in run(python, "-c", TRIAL, cwd=folder).splitlines():
                 print(f"try_wheel: {line}", flush=True)
             command = python.with_name("flashvlm")
@@ -152,6 +218,12 @@ def main() -> int:
             print("try_wheel: flashvlm --help answers", flush=True)
             run(command, "doctor", cwd=folder)
             print("try_wheel: flashvlm doctor finds nothing wrong", flush=True)
+            if asked.clean:
+                listed = run(python, "-m", "pip", "list", "--format", "freeze").split()
+                versions = [line for line in listed if line.startswith(("vllm", "flashvlm"))]
+                print(f"try_wheel: installed by pip: {', '.join(versions)}", flush=True)
+                found = ask_with_budget(python, folder / "server.log")
+                print(f"try_wheel: a server answers with visual_budget 64: {found}", flush=True)
     except WheelError as error:
         print(f"try_wheel: {error}", file=sys.stderr)
         return 1

@@ -33,12 +33,13 @@ class Server:
         log: Path,
         environment: Mapping[str, str] | None = None,
         timeout: float = 300.0,
+        python: Path | str = sys.executable,
     ) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.model = str(model)
         self.command = [
-            str(Path(sys.executable).with_name("vllm")), "serve", self.model,
+            str(Path(python).with_name("vllm")), "serve", self.model,
             "--host", "127.0.0.1", "--port", str(self.port), *CPU_ARGUMENTS, *arguments,
         ]  # fmt: skip
         # Plugins are named by the command, so that an inherited name cannot hide a broken flag.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import flashvlm_vllm
 from flashvlm_vllm.vllm_releases import HIGHEST, LOWEST, release_of
 from scripts import try_wheel
 from scripts.test_versions import RELEASES
@@ -138,6 +139,19 @@ def test_the_newest_version_of_the_changelog_is_the_package_version() -> None:
     assert unreleased == "Unreleased"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert newest == project["version"]
+
+
+def test_images_and_examples_have_the_package_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == flashvlm_vllm.__version__
+    files = ["Dockerfile", "Dockerfile.cpu", "production-stack/values.yaml"]
+    files += ["kubernetes/base/kustomization.yaml", "kubernetes/overlays/cpu/kustomization.yaml"]
+    pages = [ROOT / "docs/operators/deploy.md", ROOT / "docs/operators/operations.md"]
+    for path in [*(ROOT / "deploy" / name for name in files), *pages]:
+        named = r"(?:flashvlm-vllm:|newTag: |tag: |flashvlm )(\d+\.\d+\.\d+)"
+        found = re.findall(named, path.read_text())
+        assert found, path
+        assert set(found) == {version}, path
 
 
 def test_changelog_versions_are_dated_and_sorted_newest_first() -> None:
