@@ -7,16 +7,17 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from openai import OpenAI, OpenAIError
 
 from demo import picture
-from demo.conversation import TURNS, converse
+from demo.conversation import TURNS, Turn, converse
 from demo.measure import ANSWER_TOKENS, Answer, DemoError, Meter, ask
 from demo.report import CONVERSATION_LEGEND, Progress, conversation_table, table
 from demo.world import QUESTIONS, Asked, picture_of
@@ -39,6 +40,8 @@ DESCRIBE = "Describe the picture."
 SEEDS = (3, 2, 1, 0)  # The first is a warm-up.
 SHOWN = SEEDS[-1]
 PICTURE_BUDGET = 64
+PICTURE_SELECTOR = "llm-attention"
+"""Follows the question closest: docs/users/choosing-a-budget.md."""
 NOTE = (
     "The model, two million parameters, was trained in this repository on drawn scenes; "
     "benchmarks/accuracy measures its accuracy."
@@ -91,10 +94,10 @@ def run(progress: Progress) -> None:
         with progress.waiting(f"vllm serve {_shown(WEIGHTS)} {' '.join(ARGUMENTS)}"):
             stack.enter_context(server)
         progress.say(f"the server is up: {server.url}")
-        first, second = talk(progress, server)
+        first, second, turns = talk(progress, server)
         progress.say("stopping the server")
     progress.say("drawing")
-    picture.write(PICTURE, picture_of(SHOWN), first, second, NOTE)
+    picture.write(PICTURE, picture_of(SHOWN), first, second, turns, NOTE)
     progress.say(
         f"{picture.differing(first, second)} of the {len(first.kept)} kept patches differ "
         "between the two questions"
@@ -105,14 +108,18 @@ def run(progress: Progress) -> None:
     progress.say(f"server log: {_shown(LOG)}")
 
 
-def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture.Selection]:
-    """Send all requests, print the table, return the two selections of the picture."""
+def talk(
+    progress: Progress, server: Server
+) -> tuple[picture.Selection, picture.Selection, dict[int | None, list[Turn]]]:
+    """Send all requests, print the tables; return two selections and the turns by budget."""
     # Without retries, whose time would be counted.
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
     meter = Meter(server.url)
 
-    def answer(image_url: str, question: str, budget: int | None) -> Answer:
-        return ask(client, meter, server.model, image_url, question, budget)
+    def answer(
+        image_url: str, question: str, budget: int | None, selector: str | None = None
+    ) -> Answer:
+        return ask(client, meter, server.model, image_url, question, budget, selector)
 
     answers = compare(progress, answer)
     for budget, repeated in answers.items():
@@ -127,12 +134,19 @@ def talk(progress: Progress, server: Server) -> tuple[picture.Selection, picture
     print(f"\n{conversation_table(turns)}\n\n{CONVERSATION_LEGEND}\n", flush=True)
 
     first, second = (look(progress, answer, asked) for asked in QUESTIONS)
-    return first, second
+    return first, second, turns
 
 
-def compare(
-    progress: Progress, answer: Callable[[str, str, int | None], Answer]
-) -> dict[int | None, list[Answer]]:
+class Asks(Protocol):
+    """Sends a question about a picture."""
+
+    def __call__(
+        self, image_url: str, question: str, budget: int | None, selector: str | None = None
+    ) -> Answer:
+        """Return the answer; no budget: nothing is pruned."""
+
+
+def compare(progress: Progress, answer: Asks) -> dict[int | None, list[Answer]]:
     """Ask with each budget about each picture; return the answers by budget.
 
     Times are comparable: the first round is not timed, each request has a copy of the picture that
@@ -154,17 +168,15 @@ def compare(
     return answers
 
 
-def look(
-    progress: Progress, answer: Callable[[str, str, int | None], Answer], asked: Asked
-) -> picture.Selection:
+def look(progress: Progress, answer: Asks, asked: Asked) -> picture.Selection:
     """Ask a question with a known answer, unpruned and pruned; return the kept patches."""
     url = data_url(picture_of(SHOWN))
     whole = answer(url, asked.question, None)
     seen = len(traced())
-    pruned = answer(url, asked.question, PICTURE_BUDGET)
+    pruned = answer(url, asked.question, PICTURE_BUDGET, PICTURE_SELECTOR)
     progress.say(
         f"{asked.question} -> {first_word(whole)} with all tokens, {first_word(pruned)} with "
-        f"{PICTURE_BUDGET}; it is {asked.truth}"
+        f"{PICTURE_BUDGET} ({PICTURE_SELECTOR}); it is {asked.truth}"
     )
     return selection(f"{asked.question} {first_word(pruned)}", traced()[seen:])
 

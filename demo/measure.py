@@ -98,7 +98,13 @@ class Meter:
 
 
 def ask(
-    client: Any, meter: Meter, model: str, image_url: str, question: str, budget: int | None
+    client: Any,
+    meter: Meter,
+    model: str,
+    image_url: str,
+    question: str,
+    budget: int | None,
+    selector: str | None = None,
 ) -> Answer:
     """Stream one answer and read the use of the KV cache during it."""
     before = meter.read()
@@ -109,7 +115,8 @@ def ask(
         {"type": "text", "text": question},
     ]
     # The field itself, as OpenAI clients pass fields that the library does not have.
-    extra: dict[str, Any] = {} if budget is None else {"visual_budget": budget}
+    fields = {"visual_budget": budget, "visual_selector": selector}
+    extra: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     started = time.perf_counter()
     stream = client.chat.completions.create(
         model=model,

@@ -41,6 +41,12 @@ vllm:cache_config_info{{block_size="32",cache_dtype="auto",num_gpu_blocks="1024"
 """
 
 
+TALK: dict[int | None, list[Turn]] = {
+    None: [Turn(586, 0), Turn(1172, 576)],
+    64: [Turn(74, 0), Turn(148, 64)],
+}
+
+
 def cost(**changes: Any) -> Answer:
     usual: dict[str, Any] = {
         "text": "a rocket near the river",
@@ -211,8 +217,10 @@ def test_times_are_taken_after_a_warm_up_on_new_pictures_with_each_budget_first_
 ) -> None:
     asked: list[tuple[str, int | None]] = []
 
-    def answer(url: str, _: str, budget: int | None) -> Answer:
-        asked.append((url, budget))
+    def answer(
+        image_url: str, question: str, budget: int | None, selector: str | None = None
+    ) -> Answer:
+        asked.append((image_url, budget))
         return cost(ttft_ms=float(len(asked)))
 
     answers = demo.compare(Progress(), answer)
@@ -313,11 +321,11 @@ def test_kept_patches_are_brighter_in_the_picture(tmp_path: Path) -> None:
     grey = Image.new("RGB", (400, 500), (160, 140, 120))
     first = picture.Selection("left?", [0, 25, 575], 576)
     second = picture.Selection("right?", [0, 30, 575], 576)
-    picture.write(tmp_path / "kept.png", grey, first, second, "a note")
+    picture.write(tmp_path / "kept.png", grey, first, second, TALK, "a note")
 
-    figure = picture.compose(grey, first, second, "a note")
+    figure = picture.compose(grey, first, second, TALK, "a note")
     pixels = np.asarray(Image.open(tmp_path / "kept.png").convert("L"), dtype=int)
-    for panel, selection in zip(figure.axes, (first, second), strict=True):
+    for panel, selection in zip(figure.axes[:2], (first, second), strict=True):
         for patch in range(576):
             row, column = divmod(patch, 24)
             x, y = panel.transData.transform((14 * column + 6.5, 14 * row + 6.5))
@@ -328,11 +336,17 @@ def test_kept_patches_are_brighter_in_the_picture(tmp_path: Path) -> None:
 def test_the_picture_shows_questions_counts_and_difference() -> None:
     first = picture.Selection("left?", [0, 1, 2], 576)
     second = picture.Selection("right?", [0, 8, 9], 576)
-    figure = picture.compose(Image.new("RGB", (336, 336)), first, second, "a note")
-    titles = [panel.get_title() for panel in figure.axes]
+    figure = picture.compose(Image.new("RGB", (336, 336)), first, second, TALK, "a note")
+    titles = [panel.get_title() for panel in figure.axes[:2]]
     assert titles == ["“left?”\n3 of 576 patches kept", "“right?”\n3 of 576 patches kept"]
     texts = [text.get_text() for text in figure.texts]
-    assert texts == ["One picture, two questions: 2 of the 3 kept patches differ", "a note"]
+    assert texts == [
+        "One picture, two questions: 2 of the 3 kept patches differ",
+        "A conversation with pictures",
+        "a note",
+    ]
+    bars = [text.get_text() for text in figure.axes[2].texts]
+    assert bars == [str(turn.computed) for turns in TALK.values() for turn in turns]
 
 
 def test_a_number_of_patches_that_is_not_square_is_refused() -> None:
@@ -381,7 +395,7 @@ def test_on_success_the_picture_is_drawn_after_the_server_stopped(
     stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     selections = [picture.Selection(each.question, [0, 1], 576) for each in demo.QUESTIONS]
-    monkeypatch.setattr(demo, "talk", lambda *_: tuple(selections))
+    monkeypatch.setattr(demo, "talk", lambda *_: (*selections, TALK))
     assert demo.main() == 0
     assert stage == ["started", "stopped"]
     assert demo.PICTURE.stat().st_size > 0
