@@ -97,8 +97,10 @@ gpu-report: setup ## measure on this machine's GPU (nine minutes); writes benchm
 gpu-rehearsal: setup ## run the stages of gpu-report on the CPU with tiny models, to test the report
 	@$(BIN)/python -m benchmarks.gpu.run --rehearse --minutes 10
 
-soak: setup ## run an hour of load with faulty clients, then fault tests (takes long)
+soak: setup ## run load with faulty clients on three models, then fault tests (two hours and a half)
 	@$(BIN)/python -m benchmarks.soak.run --minutes 60
+	@$(BIN)/python -m benchmarks.soak.run --minutes 20 --family qwen2.5-vl
+	@$(BIN)/python -m benchmarks.soak.run --minutes 20 --family internvl
 	@$(BIN)/python -m benchmarks.soak.faults
 
 accuracy: setup ## measure the accuracy of the small VLM by selector and budget (hours)

@@ -48,7 +48,9 @@ STEPS: Final = (
     Step("large pictures", "benchmarks.large_pictures.run", 20),
     Step("language attention", "benchmarks.language_attention.run", 30),
     Step("cost of language attention", "benchmarks.language_attention.cost", 15),
-    Step("soak", "benchmarks.soak.run --minutes 60", 62),
+    Step("soak", "benchmarks.soak.run --minutes 60", 75),
+    Step("soak of Qwen2.5-VL", "benchmarks.soak.run --minutes 20 --family qwen2.5-vl", 30),
+    Step("soak of InternVL", "benchmarks.soak.run --minutes 20 --family internvl", 30),
     Step("faults", "benchmarks.soak.faults", 25),
     Step("accuracy", "benchmarks.accuracy.run", 240),
 )

@@ -20,6 +20,7 @@ from testing.tiny import gemma3, internvl, mistral3, qwen_vl
 from testing.tiny.glm4_1v import build_glm4_1v
 from testing.tiny.internvl import build_internvl_hf
 from testing.tiny.llava import build_llava
+from testing.tiny.quantized import build_int8_llava
 from testing.tiny.qwen3_vl import build_qwen3_vl
 from testing.tiny.qwen_vl import build_qwen_vl
 from tests.engine import first_layers
@@ -42,6 +43,8 @@ class Family:
     writes_text: bool = False
     """Whether the processor writes text around or between an image's tokens."""
     arguments: dict[str, Any] = field(default_factory=dict)
+    equal_rows: float = 1.0
+    """Share of the rows that must be equal."""
 
 
 QWEN = (qwen_vl.IMAGE, qwen_vl.IMAGE)
@@ -72,7 +75,17 @@ FAMILIES = {
         SLIDING,
     ),
 }
-FAST = ("llama", "qwen2_vl_text", "gemma3_text")
+INT8 = "llama, int8"
+"""A quantized language model: its linear layers are called, and its weights are never read."""
+FAMILIES[INT8] = Family(
+    lambda: build_int8_llava(MODELS / "llava-int8"),
+    "<image>",
+    "<image>",
+    # Float32 rounds otherwise in a batch of other lengths. Where a value lies between two integers,
+    # that changes the row's quantized activations: one row of 594 in the first run.
+    equal_rows=0.98,
+)
+FAST = ("llama", INT8, "qwen2_vl_text", "gemma3_text")
 
 
 @pytest.fixture(
@@ -89,7 +102,7 @@ def served(
         patched.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         with start_engine(family.build(), **family.arguments) as engine:
             config = engine.llm.llm_engine.model_config.hf_text_config
-            assert config.model_type == request.param
+            assert config.model_type == request.param.split(",")[0]
             engine.llm.apply_model(first_layers.watch)
             yield family, engine
 
@@ -108,17 +121,22 @@ def ask(engine: Engine, ids: list[int], **arguments: Any) -> list[int]:
     return list(output.prompt_token_ids)
 
 
-def assert_equal(one: first_layers.Run, other: first_layers.Run) -> None:
+def assert_equal(one: first_layers.Run, other: first_layers.Run, rows: float) -> None:
+    """Compare two runs; ``rows`` is the share of rows that must be equal."""
     assert torch.equal(one.positions, other.positions)
     for own, expected in zip(
         (one.embeddings, *one.inputs), (other.embeddings, *other.inputs), strict=True
     ):
         assert own.shape == expected.shape
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+        if rows == 1:
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+            continue
+        close = torch.isclose(own, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+        assert float(close.flatten(1).all(dim=1).float().mean()) >= rows
 
 
 def test_every_allowed_type_has_a_model_here() -> None:
-    assert set(FAMILIES) == LANGUAGE_MODELS
+    assert {name.split(",")[0] for name in FAMILIES} == LANGUAGE_MODELS
 
 
 def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
@@ -138,7 +156,7 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
     assert prompt.question_words == len(words.ids(QUESTION))
     if not family.writes_text:
         (run,) = seen.read
-        assert_equal(run, expected)
+        assert_equal(run, expected, family.equal_rows)
         # Prompts of several lengths at once.
         few = slice(0, 3)
         deeper = None if prompt.deeper is None else prompt.deeper[few]
@@ -148,7 +166,7 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
         engine.llm.apply_model(first_layers.reading([prompt, short, prompt]))
         (run,) = first_layers.seen(engine).read
         for place in (slice(0, len(prompt)), slice(-len(prompt), None)):
-            assert_equal(run.at(place), expected)
+            assert_equal(run.at(place), expected, family.equal_rows)
         return
     # The reader's prompt has none of that text, so it also reads the embeddings that vLLM read.
     first, last = is_visual.nonzero().aminmax()
@@ -166,7 +184,7 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
     engine.llm.apply_model(first_layers.reading([same, prompt, same]))
     (run,) = first_layers.seen(engine).read
     for place in (slice(0, len(rows)), slice(-len(rows), None)):
-        assert_equal(run.at(place), expected)
+        assert_equal(run.at(place), expected, family.equal_rows)
 
 
 def test_the_memory_of_a_pass_is_bounded(served: tuple[Family, Engine]) -> None:
