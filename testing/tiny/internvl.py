@@ -73,7 +73,7 @@ def build_internvl_hf(path: Path, language_model: str = "qwen2") -> Path:
     """
 
     def write(folder: Path) -> None:
-        tokenizer = intern_tokenizer("<IMG_CONTEXT>\\n")
+        tokenizer = intern_tokenizer("<IMG_CONTEXT>\\n", f"{VIDEO}\\n")
         model = _model(tokenizer, language_model)
         model.save_pretrained(folder)
         save_processor(tokenizer, folder)
@@ -85,7 +85,7 @@ def build_internvl(path: Path) -> Path:
     """Write a checkpoint in OpenGVLab's format and return its folder."""
 
     def write(folder: Path) -> None:
-        tokenizer = intern_tokenizer("<image>\\n")
+        tokenizer = intern_tokenizer("<image>\\n", "<video>\\n")
         model = _model(tokenizer)
         save_file(
             chat_weights(model.state_dict()),
@@ -162,8 +162,8 @@ def chat_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def intern_tokenizer(image: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with InternVL's marks, and a template that writes ``image``."""
+def intern_tokenizer(image: str, video: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with InternVL's marks; its template writes ``image`` and ``video``."""
     tokenizer = tokenizer_with(
         {
             "start_image_token": START,
@@ -172,7 +172,7 @@ def intern_tokenizer(image: str) -> PreTrainedTokenizerFast:
             "video_token": VIDEO,
         }
     )
-    tokenizer.chat_template = chat_template(image, video="<video>\\n")
+    tokenizer.chat_template = chat_template(image, video=video)
     return tokenizer
 
 

@@ -14,6 +14,7 @@ from testing.tiny.internvl import (
     MAX_TILES,
     PATCH_SIZE,
     START,
+    VIDEO,
     hf_config,
     intern_tokenizer,
     save_processor,
@@ -104,7 +105,7 @@ def _tiled(
 
 
 def _write_interns1(folder: Path) -> None:
-    tokenizer = intern_tokenizer("<IMG_CONTEXT>\\n")
+    tokenizer = intern_tokenizer("<IMG_CONTEXT>\\n", f"{VIDEO}\\n")
     config = hf_config(tokenizer, "qwen3")
     config.architectures = ["InternS1ForConditionalGeneration"]
     config.save_pretrained(folder)
