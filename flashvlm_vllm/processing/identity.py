@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -68,8 +69,19 @@ class PlannedInputs(ProcessorInputs):
         return cls(**{**given, "mm_data_items": items})
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """Return vLLM's identities for items that are kept whole, derived ones for pruned items."""
-        hashes = dict(super().get_mm_hashes(*args, **kwargs))
+        """Return vLLM's identities for items that are kept whole, derived ones for pruned items.
+
+        vLLM up to 0.32 asks here.
+        """
+        return self.planned_names(super().get_mm_hashes(*args, **kwargs))
+
+    def unplanned(self) -> ProcessorInputs:
+        """Return a copy with vLLM's identities."""
+        return ProcessorInputs(**{each.name: getattr(self, each.name) for each in fields(self)})
+
+    def planned_names(self, stock: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """Return the identities of items from vLLM's: derived ones for those that are pruned."""
+        hashes = dict(stock)
         items = self.mm_data_items
         if not isinstance(items, PlannedItems):
             return hashes
@@ -77,8 +89,8 @@ class PlannedInputs(ProcessorInputs):
             if modality not in hashes:
                 continue
             names = [
-                _name(own, stock) if own.is_pruned else stock
-                for own, stock in zip(plans, hashes[modality], strict=True)
+                _name(own, name) if own.is_pruned else name
+                for own, name in zip(plans, hashes[modality], strict=True)
             ]
             if items.explain_id is not None:
                 # The explain id prevents cache hits without changing which tokens are kept.

@@ -248,6 +248,13 @@ class VisualTokenProcessor(ItemProcessor):
 
     # Overridden steps of vLLM's `apply`.
 
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
+        # From vLLM 0.33 processors may hash identities again; those of pruned items must stay.
+        stock: Any = super()
+        if isinstance(inputs, PlannedInputs):
+            return inputs.planned_names(stock._get_mm_hashes(inputs.unplanned()))
+        return stock._get_mm_hashes(inputs)
+
     def _get_cache_missing_items(
         self, cache: Any, mm_data_items: MultiModalDataItems, mm_hashes: Any
     ) -> Any:

@@ -6,16 +6,18 @@ import vllm
 
 from flashvlm_vllm.supported_models import MODELS, rows
 from flashvlm_vllm.vllm_releases import release_of
-from scripts.architectures import RELEASE, STOCK_FAILS, run
+from scripts.architectures import OWN_TESTS, RELEASE, STOCK_FAILS, run
 from testing.tiny.table.all import TABLE
 from testing.tiny.table.battery import verdict
 
 QUICK = ("KeyeVL1_5ForConditionalGeneration",)
 """With M-RoPE, images and videos, and text between the runs of a video."""
+IS_OTHER = release_of(vllm.__version__) != RELEASE
 CASES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name, row in rows().items()
-    if row.is_tested and name in TABLE
+    # vLLM 0.32 itself does not serve the tiny model of a family that is not in the battery.
+    if row.is_tested and name in TABLE and (name not in OWN_TESTS or IS_OTHER)
 ]
 
 
@@ -29,7 +31,7 @@ def test_the_table_has_what_is_said_to_be_tested() -> None:
 @pytest.mark.parametrize("architecture", CASES)
 def test_the_battery_holds(architecture: str) -> None:
     found = run(architecture)
-    if str(found).startswith(STOCK_FAILS) and release_of(vllm.__version__) != RELEASE:
+    if str(found).startswith(STOCK_FAILS) and IS_OTHER:
         pytest.skip(str(found))
     assert not isinstance(found, str), found
     holds = verdict(*found)

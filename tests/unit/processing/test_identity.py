@@ -4,15 +4,27 @@
 import hashlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("vllm")
 
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.processing import BaseMultiModalProcessor
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from flashvlm_vllm.ipc.gaps import gap_of
 from flashvlm_vllm.ipc.item_fields import TurnIds
 from flashvlm_vllm.processing.allotment import Allotment
-from flashvlm_vllm.processing.identity import _SELECTION_VERSION, selection_key
-from flashvlm_vllm.processing.plan import ItemPlan
+from flashvlm_vllm.processing.identity import (
+    _SELECTION_VERSION,
+    PlannedInputs,
+    selection_key,
+)
+from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
+from flashvlm_vllm.processing.processor import VisualTokenProcessor
 from flashvlm_vllm.request.budget import TokenCount
 from flashvlm_vllm.request.visual_positions import VisualPositions
 
@@ -49,3 +61,37 @@ def test_budget_selector_question_and_item_are_part_of_the_identity() -> None:
         (plan(), "another"),
     ]
     assert len({selection_key(*each) for each in [(plan(), "item"), *others]}) == 5
+
+
+class HashesAgain(BaseMultiModalProcessor):
+    """A processor that derives identities from vLLM's, as some do from vLLM 0.33."""
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
+        names = inputs.get_mm_hashes("model", "sha256")["image"]
+        return {"image": [f"again-{name}" for name in names]}
+
+
+class Processor(VisualTokenProcessor, HashesAgain):
+    """As made for a model; only its identities are asked here."""
+
+    __abstractmethods__ = frozenset()
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_a_processor_that_hashes_again_does_not_hide_the_gap_of_a_pruned_item() -> None:
+    images = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    items = MultiModalDataItems({"image": ImageProcessorItems(images)})
+    stock = ProcessorInputs([1], items)
+    pruned = plan()
+    whole = ItemPlan.of(TokenCount(576, 576), Allotment(None, None), VisualPositions.KEPT, 1)
+    planned = PlannedInputs.of(stock, PlannedItems(items, {"image": [pruned, whole]}))
+
+    expected = Processor()._get_mm_hashes(stock)["image"]
+    first, second = Processor()._get_mm_hashes(planned)["image"]
+    assert expected[0].startswith("again-") and second == expected[1]
+    assert gap_of(second) is None
+    gap = gap_of(first)
+    assert gap is not None and gap.full == 576 - 64
+    assert selection_key(pruned, expected[0]).hex() in first
