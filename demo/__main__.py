@@ -41,7 +41,7 @@ SEEDS = (3, 2, 1, 0)  # The first is a warm-up.
 SHOWN = SEEDS[-1]
 PICTURE_BUDGET = 64
 PICTURE_SELECTOR = "llm-attention"
-"""Follows the question closest: docs/users/choosing-a-budget.md."""
+"""With the demo's model it follows the question closest: docs/users/choosing-a-budget.md."""
 NOTE = (
     "The model, two million parameters, was trained in this repository on drawn scenes; "
     "benchmarks/accuracy measures its accuracy."

@@ -20,7 +20,6 @@ from flashvlm_vllm.supported_models import FILE, MODELS
 PAGE = Path(__file__).parents[1] / "docs" / "users" / "architectures.md"
 RELEASE = (0, 32)
 """The vLLM release that the rows are of."""
-STOCK_FAILS = "vLLM itself does not serve the tiny model"
 START, END = "<!-- python -m scripts.architectures -->", "<!-- end -->"
 # Families that the battery cannot ask (testing/tiny/table/families.py says why), and their tests.
 OWN_TESTS = {
@@ -100,8 +99,8 @@ def run(architecture: str) -> tuple[dict[str, Any], dict[str, Any]] | str:
                 command, env=os.environ | {"VLLM_PLUGINS": plugins}, capture_output=True, text=True
             )
             if ended.returncode:
-                who = "the plugin does not serve the tiny model" if plugins else STOCK_FAILS
-                return f"{who}: {last_error(ended.stderr)}"
+                who = "the plugin" if plugins else "vLLM itself"
+                return f"{who} does not serve the tiny model: {last_error(ended.stderr)}"
             found.append(json.loads(path.read_text()))
     return found[0], found[1]
 

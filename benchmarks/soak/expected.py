@@ -27,6 +27,8 @@ class Expected:
         self.calls = list(quiet)
         self._quiet = dict(quiet)
         self._reduced = dict(reduced)
+        self.under_load = 0
+        """Answers with the budget under load so far."""
 
     def judge(self, call: Call, loud: Answer) -> tuple[Verdict, Answer]:
         """Judge a whole answer.
@@ -34,8 +36,7 @@ class Expected:
         Returns:
             The verdict, and the answer without load that it was compared with.
         """
-        quiet = self._quiet[call]
-        reduced = self._reduced.get(call.with_budget(UNDER_LOAD)) if call.takes_default else None
+        quiet, reduced = self._quiet[call], self._reduced_of(call)
         if reduced is None:
             return judge(quiet, loud), quiet
         counts, is_reduced = without_load(loud.counts)
@@ -44,6 +45,7 @@ class Expected:
             is_reduced = loud.counts == reduced.counts
         if not is_reduced:
             return judge(quiet, loud), quiet
+        self.under_load += 1
         stripped = Answer(loud.status, loud.text, counts, loud.margins)
         return judge(reduced, stripped), reduced
 
@@ -51,11 +53,13 @@ class Expected:
         """Judge what a client read before it disconnected, which does not say if it was reduced."""
         quiet = self._quiet[call]
         verdict = judge_beginning(quiet, begun)
-        if verdict == "wrong" and call.takes_default:
-            reduced = self._reduced.get(call.with_budget(UNDER_LOAD))
-            if reduced is not None:
-                return judge_beginning(reduced, begun), reduced
-        return verdict, quiet
+        reduced = self._reduced_of(call)
+        if verdict != "wrong" or reduced is None:
+            return verdict, quiet
+        return judge_beginning(reduced, begun), reduced
+
+    def _reduced_of(self, call: Call) -> Answer | None:
+        return self._reduced.get(call.with_budget(UNDER_LOAD)) if call.takes_default else None
 
 
 def reduced_calls(calls: Iterable[Call]) -> list[Call]:

@@ -153,6 +153,10 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
             f"{soak['seconds']['99th']}. A near tie is a different word where, without load, "
             f"the two best words differed by less than {NEAR_TIE} in log probability.",
             marks_table(soak_marks(soak)),
+            *(
+                [f"{soak['under_load']} answers had the budget under load."]
+                * ("under_load" in soak)
+            ),
             kinds,
             memory,
             *soak.get("notes", ()),

@@ -243,10 +243,12 @@ def main() -> int:
     with start("loud", *LOADED, **chosen) as loud:
         peaks = Peaks(loud.process_id)
 
+        expected = Expected(quiet, quiet_reduced)
+
         async def under_load() -> tuple[Load, list[dict[str, Any]]]:
             load = Load(
                 loud.url,
-                Expected(quiet, quiet_reduced),
+                expected,
                 clients=options.clients,
                 seed=options.seed,
                 explained=explain,
@@ -291,6 +293,7 @@ def main() -> int:
         "faults_by_kind": counts.faults,
         "compared": counts.compared + checked,
         "new_compared": checked,
+        "under_load": expected.under_load,
         "near_ties": counts.near_ties + ties,
         "wrong": len(counts.wrong) + len(wrong),
         "lost": len(counts.lost),

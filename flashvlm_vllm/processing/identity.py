@@ -65,8 +65,7 @@ class PlannedInputs(ProcessorInputs):
     @classmethod
     def of(cls, inputs: ProcessorInputs, items: PlannedItems) -> "PlannedInputs":
         """Return a copy of ``inputs`` with planned items in place of its own."""
-        given = {each.name: getattr(inputs, each.name) for each in fields(ProcessorInputs)}
-        return cls(**{**given, "mm_data_items": items})
+        return cls(**{**_given(inputs), "mm_data_items": items})
 
     def get_mm_hashes(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         """Return vLLM's identities for items that are kept whole, derived ones for pruned items.
@@ -77,7 +76,7 @@ class PlannedInputs(ProcessorInputs):
 
     def unplanned(self) -> ProcessorInputs:
         """Return a copy with vLLM's identities."""
-        return ProcessorInputs(**{each.name: getattr(self, each.name) for each in fields(self)})
+        return ProcessorInputs(**_given(self))
 
     def planned_names(self, stock: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Return the identities of items from vLLM's: derived ones for those that are pruned."""
@@ -97,6 +96,10 @@ class PlannedInputs(ProcessorInputs):
                 names = [f"{name}-{items.explain_id}-{number}" for number, name in enumerate(names)]
             hashes[modality] = names
         return hashes
+
+
+def _given(inputs: ProcessorInputs) -> dict[str, Any]:
+    return {each.name: getattr(inputs, each.name) for each in fields(ProcessorInputs)}
 
 
 def _name(item: ItemPlan, stock: str) -> str:

@@ -24,4 +24,5 @@ def test_one_minute_of_the_soak_has_no_wrong_answers_and_no_lost_requests(family
     soak = report[family]
     assert soak["requests"] > 50
     assert soak["faults"] > 5
+    assert soak["under_load"] > 0
     assert (soak["wrong"], soak["lost"]) == (0, 0)

@@ -114,6 +114,7 @@ def test_under_load_the_answer_with_that_budget_is_expected_and_only_if_the_answ
     assert expected.judge(call, answer("blue", kept=64, under_load=True))[0] == "right"
     assert expected.judge(call, answer("blue", kept=64))[0] == "wrong"
     assert expected.judge(call, answer("red", kept=576, under_load=True))[0] == "wrong"
+    assert expected.under_load == 2
     assert expected.judge_beginning(call, Answer(200, "bl"))[0] == "right"
     assert expected.judge_beginning(call, Answer(200, "gr"))[0] == "wrong"
     asked = Call("c", CHAT, {})
