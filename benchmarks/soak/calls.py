@@ -130,15 +130,7 @@ def finite_calls(
         }
         if number % 9 == 4:
             given["visual_query"] = words(number % 4, seed=number + 1)
-        settings = {name: value for name, value in given.items() if value != NOT_SAID}
-        headers = {}
-        if number % 12 == 7 and budget != NOT_SAID:
-            headers = {HEADER: written(budget, none="off")}
-        elif number % 12 == 5 and budget != NOT_SAID and path != MESSAGES:
-            settings = {name: str(value) for name, value in settings.items()}
-            settings = {"metadata": {"visual_budget": written(budget, none="null"), **settings}}
-        elif budget != NOT_SAID:
-            settings["visual_budget"] = budget
+        settings, headers = sent(number, path, budget, given)
         has_media = any(turn.media for turn in turns)
         calls.append(
             Call(
@@ -152,6 +144,21 @@ def finite_calls(
             )
         )
     return calls
+
+
+def sent(
+    number: int, path: str, budget: Any, given: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields and headers of a call: its options are fields, ``metadata`` or a header."""
+    settings = {name: value for name, value in given.items() if value != NOT_SAID}
+    if budget == NOT_SAID:
+        return settings, {}
+    if number % 12 == 7:
+        return settings, {HEADER: written(budget, none="off")}
+    if number % 12 == 5 and path != MESSAGES:
+        texts = {name: str(value) for name, value in settings.items()}
+        return {"metadata": {"visual_budget": written(budget, none="null"), **texts}}, {}
+    return settings | {"visual_budget": budget}, {}
 
 
 def history(number: int, name: str) -> list[Turn]:

@@ -141,6 +141,9 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
             for name, each in soak["memory"].items()
         ],
     )
+    loaded = []
+    if "under_load" in soak:  # Runs before budgets under load have none.
+        loaded = [f"{soak['under_load']} answers had the budget under load."]
     return "\n\n".join(
         [
             f"## {name.capitalize()}",
@@ -153,10 +156,7 @@ def _soak(name: str, soak: Mapping[str, Any]) -> str:
             f"{soak['seconds']['99th']}. A near tie is a different word where, without load, "
             f"the two best words differed by less than {NEAR_TIE} in log probability.",
             marks_table(soak_marks(soak)),
-            *(
-                [f"{soak['under_load']} answers had the budget under load."]
-                * ("under_load" in soak)
-            ),
+            *loaded,
             kinds,
             memory,
             *soak.get("notes", ()),
