@@ -389,7 +389,7 @@ def test_the_rehearsal_ends_in_ten_minutes_with_every_step_done_or_skipped(
         keys.of(engine, keys.PREFIX_CACHE),
         keys.of(engine, keys.EQUALS_STOCK),
         keys.of("v1-chunks", keys.CHUNKED),
-        "qwen2.5-vl-v1-eager: tests",
+        keys.of("qwen2.5-vl-v1-eager", keys.TESTS),
     ):
         assert found.figures[name].value is True, (name, found.figures[name].conditions)
     # On a CPU these are the same questions to the same model, so all answers are as expected.
