@@ -16,10 +16,10 @@ LANGUAGE_MODELS: Final = frozenset(
         "qwen3_vl_text",
     }
 )
-"""Types of language models, by Transformers' names, whose first two decoder layers have a plain
+"""Types of language models, by Transformers' names, whose first three decoder layers have a plain
 causal attention and are called in the same way. Each has a test."""
 
-_FIRST_LAYERS: Final = 2
+_FIRST_LAYERS: Final = 3
 
 
 def why_not_used(config: Any) -> str | None:
@@ -33,7 +33,7 @@ def why_not_used(config: Any) -> str | None:
     if text.model_type not in LANGUAGE_MODELS:
         known = ", ".join(sorted(LANGUAGE_MODELS))
         return f"the language model is of type {text.model_type}; supported are {known}"
-    stages = config.parallel_config.pipeline_parallel_size
-    if text.num_hidden_layers // stages < _FIRST_LAYERS:
+    # Asked before there are workers, so this is the number of layers of the first stage.
+    if config.model_config.get_num_layers(config.parallel_config) < _FIRST_LAYERS:
         return f"the first pipeline stage has fewer than {_FIRST_LAYERS} decoder layers"
     return None

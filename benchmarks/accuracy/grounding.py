@@ -108,8 +108,8 @@ def sparsevlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor)
 
 
 def attended(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
-    """The score of ``llm-attention``, from which it keeps the highest."""
-    return attended_scores(reference.attention(seen, text).weighted, PLACES)
+    """The score of ``llm-attention``, from which its weights in the determinant are made."""
+    return attended_scores(reference.attention(seen, text).read, PLACES)
 
 
 SCORES: Final[dict[str, Scores]] = {
@@ -122,11 +122,16 @@ SCORES: Final[dict[str, Scores]] = {
 }
 
 
-def kept_by(name: str, scores: Tensor, seen: Seen, text: Tensor, budget: int) -> Tensor:
-    """Return which patches a method keeps; those that read attention keep their best scores."""
-    if name in ("fastv", "sparsevlm", "llm-attention"):
+def kept_by(
+    name: str, scores: Tensor, reference: Reference, seen: Seen, text: Tensor, budget: int
+) -> Tensor:
+    """Return which patches a method keeps; those inside the model keep their best scores."""
+    if name in ("fastv", "sparsevlm"):
         return scores.topk(budget).indices
-    chosen = run_selector(name, find_selector(name), seen.tokens(budget, text), trusted=True)
+    selector = find_selector(name)
+    attention = reference.attention(seen, text) if selector.uses_llm else None
+    tokens = seen.tokens(budget, text, attention=attention)
+    chosen = run_selector(name, selector, tokens, trusted=True)
     assert chosen.indices is not None
     return chosen.indices
 
@@ -151,7 +156,7 @@ def measure(
             values["distance"].append(distance(map_, item))
             values["entropy"].append(entropy(map_))
             for budget in budgets:
-                kept = kept_by(name, map_, seen, text, budget)
+                kept = kept_by(name, map_, reference, seen, text, budget)
                 iou, coverage = overlap(kept, item)
                 values[f"iou {budget}"].append(iou)
                 values[f"coverage {budget}"].append(coverage)

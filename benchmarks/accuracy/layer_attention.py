@@ -25,7 +25,7 @@ class LayerAttention:
 
 @torch.inference_mode()
 def attention_of(
-    language: Any, before: Tensor, visual: Tensor, after: Tensor
+    language: Any, before: Tensor, visual: Tensor, after: Tensor, passed: int | None = None
 ) -> list[LayerAttention]:
     """Return the attention of the words after the visual tokens, layer by layer.
 
@@ -34,13 +34,22 @@ def attention_of(
         before: (P, D) embeddings of the words before the picture.
         visual: (N, D) embeddings of the picture.
         after: (R, D) embeddings of the words after it.
+        passed: number of layers that the visual tokens pass; later layers get them as they left
+            the last of these. None: all layers.
 
     """
     inputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-        for layer in language.layers
-    ]
+    first, last = len(before), len(before) + len(visual)
+
+    def stay(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = given[0]
+        if passed is not None and len(inputs) > passed:
+            hidden = hidden.clone()
+            hidden[:, first:last] = inputs[passed][:, first:last]
+        inputs.append(hidden)
+        return hidden, *given[1:]
+
+    hooks = [layer.register_forward_pre_hook(stay) for layer in language.layers]
     embeddings = torch.cat([before, visual, after])[None]
     try:
         language(inputs_embeds=embeddings, use_cache=False)
@@ -49,9 +58,8 @@ def attention_of(
             hook.remove()
     count = embeddings.shape[1]
     turns = language.rotary_emb(embeddings, torch.arange(count)[None])
-    first = len(before)
     return [
-        _layer(layer, hidden, turns, slice(first, first + len(visual)), len(after))
+        _layer(layer, hidden, turns, slice(first, last), len(after))
         for layer, hidden in zip(language.layers, inputs, strict=True)
     ]
 

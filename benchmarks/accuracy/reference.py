@@ -120,11 +120,18 @@ class Reference:
 
         """
         after = torch.cat([text, self.words(AFTER)])
-        layers = attention_of(self.language, self.words(BEFORE), seen.projected, after)
-        weights = layers[1].weights
-        read = weights * layers[1].values[:, None]
-        share = (read / read.sum(dim=2, keepdim=True)).amax(dim=(0, 2))
-        return LanguageAttention(weights.mean(dim=0), read.amax(dim=0), share, len(text))
+        layers = attention_of(self.language, self.words(BEFORE), seen.projected, after, passed=1)
+        read = [
+            (
+                own.weights
+                * own.values[:, None]
+                * own.weights
+                / own.weights.mean(dim=1, keepdim=True)
+            )
+            for own in layers[1:3]
+        ]
+        read = [each.mean(dim=0) for each in read]
+        return LanguageAttention(layers[1].weights.mean(dim=0), torch.stack(read), len(text))
 
     def project(self, features: Tensor) -> Tensor:
         """Return merged tower features in the language model's space."""

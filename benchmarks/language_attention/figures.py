@@ -11,13 +11,10 @@ from typing import Any, Final
 
 from benchmarks.accuracy.statistics import paired
 from benchmarks.measuring.report import table
-from flashvlm_vllm.selection.llm_attention import FOUND, POWER
 
 FIRST: Final = ("unpruned", "oracle", "vispruner", "flashvlm", "flashvlm-2")
 SETS: Final = ("plain", "stress", "described")
-CHOSEN: Final = (
-    f"choice: the highest where a head reads over {FOUND:.0%} from one token, else score^{POWER:g}"
-)
+CHOSEN: Final = "choice by both layers: determinant, weight score^1"
 """The row that is `llm-attention` as it is served."""
 NOTE: Final = """\
 Correct answers, in shares of 1, at 128, 64 and 32 of 576 tokens, with positions kept. *p*:
@@ -27,7 +24,9 @@ as far as they are measured; + where the variant has more correct answers, - whe
 and kind.
 
 Ways to score tokens are compared with the tokens of the highest scores kept. *choice* compares ways
-to choose tokens by the score of `llm-attention`."""
+to choose tokens by the score of the second layer, *choice by both layers* by the score of
+`llm-attention`. Until version 0.2 `llm-attention` read the second layer only; it was *the highest
+where a head reads over 35% from one token, else score^2*."""
 
 
 def write_report(folder: Path) -> None:

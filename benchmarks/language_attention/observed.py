@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,34 +13,52 @@ from benchmarks.accuracy.layer_attention import LayerAttention, attention_of
 from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
 
 
-@dataclass(frozen=True)
 class Observed:
-    """One picture and question, as variants of the selector see them."""
+    """One picture and question, as variants of the selector see them.
 
-    seen: Seen
-    text: Tensor
-    """(L, D) raw embeddings of the question's words."""
-    layers: Sequence[LayerAttention]
-    """Rows: the question's words, then those of the template up to the answer."""
-    bare: Sequence[LayerAttention]
-    """The same without the words before the picture."""
-    empty: Sequence[LayerAttention]
-    """The same without a question: rows of the template only."""
+    Attributes:
+        seen: the picture.
+        text: (L, D) raw embeddings of the question's words.
+
+    """
+
+    def __init__(self, reference: Reference, seen: Seen, question: str) -> None:
+        self.seen, self.text = seen, reference.words(question)
+        self._language = reference.language
+        self._before, self._after = reference.words(BEFORE), reference.words(AFTER)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerAttention]:
+        """Rows: the question's words, then those of the template up to the answer."""
+        return self._read(self._before, self.text)
+
+    @cached_property
+    def bare(self) -> Sequence[LayerAttention]:
+        """The same without the words before the picture."""
+        return self._read(self._before[:0], self.text)
+
+    @cached_property
+    def empty(self) -> Sequence[LayerAttention]:
+        """The same without a question: rows of the template only."""
+        return self._read(self._before, self.text[:0])
+
+    @cached_property
+    def after_first(self) -> Sequence[LayerAttention]:
+        """The same with visual tokens that pass the first layer only."""
+        return self._read(self._before, self.text, 1)
+
+    @cached_property
+    def as_projected(self) -> Sequence[LayerAttention]:
+        """The same with visual tokens that pass no layer."""
+        return self._read(self._before, self.text, 0)
 
     @property
     def words(self) -> int:
         """Number of rows of the question's words."""
         return len(self.text)
 
-
-def observe(reference: Reference, seen: Seen, question: str) -> Observed:
-    """Run the language model on a whole picture with a question, with half of one, and without."""
-    text = reference.words(question)
-    before, after = reference.words(BEFORE), reference.words(AFTER)
-    return Observed(
-        seen,
-        text,
-        attention_of(reference.language, before, seen.projected, torch.cat([text, after])),
-        attention_of(reference.language, before[:0], seen.projected, torch.cat([text, after])),
-        attention_of(reference.language, before, seen.projected, after),
-    )
+    def _read(
+        self, before: Tensor, text: Tensor, passed: int | None = None
+    ) -> Sequence[LayerAttention]:
+        after = torch.cat([text, self._after])
+        return attention_of(self._language, before, self.seen.projected, after, passed)

@@ -23,7 +23,7 @@ from benchmarks.accuracy.reference import ANSWER_TOKENS, Reference, Seen
 from benchmarks.accuracy.sets import Item, nearest_patches, plain, stress
 from benchmarks.language_attention import described
 from benchmarks.language_attention.figures import write_report
-from benchmarks.language_attention.observed import Observed, observe
+from benchmarks.language_attention.observed import Observed
 from benchmarks.language_attention.variants import Variant, variants
 from benchmarks.measuring.folders import committed
 from flashvlm_vllm.selection import run_selector
@@ -130,7 +130,7 @@ class Pictures:
     def observed(self) -> Iterable[Observed]:
         """Yield what the language model attends to, question by question."""
         for seen, text in zip(self.seen, self.texts, strict=True):
-            yield observe(self.reference, seen, text)
+            yield Observed(self.reference, seen, text)
 
     def kept(self, tried: list[Variant]) -> list[Kept]:
         """Return what each variant keeps."""

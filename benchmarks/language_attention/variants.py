@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from flashvlm_vllm.selection import SelectionConfig
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised
 from flashvlm_vllm.selection.fusion import fuse
-from flashvlm_vllm.selection.llm_attention import AVERAGED, FOUND, POWER
+from flashvlm_vllm.selection.llm_attention import AVERAGED, SHARPNESS
 from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import partition, rank
 from flashvlm_vllm.selection.relevance import attenuate_below_gate, sharpen, text_similarity
@@ -28,6 +28,8 @@ from small_vlm.scenes import SIDE
 SECOND: Final = 1
 """Index of the second decoder layer."""
 CLUSTERS: Final = 48
+FOUND: Final = 0.35
+POWER: Final = 2.0
 
 Score = Callable[[Observed], Tensor]
 """From a picture and question to one score per token, (N,)."""
@@ -66,7 +68,7 @@ def attended(
     averaged: int = AVERAGED,
     bare: bool = False,
 ) -> Score:
-    """Return the score of `llm-attention`, or a variant of it.
+    """Return the score by one layer, or a variant of it.
 
     Args:
         layer: index of the decoder layer.
@@ -155,6 +157,52 @@ def two_layers(observed: Observed) -> Tensor:
     return mean_of_near(total, PLACES, AVERAGED)
 
 
+def times_ratio(read: Tensor) -> Tensor:
+    """Multiply what each head reads, (H, R, N), by its ratio to the mean over the words."""
+    return read * read / read.mean(dim=1, keepdim=True).clamp_min(LEAST)
+
+
+def several(
+    layers: Sequence[int] = (SECOND, SECOND + 1),
+    *,
+    of: Callable[[Observed], Sequence[LayerAttention]] = lambda observed: observed.after_first,
+    reduce: Callable[[Tensor], Tensor] = lambda read: times_ratio(read).mean(dim=0).amax(dim=0),
+    power: float = SHARPNESS,
+) -> Score:
+    """Return the score of `llm-attention`, or a variant of it.
+
+    Args:
+        layers: indices of the decoder layers.
+        of: how the visual tokens get there.
+        reduce: from what is read in a layer, (H, R, N), to (N,).
+        power: of each layer's share, before they are added.
+
+    """
+
+    def score(observed: Observed) -> Tensor:
+        every = of(observed)
+        found = [reduce(weighted(every[layer])) for layer in layers]
+        total = torch.stack([(each / each.mean()).pow(power) for each in found]).sum(dim=0)
+        return mean_of_near(total, PLACES, AVERAGED)
+
+    return score
+
+
+def all_pass(observed: Observed) -> Sequence[LayerAttention]:
+    """Return the layers as they are in the model."""
+    return observed.layers
+
+
+def largest(read: Tensor) -> Tensor:
+    """Return the largest over heads and words."""
+    return read.amax(dim=(0, 1))
+
+
+def mean_of_heads(read: Tensor) -> Tensor:
+    """Return the mean over heads, the largest over words."""
+    return read.mean(dim=0).amax(dim=0)
+
+
 def in_equations(*, sharpened: bool) -> Score:
     """Return eq 7 with this relevance in the place of eq 5's, with or without eq 6."""
     config = SelectionConfig()
@@ -222,6 +270,20 @@ def where_found(share: float) -> Choice:
 def halves(scores: Tensor, observed: Observed, budget: int) -> Tensor:
     """Keep the paper's two halves: the highest scores, and the most different of the rest."""
     return partition(scores, observed.seen.features, budget, 0.5, 8)
+
+
+def with_different(share: float) -> Choice:
+    """Keep the highest scores, and for a share of the budget high scores that differ."""
+
+    def choose(scores: Tensor, observed: Observed, budget: int) -> Tensor:
+        rest = int(share * budget)
+        first = highest(scores, observed, budget - rest)
+        left = torch.ones(len(scores), dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
+        weight = (scores / scores.mean()).clamp_min(LEAST)[left]
+        chosen = largest_determinant_of_any(observed.seen.features[left], weight, rest)
+        return torch.cat([first, left[chosen]])
+
+    return choose
 
 
 def with_rest(share: float, *, salient_rest: bool) -> Choice:
@@ -343,4 +405,35 @@ def variants(layers: int) -> list[Variant]:
         Variant("the paper's equations", "eq 6, 7 and Algorithm 1 with this relevance",
                 in_equations(sharpened=True), halves),
     ]  # fmt: skip
-    return tried
+    return tried + [each for each in of_several_layers() if layers > SECOND + 2]
+
+
+def of_several_layers() -> list[Variant]:
+    """Return the variants that read more than one layer."""
+    tried = [
+        Variant("several layers", name, score, highest)
+        for name, score in (
+            ("second and third, largest over heads, added",
+             several(of=all_pass, reduce=largest, power=1.0)),
+            ("the same squared before they are added", several(of=all_pass, reduce=largest)),
+            ("the same, mean over heads", several(of=all_pass, reduce=mean_of_heads)),
+            ("the same, times the ratio to the head's mean over words", several(of=all_pass)),
+            ("the same, the visual tokens pass the first layer only", several()),
+            ("the same, the visual tokens pass no layer",
+             several(of=lambda observed: observed.as_projected)),
+            ("the visual tokens pass the first layer only, not squared", several(power=1.0)),
+            ("the visual tokens pass the first layer only, cubed", several(power=3.0)),
+            ("the visual tokens pass the first layer only, second to fourth",
+             several((SECOND, SECOND + 1, SECOND + 2))),
+        )
+    ]  # fmt: skip
+    return tried + [
+        Variant("choice by both layers", name, several(), choice)
+        for name, choice in (
+            *((f"determinant, weight score^{power:g}", determinant_of(power))
+              for power in (1.0, 1.5, 2.0)),
+            ("the highest for half of the budget, determinant, weight score^1",
+             with_different(0.5)),
+            ("the paper's two halves", halves),
+        )
+    ]  # fmt: skip

@@ -83,8 +83,7 @@ def _llm_attention(tokens: VisualTokens) -> Tensor:
     if tokens.attention is None or not tokens.attention.words:
         return _flashvlm_2(tokens)
     return select_attended(
-        tokens.attention.weighted,
-        tokens.attention.largest_share,
+        tokens.attention.read,
         tokens.budget,
         tokens.features,
         places_in_time(tokens.places, tokens.times),

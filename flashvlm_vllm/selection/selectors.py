@@ -28,29 +28,28 @@ class SelectorError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class LanguageAttention:
-    """Attention of a prompt's words to N visual tokens, in the second decoder layer.
+    """Attention of a prompt's words to N visual tokens, in the second and third decoder layer.
 
     Its R rows are the words after the visual tokens: those of the question, then what the chat
     template writes up to the first generated token. The last row is FastV's (K = 2).
     """
 
     mean: Tensor
-    """(R, N) float32: attention weights, mean over the heads. A row sums to less than 1, because a
-    word attends to other words, too."""
-    weighted: Tensor
-    """(R, N) float32: attention weight times the length of the visual token's value vector, the
-    largest over the heads. How much of a token a word reads: tokens that many words attend to
-    without reading anything have short values."""
-    largest_share: Tensor
-    """(R,) float32: of what one head reads of all visual tokens, the largest share that comes from
-    a single token, the largest over the heads. From 1 / N, spread evenly, to 1."""
+    """(R, N) float32: attention weights in the second layer, mean over the heads. A row sums to
+    less than 1, because a word attends to other words, too."""
+    read: Tensor
+    """(2, R, N) float32: how much a word reads of a token in the second and third layer, where
+    it attends more than the other words do. That is the attention weight times the length of the
+    token's value vector, times the ratio of the weight to its mean over the R words; mean over the
+    heads. Tokens that many words attend to without reading anything have short values, and a head
+    that reads the same tokens for all words finds none. The visual tokens in the third layer are
+    those after the first."""
     words: int
     """Number of rows of the question's words, the first ones; 0 without a question."""
 
     def of(self, tokens: Tensor | slice) -> LanguageAttention:
         """Return the attention to some of the visual tokens."""
-        own = self.mean[:, tokens], self.weighted[:, tokens]
-        return LanguageAttention(*own, self.largest_share, self.words)
+        return LanguageAttention(self.mean[:, tokens], self.read[:, :, tokens], self.words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Selector:
     uses_keys: bool = False
     uses_llm: bool = False
     """Whether the selector uses `VisualTokens.attention`, for which the first decoder layer runs on
-    all tokens of the item and on the question, and a part of the second."""
+    all tokens of the item and on the question, and parts of the second and third."""
     choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
     """`choose` for several images at once, one result per image, if that is faster. The result for
     an image must not depend on the other images."""

@@ -51,7 +51,7 @@ def _part(number: int, candidates: Candidates, kept: Tensor, text: Tensor | None
     if candidates.attention is not None and candidates.attention.words:
         # A selector that uses the language model: its relevance replaces that of the words.
         places = places_in_time(part.places, candidates.times)
-        read = min_max(attended_scores(candidates.attention.weighted, places), LEAST)
+        read = min_max(attended_scores(candidates.attention.read, places), LEAST)
         maps = ScoreMaps(maps.saliency, read, read)
     return PartRecord(
         number,

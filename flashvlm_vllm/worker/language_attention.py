@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads which visual tokens the words of a prompt attend to in the second decoder layer.
+"""Reads which visual tokens the words of a prompt attend to in the second and third decoder layer.
 
-The first decoder layer runs on all tokens of an item and on its prompt's words, and the second up
-to its attention. The layers are those of the loaded model, called as vLLM calls them: quantized
-weights, norms and rotary embeddings of any kind are their own. Only the paged attention between
-them is replaced by a dense one, which needs no KV cache.
+The first decoder layer runs on all tokens of an item and on its prompt's words. The second runs on
+the words only: the visual tokens stay as the first layer left them, and give the second and the
+third layer their keys and values. The words' own states are those of the prefill up to there, and
+the two layers find what they would find with all tokens (``benchmarks/language_attention``).
+
+The layers are those of the loaded model, called as vLLM calls them: quantized weights, norms and
+rotary embeddings of any kind are their own. Only the paged attention between them is replaced by a
+dense one, which needs no KV cache.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any, Final
 
 import torch
@@ -24,8 +29,8 @@ from vllm.v1.attention.backend import AttentionType
 
 from flashvlm_vllm.selection import LanguageAttention
 
-LAYERS: Final = 2
-"""Decoder layers that are used: the first whole, the second up to its attention."""
+LAYERS: Final = 3
+"""Decoder layers that are used: the first whole, the others for the words that attend in them."""
 _AT_ONCE: Final = 2**24
 """Attention weights that are computed at a time: 64 MiB of float32."""
 
@@ -100,30 +105,41 @@ class LanguageAttentionReader:
 
         """
         lengths = [len(each) for each in prompts]
-        hidden = torch.cat([each.embeddings() for each in prompts])
         positions = torch.cat([each.all_positions() for each in prompts], dim=1)
         if len(positions) == 1:
             positions = positions[0]
-        first, second = self._attentions
+        words = _word_rows(prompts, positions.device)
+        found = []
         with self._as_base_model():
-            with _replaced(first, _Dense(first, lengths)):
-                hidden, residual = self._layers[0](positions, hidden, None)
-            if any(each.deeper is not None for each in prompts):
-                hidden = hidden + torch.cat([each.added() for each in prompts])
-            try:
-                with _replaced(second, _Recorder()):
-                    self._layers[1](positions, hidden, residual)
-            except _Recorded as recorded:
-                query, key, value = recorded.inputs
-            else:
-                raise RuntimeError("the second decoder layer did not call its attention")
-        query = query.view(len(hidden), second.num_heads, -1)
-        key, value = (each.view(len(hidden), second.num_kv_heads, -1) for each in (key, value))
-        split = zip(*(each.split(lengths) for each in (query, key, value)), strict=True)
+            state = self._after_first_layer(prompts, positions)
+            for layer, attention in zip(self._layers[1:], self._attentions[1:], strict=True):
+                inputs = _split(_inputs_of(attention, layer, positions, state), lengths)
+                found.append(
+                    [
+                        _words_attention(attention, prompt, *own)
+                        for prompt, own in zip(prompts, inputs, strict=True)
+                    ]
+                )
+                if layer is self._layers[-1]:
+                    break
+                with _replaced(attention, _DenseOfWords(attention, prompts, inputs)):
+                    hidden, residual = layer(positions[..., words], state[words], None)
+                state[words] = hidden + residual
         return [
-            _words_attention(second, prompt, *own)
-            for prompt, own in zip(prompts, split, strict=True)
+            _of_all_heads(layers, prompt)
+            for prompt, layers in zip(prompts, zip(*found, strict=True), strict=True)
         ]
+
+    def _after_first_layer(self, prompts: Sequence[Prompt], positions: Tensor) -> Tensor:
+        """Return the state of all tokens after the first layer, ``(n, D)``."""
+        embeddings = torch.cat([each.embeddings() for each in prompts])
+        dense = _Dense(self._attentions[0], [len(each) for each in prompts])
+        with _replaced(self._attentions[0], dense):
+            hidden, residual = self._layers[0](positions, embeddings, None)
+        if any(each.deeper is not None for each in prompts):
+            hidden = hidden + torch.cat([each.added() for each in prompts])
+        state: Tensor = hidden + residual
+        return state
 
     @contextmanager
     def _as_base_model(self) -> Iterator[None]:
@@ -136,7 +152,7 @@ class LanguageAttentionReader:
 
 
 def first_layers(language_model: Any) -> tuple[list[nn.Module], list[Attention]]:
-    """Return the first two decoder layers of a model, and the attention of each.
+    """Return the first `LAYERS` decoder layers of a model, and the attention of each.
 
     Raises:
         ValueError: they are not on this pipeline stage, or not of a form that can be used.
@@ -184,7 +200,7 @@ def pass_bytes(tokens: int, config: Any, item_size: int) -> int:
     inner: int = getattr(config, "intermediate_size", 4 * width)
     heads: int = config.num_attention_heads
     head: int = getattr(config, "head_dim", None) or width // heads
-    rows = 6 * width + 3 * inner + 6 * heads * head
+    rows = 8 * width + 3 * inner + 8 * heads * head
     return tokens * rows * item_size + 3 * 4 * _AT_ONCE
 
 
@@ -232,6 +248,104 @@ class _Dense:
         )[0]
 
 
+class _DenseOfWords:
+    """Attention of the words to all tokens of their prompts, without a KV cache."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        prompts: Sequence[Prompt],
+        inputs: Sequence[tuple[Tensor, Tensor, Tensor]],
+    ) -> None:
+        self._attention, self._prompts, self._inputs = attention, prompts, inputs
+
+    def __call__(self, query: Tensor, *_: Any, **__: Any) -> Tensor:
+        own = self._attention
+        counts = [len(each.before) + len(each.after) for each in self._prompts]
+        outputs = [
+            self._one(prompt, rows.view(len(rows), own.num_heads, -1), key, value)
+            for prompt, rows, (_, key, value) in zip(
+                self._prompts, query.split(counts), self._inputs, strict=True
+            )
+        ]
+        return torch.cat(outputs).view(len(query), -1)
+
+    def _one(self, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend within one prompt; ``(W, H, d)``, and twice ``(n, H_kv, d)``."""
+        keys, values = (each.transpose(0, 1)[None] for each in (key, value))
+        rows = _word_rows([prompt], query.device)
+        outputs = [
+            scaled_dot_product_attention(
+                some.transpose(0, 1)[None],
+                keys,
+                values,
+                attn_mask=~_hidden(self._attention, words, len(prompt)),
+                scale=self._attention.impl.scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )[0].transpose(0, 1)
+            for some, words in zip(
+                *(each.split(_rows_at_once(query.shape[1], prompt)) for each in (query, rows)),
+                strict=True,
+            )
+        ]
+        return torch.cat(outputs)
+
+
+def _rows_at_once(heads: int, prompt: Prompt) -> int:
+    """Return how many rows of a prompt attend at a time."""
+    return max(1, _AT_ONCE // (heads * len(prompt)))
+
+
+def _word_rows(prompts: Sequence[Prompt], device: torch.device) -> Tensor:
+    """Return the places of all words in prompts that lie one after another, int64."""
+    rows, start = [], 0
+    for each in prompts:
+        end, visual = start + len(each), start + len(each.before)
+        rows += [
+            torch.arange(start, visual, device=device),
+            torch.arange(visual + len(each.visual), end, device=device),
+        ]
+        start = end
+    return torch.cat(rows)
+
+
+def _hidden(attention: Attention, rows: Tensor, length: int) -> Tensor:
+    """Return which of the tokens of a prompt some of its rows do not see, ``(rows, length)``."""
+    places = torch.arange(length, device=rows.device)
+    hidden = places > rows[:, None]
+    if attention.sliding_window is not None:
+        hidden |= places <= rows[:, None] - attention.sliding_window
+    return hidden
+
+
+def _inputs_of(
+    attention: Attention, layer: nn.Module, positions: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query ``(n, H, d)``, key and value ``(n, H_kv, d)`` at a layer's attention."""
+    try:
+        with _replaced(attention, _Recorder()):
+            layer(positions, state, None)
+    except _Recorded as recorded:
+        query, key, value = recorded.inputs
+        # Frees what the layer has computed besides.
+        clear_frames(recorded.__traceback__)
+    else:
+        raise RuntimeError(f"{type(layer).__name__} did not call its attention")
+    heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
+    query, key, value = (
+        each.view(len(state), count, -1)
+        for each, count in zip((query, key, value), heads, strict=True)
+    )
+    return query, key, value
+
+
+def _split(
+    inputs: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the inputs of an attention prompt by prompt."""
+    return list(zip(*(each.split(list(lengths)) for each in inputs), strict=True))
+
+
 class _Recorded(Exception):
     """Ends a layer's forward at its attention, with the attention's inputs."""
 
@@ -249,8 +363,8 @@ class _Recorder:
 
 def _words_attention(
     attention: Attention, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor
-) -> LanguageAttention:
-    """Compute the attention of the words after the visual tokens.
+) -> Tensor:
+    """Compute how this rank's heads attend from the words after the visual tokens to these.
 
     Args:
         attention: the layer's attention, for its scale and window.
@@ -259,33 +373,56 @@ def _words_attention(
         key: ``(n, H_kv, d)``.
         value: ``(n, H_kv, d)``.
 
+    Returns:
+        ``(2, R, N)`` float32, means over the heads of `LanguageAttention`'s ``mean`` and ``read``.
+
+    """
+    visual = slice(len(prompt.before), len(prompt.before) + len(prompt.visual))
+    lengths = value[visual].float().norm(dim=-1).T
+    lengths = lengths.repeat_interleave(query.shape[1] // key.shape[1], dim=0)
+    total = torch.zeros_like(lengths)
+    for weights in _weights(attention, prompt, query, key):
+        total += weights.sum(dim=1)
+    usual = total.div_(len(prompt.after)).clamp_min_(torch.finfo(torch.float32).tiny)
+    means = [
+        torch.stack(
+            [weights.mean(dim=0), (weights.square() * (lengths / usual)[:, None]).mean(dim=0)]
+        )
+        for weights in _weights(attention, prompt, query, key)
+    ]
+    return torch.cat(means, dim=1)
+
+
+def _weights(attention: Attention, prompt: Prompt, query: Tensor, key: Tensor) -> Iterator[Tensor]:
+    """Yield attention weights of the words after the visual tokens to these, some words at a time.
+
+    Args:
+        attention: the layer's attention, for its scale and window.
+        prompt: the prompt.
+        query: ``(n, H, d)``.
+        key: ``(n, H_kv, d)``.
+
+    Yields:
+        ``(H, words, N)`` float32, softmax over all tokens that a word sees.
+
     """
     first, last = len(prompt.before), len(prompt.before) + len(prompt.visual)
     group = query.shape[1] // key.shape[1]
     keys = key.float().permute(1, 2, 0)
-    lengths = value[first:last].float().norm(dim=-1).T.repeat_interleave(group, dim=0)
-    device = query.device
-    places = torch.arange(len(prompt), device=device)
-    means, largest, shares = [], [], []
-    rows = max(1, _AT_ONCE // (query.shape[1] * len(prompt)))
-    for words in torch.arange(last, len(prompt), device=device).split(rows):
+    rows = torch.arange(last, len(prompt), device=query.device)
+    for words in rows.split(_rows_at_once(query.shape[1], prompt)):
         asked = query[words].float().permute(1, 0, 2)
         logits = torch.matmul(asked.unflatten(0, (-1, group)), keys[:, None]).flatten(0, 1)
-        hidden = places > words[:, None]
-        if attention.sliding_window is not None:
-            hidden |= places <= words[:, None] - attention.sliding_window
+        hidden = _hidden(attention, words, len(prompt))
         logits = logits.mul_(attention.impl.scale).masked_fill_(hidden, -torch.inf)
-        weights = logits.softmax(dim=-1)[:, :, first:last]
-        means.append(weights.mean(dim=0))
-        read = weights * lengths[:, None]
-        largest.append(read.amax(dim=0))
-        total = read.sum(dim=2).clamp_min(torch.finfo(torch.float32).tiny)
-        shares.append((read.amax(dim=2) / total).amax(dim=0))
-    mean, weighted, share = torch.cat(means), torch.cat(largest), torch.cat(shares)
-    group_of_ranks = get_tp_group()
-    if group_of_ranks.world_size > 1:
-        # Every rank has some of the heads, equally many.
-        mean = group_of_ranks.all_reduce(mean) / group_of_ranks.world_size
-        weighted = group_of_ranks.all_gather(weighted[None], dim=0).amax(dim=0)
-        share = group_of_ranks.all_gather(share[None], dim=0).amax(dim=0)
-    return LanguageAttention(mean, weighted, share, prompt.question_words)
+        yield logits.softmax(dim=-1)[:, :, first:last]
+
+
+def _of_all_heads(layers: Sequence[Tensor], prompt: Prompt) -> LanguageAttention:
+    """Return the attention in the second and third layer, from each rank's share of the heads."""
+    means = torch.stack(list(layers))
+    ranks = get_tp_group()
+    if ranks.world_size > 1:
+        # Every rank has equally many heads.
+        means = ranks.all_reduce(means) / ranks.world_size
+    return LanguageAttention(means[0, 0], means[:, 1], prompt.question_words)

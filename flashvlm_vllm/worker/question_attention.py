@@ -49,10 +49,7 @@ class QuestionAttention:
         self._model, self._config = model, vllm_config
         self._held: RecentlyUsed[LanguageAttention] = RecentlyUsed(
             _CACHE_BYTES,
-            lambda each: (
-                sum(own.nbytes for own in (each.mean, each.weighted, each.largest_share))
-                + _OVERHEAD_BYTES
-            ),
+            lambda each: each.mean.nbytes + each.read.nbytes + _OVERHEAD_BYTES,
         )
 
     def of_items(

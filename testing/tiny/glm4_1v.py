@@ -63,7 +63,7 @@ def build_glm4_1v(path: Path) -> Path:
             vision_config=VISION,
             text_config=text_settings(
                 tokenizer,
-                layers=2,
+                layers=3,
                 max_position_embeddings=32768,
                 rope_parameters=rotary([2, 3, 3], partial_rotary_factor=0.5),
             ),
@@ -73,7 +73,7 @@ def build_glm4_1v(path: Path) -> Path:
         model.save_pretrained(folder)
         save_processor(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor, tokenizer, folder)
 
-    return build_once(path, {"kind": "glm4.1v"}, write)
+    return build_once(path, {"kind": "glm4.1v", "layers": 3}, write)
 
 
 def glm_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, Any]]:

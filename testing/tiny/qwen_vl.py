@@ -85,7 +85,7 @@ def build_qwen_vl(
         settings: dict[str, Any] = {
             "text_config": text_settings(
                 tokenizer,
-                layers=2,
+                layers=3,
                 max_position_embeddings=32768,
                 rope_parameters=rotary([4, 6, 6]),
                 tie_word_embeddings=False,
@@ -110,7 +110,7 @@ def build_qwen_vl(
             chat_template=CHATML,
         ).save_pretrained(folder)
 
-    return build_once(path, {"kind": "qwen-vl", **asked, "full": list(full)}, write)
+    return build_once(path, {"kind": "qwen-vl", "layers": 3, **asked, "full": list(full)}, write)
 
 
 def mark_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

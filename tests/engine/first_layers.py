@@ -10,7 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from torch import Tensor
+
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 class Run(NamedTuple):
@@ -20,17 +23,13 @@ class Run(NamedTuple):
     """``(n,)`` or ``(3, n)``."""
     embeddings: Tensor
     """``(n, D)`` input of the first layer."""
-    inputs: tuple[Tensor, Tensor, Tensor]
-    """Query, key and value of the second layer's attention."""
+    inputs: tuple[Inputs, Inputs]
+    """Query, key and value of the second and of the third layer's attention."""
 
     def at(self, rows: slice) -> "Run":
         """Return some rows."""
-        query, key, value = self.inputs
-        return Run(
-            self.positions[..., rows],
-            self.embeddings[rows],
-            (query[rows], key[rows], value[rows]),
-        )
+        second, third = ((q[rows], k[rows], v[rows]) for q, k, v in self.inputs)
+        return Run(self.positions[..., rows], self.embeddings[rows], (second, third))
 
 
 class Watched(NamedTuple):
@@ -51,18 +50,26 @@ class _Recorder:
         self.now = Watched([], [], [])
         self.is_reading = False
         self.started: tuple[Tensor, Tensor] | None = None
+        self.second: Inputs | None = None
 
     def start(self, _: Any, arguments: Sequence[Tensor], named: dict[str, Tensor]) -> None:
         """Record the inputs of the first layer."""
         given = dict(zip(("positions", "hidden_states"), arguments, strict=False)) | named
         self.started = given["positions"].clone(), given["hidden_states"].clone()
 
-    def finish(self, _: Any, arguments: Sequence[Tensor]) -> None:
-        """Record the inputs of the second layer's attention."""
+    def go_on(self, _: Any, arguments: Sequence[Tensor]) -> None:
+        """Record the inputs of the second layer's attention, unless they are the words' alone."""
         assert self.started is not None
         query, key, value = (each.clone() for each in arguments[:3])
+        if len(query) == len(self.started[1]):
+            self.second = query, key, value
+
+    def finish(self, _: Any, arguments: Sequence[Tensor]) -> None:
+        """Record the inputs of the third layer's attention."""
+        assert self.started is not None and self.second is not None
+        query, key, value = (each.clone() for each in arguments[:3])
         runs = self.now.read if self.is_reading else self.now.served
-        runs.append(Run(*self.started, (query, key, value)))
+        runs.append(Run(*self.started, (self.second, (query, key, value))))
 
     def reading(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the reader's method."""
@@ -89,7 +96,8 @@ def watch(model: Any) -> None:
     except ValueError:
         return  # Not on this pipeline stage.
     layers[0].register_forward_pre_hook(recorder.start, with_kwargs=True)
-    attentions[1].register_forward_pre_hook(recorder.finish)
+    attentions[1].register_forward_pre_hook(recorder.go_on)
+    attentions[2].register_forward_pre_hook(recorder.finish)
     LanguageAttentionReader.read = recorder.reading(LanguageAttentionReader.read)  # type: ignore[method-assign]
 
 
@@ -124,7 +132,7 @@ def _peak(model: Any, prompts: Sequence[Any]) -> tuple[int, int]:
     with pytest.MonkeyPatch.context() as patched:
         # Small: otherwise nothing else in the bound would count for a tiny model.
         patched.setattr(language_attention, "_AT_ONCE", 2**14)
-        with TensorMemory() as memory:
+        with torch.inference_mode(), TensorMemory() as memory:  # As in vLLM's runner.
             reader.read(prompts)
         bound = language_attention.pass_bytes(sum(map(len, prompts)), config, 4)
     return memory.peak, bound

@@ -80,7 +80,9 @@ class UserTurnIds:
 def language_attention(
     model: Any, turn: UserTurnIds, rows: Tensor, question: list[int]
 ) -> LanguageAttention:
-    """Return the attention in Transformers' second decoder layer to an image.
+    """Return the attention in Transformers' second and third decoder layer to an image.
+
+    The image's tokens in the third layer are those after the first.
 
     Args:
         model: with eager attention.
@@ -92,15 +94,31 @@ def language_attention(
     embed, language_model = model.get_input_embeddings(), model.model.language_model
     before, after = (torch.tensor(ids) for ids in (turn.before, [*question, *turn.after]))
     inputs = torch.cat([embed(before), rows, embed(after)])
-    values: list[Tensor] = []
-    attention = language_model.layers[1].self_attn
-    hook = attention.v_proj.register_forward_hook(lambda *seen: values.append(seen[-1][0]))
-    out = language_model(inputs_embeds=inputs[None], output_attentions=True, use_cache=False)
-    hook.remove()
     visual = slice(len(before), len(before) + len(rows))
-    weights = out.attentions[1][0, :, visual.stop :, visual]
-    lengths = values[0][visual].unflatten(-1, (-1, attention.head_dim)).norm(dim=-1).T
-    lengths = lengths.repeat_interleave(len(weights) // len(lengths), dim=0)
-    read = weights * lengths[:, None]
-    share = (read / read.sum(dim=2, keepdim=True)).amax(dim=(0, 2))
-    return LanguageAttention(weights.mean(dim=0), read.amax(dim=0), share, len(question))
+    seen: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def as_after_first_layer(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0])
+        mixed = arguments[0].clone()
+        mixed[:, visual] = seen[0][:, visual]
+        return mixed, *arguments[1:]
+
+    layers = language_model.layers[1:3]
+    hooks = [layer.register_forward_pre_hook(as_after_first_layer) for layer in layers]
+    hooks += [
+        layer.self_attn.v_proj.register_forward_hook(lambda *called: values.append(called[-1][0]))
+        for layer in layers
+    ]
+    out = language_model(inputs_embeds=inputs[None], output_attentions=True, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    mean, read = [], []
+    for layer, weights, value in zip(layers, out.attentions[1:3], values, strict=True):
+        own = weights[0, :, visual.stop :, visual]
+        lengths = value[visual].unflatten(-1, (-1, layer.self_attn.head_dim)).norm(dim=-1).T
+        lengths = lengths.repeat_interleave(len(own) // len(lengths), dim=0)
+        mean.append(own.mean(dim=0))
+        ratio = own / own.mean(dim=1, keepdim=True)
+        read.append((own * lengths[:, None] * ratio).mean(dim=0))
+    return LanguageAttention(mean[0], torch.stack(read), len(question))

@@ -2,7 +2,8 @@
 """The first decoder layers as the attention reader runs them, against vLLM's own prefill.
 
 For every type of language model that selectors may use: query, key and value at the second layer's
-attention are those of the same prompt without a budget.
+attention are those of the same prompt without a budget, and so are those of the words at the
+third's.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from flashvlm_vllm.language_models import LANGUAGE_MODELS
 from flashvlm_vllm.worker.language_attention import Prompt
@@ -121,12 +123,25 @@ def ask(engine: Engine, ids: list[int], **arguments: Any) -> list[int]:
     return list(output.prompt_token_ids)
 
 
-def assert_equal(one: first_layers.Run, other: first_layers.Run, rows: float) -> None:
-    """Compare two runs; ``rows`` is the share of rows that must be equal."""
+def assert_equal(
+    one: first_layers.Run, other: first_layers.Run, is_visual: Tensor, rows: float
+) -> None:
+    """Compare two runs; ``rows`` is the share of rows that must be equal.
+
+    The visual tokens pass one layer in the reader, so in the third only the words are compared.
+    """
     assert torch.equal(one.positions, other.positions)
-    for own, expected in zip(
-        (one.embeddings, *one.inputs), (other.embeddings, *other.inputs), strict=True
-    ):
+    (second, third), (expected_second, expected_third) = one.inputs, other.inputs
+    pairs = [
+        (one.embeddings, other.embeddings),
+        *zip(second, expected_second, strict=True),
+        *(
+            (own[~is_visual], each[~is_visual])
+            for own, each in zip(third, expected_third, strict=True)
+        ),
+    ]
+    assert not torch.equal(third[1][is_visual], expected_third[1][is_visual])
+    for own, expected in pairs:
         assert own.shape == expected.shape
         if rows == 1:
             torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
@@ -139,7 +154,7 @@ def test_every_allowed_type_has_a_model_here() -> None:
     assert {name.split(",")[0] for name in FAMILIES} == LANGUAGE_MODELS
 
 
-def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
+def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
     served: tuple[Family, Engine],
 ) -> None:
     family, engine = served
@@ -156,7 +171,7 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
     assert prompt.question_words == len(words.ids(QUESTION))
     if not family.writes_text:
         (run,) = seen.read
-        assert_equal(run, expected, family.equal_rows)
+        assert_equal(run, expected, is_visual, family.equal_rows)
         # Prompts of several lengths at once.
         few = slice(0, 3)
         deeper = None if prompt.deeper is None else prompt.deeper[few]
@@ -166,7 +181,7 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
         engine.llm.apply_model(first_layers.reading([prompt, short, prompt]))
         (run,) = first_layers.seen(engine).read
         for place in (slice(0, len(prompt)), slice(-len(prompt), None)):
-            assert_equal(run.at(place), expected, family.equal_rows)
+            assert_equal(run.at(place), expected, is_visual, family.equal_rows)
         return
     # The reader's prompt has none of that text, so it also reads the embeddings that vLLM read.
     first, last = is_visual.nonzero().aminmax()
@@ -183,8 +198,10 @@ def test_the_second_layer_gets_the_inputs_of_the_unpruned_prompt(
     )
     engine.llm.apply_model(first_layers.reading([same, prompt, same]))
     (run,) = first_layers.seen(engine).read
+    is_in_span = torch.zeros(len(rows), dtype=torch.bool)
+    is_in_span[span] = True
     for place in (slice(0, len(rows)), slice(-len(rows), None)):
-        assert_equal(run.at(place), expected, family.equal_rows)
+        assert_equal(run.at(place), expected, is_in_span, family.equal_rows)
 
 
 def test_the_memory_of_a_pass_is_bounded(served: tuple[Family, Engine]) -> None:

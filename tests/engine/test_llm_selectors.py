@@ -221,6 +221,8 @@ def test_several_ranks_keep_the_tokens_of_one_rank(
 ) -> None:
     # By default vLLM requires a NUMA node for each rank.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if "pipeline_parallel_size" in arguments:
+        monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", "3,1")
     with start_engine(clip_llava, **arguments) as engine:
         assert kept_of(engine) == plain
         for rank in range(ranks):

@@ -14,7 +14,7 @@ from flashvlm_vllm.selection import LanguageAttention, VisualTokens, run_selecto
 from flashvlm_vllm.selection.baselines import fastv_boundary, sparsevlm_boundary
 from flashvlm_vllm.selection.llm_attention import (
     AVERAGED,
-    FOUND,
+    SHARPNESS,
     attended_scores,
     select_attended,
 )
@@ -24,8 +24,6 @@ ROW = torch.stack([torch.zeros(5, dtype=torch.int64), torch.arange(5)], dim=1)
 APART = torch.eye(5)
 """Features at right angles: the determinant keeps the highest scores."""
 NAN, INFINITE = float("nan"), float("inf")
-FLAT, FOUND_ONE = torch.tensor([0.2, 0.2]), torch.tensor([0.2, 0.9])
-"""Largest shares of two words: no head has found anything, or one has for the second word."""
 
 
 def averaged(values: list[float], times: int = AVERAGED) -> list[float]:
@@ -36,20 +34,35 @@ def averaged(values: list[float], times: int = AVERAGED) -> list[float]:
     return values
 
 
-def test_the_score_is_the_largest_over_the_words_averaged_over_neighbours() -> None:
-    weighted = torch.tensor([[0.0, 0.0, 0.9, 0.0, 0.0], [0.1, 0.0, 0.3, 0.0, 0.8]])
-    expected = averaged([0.1, 0.0, 0.9, 0.0, 0.8])
-    torch.testing.assert_close(attended_scores(weighted, ROW), torch.tensor(expected))
+def test_the_score_is_the_square_of_the_largest_over_the_words_averaged_over_neighbours() -> None:
+    read = torch.tensor([[[0.0, 0.0, 0.9, 0.0, 0.0], [0.1, 0.0, 0.3, 0.0, 0.8]]])
+    largest = [0.1, 0.0, 0.9, 0.0, 0.8]
+    mean = sum(largest) / 5
+    expected = averaged([(each / mean) ** SHARPNESS for each in largest])
+    torch.testing.assert_close(attended_scores(read, ROW), torch.tensor(expected))
     # A mean over the words would prefer the third token to the last.
     best = sorted(range(5), key=lambda at: -expected[at])[:2]
-    assert select_attended(weighted, FLAT, 2, APART, ROW).tolist() == sorted(best)
+    assert select_attended(read, 2, APART, ROW).tolist() == sorted(best)
+
+
+def test_a_layer_that_reads_few_tokens_counts_more_than_one_that_reads_many() -> None:
+    spread, peaked = [3.0, 3.0, 0.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0, 1.0]
+    apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
+    scores = attended_scores(torch.tensor([[spread], [peaked]]), apart)
+    # 12 / 5 and 1 / 5 are the layers' means.
+    second = (3.0 / 2.4) ** SHARPNESS
+    expected = [second, second, 0.0, second, second + 5.0**SHARPNESS]
+    torch.testing.assert_close(scores, torch.tensor(expected))
+    # How much a layer reads in all does not matter.
+    more = [9 * each for each in peaked]
+    scaled = attended_scores(torch.tensor([[spread], [more]]), apart)
+    torch.testing.assert_close(scaled, scores)
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
     for budget in range(1, 5):
-        for share in (FLAT, FOUND_ONE):
-            kept = select_attended(torch.full((2, 5), 0.25), share, budget, APART, ROW)
-            assert kept.tolist() == list(range(budget))
+        kept = select_attended(torch.full((2, 2, 5), 0.25), budget, APART, ROW)
+        assert kept.tolist() == list(range(budget))
     assert fastv_boundary(torch.full((2, 5), 0.25), 3).tolist() == [0, 1, 2]
     embeddings = torch.ones(5, 4), torch.ones(2, 4)
     assert sparsevlm_boundary(torch.full((3, 5), 0.2), *embeddings, 3).tolist() == [0, 1, 2]
@@ -58,33 +71,22 @@ def test_equal_scores_keep_the_lower_index() -> None:
 def test_where_scores_are_flat_the_kept_tokens_differ() -> None:
     # Two pairs of equal tokens and one more: the highest scores are all in the first pair.
     features = torch.eye(3)[[0, 0, 1, 1, 2]]
-    scores = torch.tensor([[0.30, 0.30, 0.25, 0.25, 0.2]])
+    read = torch.tensor([[[0.30, 0.30, 0.25, 0.25, 0.2]]])
     apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
-    assert select_attended(scores, FLAT[:1], 3, features, apart).tolist() == [0, 2, 4]
+    assert select_attended(read, 3, features, apart).tolist() == [0, 2, 4]
     # A clear peak keeps its region, equal or not.
-    scores = torch.tensor([[9.0, 8.0, 0.0, 0.0, 0.0]])
-    assert select_attended(scores, FLAT[:1], 1, features, apart).tolist() == [0]
-
-
-def test_where_a_head_has_found_something_the_highest_scores_are_kept() -> None:
-    features = torch.eye(3)[[0, 0, 1, 1, 2]]
-    scores = torch.tensor([[0.30, 0.30, 0.25, 0.25, 0.2]] * 2)
-    apart = torch.stack([torch.zeros(5, dtype=torch.int64), 3 * torch.arange(5)], dim=1)
-    assert select_attended(scores, FOUND_ONE, 3, features, apart).tolist() == [0, 1, 2]
-    exactly = torch.tensor([0.2, FOUND])
-    assert select_attended(scores, exactly, 3, features, apart).tolist() == [0, 2, 4]
-    unknown = torch.tensor([0.2, NAN])
-    assert select_attended(scores, unknown, 3, features, apart).tolist() == [0, 2, 4]
+    read = torch.tensor([[[9.0, 8.0, 0.0, 0.0, 0.0]]])
+    assert select_attended(read, 1, features, apart).tolist() == [0]
 
 
 def test_a_budget_of_all_tokens_keeps_all() -> None:
-    assert select_attended(torch.rand(2, 5), FLAT, 9, APART, ROW).tolist() == [0, 1, 2, 3, 4]
+    assert select_attended(torch.rand(2, 2, 5), 9, APART, ROW).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_finite_counts_as_nothing() -> None:
     broken = torch.tensor([[NAN, INFINITE, 0.5, -INFINITE, 0.1], [NAN, 0.2, NAN, 0.0, NAN]])
     whole = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.1], [0.0, 0.2, 0.0, 0.0, 0.0]])
-    assert torch.equal(attended_scores(broken, ROW), attended_scores(whole, ROW))
+    assert torch.equal(attended_scores(broken[None], ROW), attended_scores(whole[None], ROW))
     assert fastv_boundary(torch.tensor([[NAN, INFINITE, 0.5, -INFINITE, 0.1]]), 2).tolist() == [
         2,
         4,
@@ -96,11 +98,11 @@ def test_what_is_not_finite_counts_as_nothing() -> None:
 
 
 def test_tokens_beside_a_missing_place_are_averaged_over_those_that_exist() -> None:
-    weighted = torch.tensor([[0.0, 0.0, 0.9, 0.0, 0.0]])
+    read = torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]])
     apart = ROW.clone()
     apart[2:, 1] += 1  # No token between the second and the third.
-    expected = averaged([0.0, 0.0]) + averaged([0.9, 0.0, 0.0])
-    torch.testing.assert_close(attended_scores(weighted, apart), torch.tensor(expected))
+    expected = averaged([0.0, 0.0]) + averaged([5.0**SHARPNESS, 0.0, 0.0])
+    torch.testing.assert_close(attended_scores(read, apart), torch.tensor(expected))
 
 
 def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
@@ -116,12 +118,13 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
         places=ROW.repeat(2, 1),
         seed=0,
         times=torch.arange(2).repeat_interleave(5),
-        attention=LanguageAttention(weighted, weighted, FLAT[:1], 1),
+        attention=LanguageAttention(weighted, weighted.expand(2, 1, 10), 1),
     )
     chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], tokens, trusted=False)
     # The first frame by its score, then ties: at the same places of one frame they would differ.
     assert chosen.spots.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    later = replace(tokens, attention=LanguageAttention(*[weighted.flip(1)] * 2, FLAT[:1], 1))
+    flipped = weighted.flip(1)
+    later = replace(tokens, attention=LanguageAttention(flipped, flipped.expand(2, 1, 10), 1))
     chosen = run_selector("llm-attention", BUILT_IN["llm-attention"], later, trusted=False)
     assert chosen.spots.tolist() == [0, 1, 5, 6, 7, 8, 9]
 
@@ -130,8 +133,7 @@ def test_tokens_of_different_time_steps_are_no_neighbours() -> None:
     ("change", "message"),
     [
         (lambda given: {**given, "budget": 0}, "budget"),
-        (lambda given: {**given, "weighted_attention": torch.zeros(5)}, "weighted_attention"),
-        (lambda given: {**given, "largest_share": torch.zeros(3)}, "largest_share"),
+        (lambda given: {**given, "read": torch.zeros(2, 5)}, "read"),
         (lambda given: {**given, "diversity_features": APART[:4]}, "diversity_features"),
         (lambda given: {**given, "places": ROW[:4]}, r"places is \(4, 2\); allowed: \(5, 2\)"),
     ],
@@ -140,8 +142,7 @@ def test_arguments_that_do_not_fit_are_refused(
     change: Callable[[dict[str, object]], dict[str, object]], message: str
 ) -> None:
     given = {
-        "weighted_attention": torch.zeros(2, 5),
-        "largest_share": FLAT,
+        "read": torch.zeros(2, 2, 5),
         "budget": 2,
         "diversity_features": APART,
         "places": ROW,
@@ -198,7 +199,7 @@ def kept(name: str, tokens: VisualTokens) -> list[int]:
 
 def test_without_words_each_selector_keeps_the_tokens_of_the_one_it_falls_back_to() -> None:
     template = torch.rand(3, 25, generator=torch.Generator().manual_seed(1))
-    without = asked(LanguageAttention(template, template, FLAT, 0), None)
+    without = asked(LanguageAttention(template, template.expand(2, 3, 25), 0), None)
     assert kept("llm-attention", without) == kept("flashvlm-2", without)
     assert kept("sparsevlm-boundary", without) == kept("vispruner", without)
     # FastV needs the last row only, which is the template's.
@@ -213,8 +214,8 @@ def test_without_attention_each_selector_falls_back() -> None:
 
 
 def test_attention_to_some_tokens_is_a_part_of_the_columns() -> None:
-    mean, weighted = torch.arange(10.0).view(2, 5), -torch.arange(10.0).view(2, 5)
-    some = LanguageAttention(mean, weighted, FLAT, 1).of(slice(1, 3))
+    mean = torch.arange(10.0).view(2, 5)
+    some = LanguageAttention(mean, torch.stack([-mean, mean]), 1).of(slice(1, 3))
     assert some.mean.tolist() == [[1, 2], [6, 7]]
-    assert some.weighted.tolist() == [[-1, -2], [-6, -7]]
+    assert some.read.tolist() == [[[-1, -2], [-6, -7]], [[1, 2], [6, 7]]]
     assert some.words == 1

@@ -49,7 +49,9 @@ def tokens_of(count: int, budget: int, columns: int = 128, width: int = 32) -> V
         keys=torch.randn(count, 2, 8, generator=random),
         places=torch.stack([numbers // columns, numbers % columns], dim=1),
         seed=3,
-        attention=LanguageAttention(*torch.rand(2, 12, count, generator=random), torch.rand(12), 8),
+        attention=LanguageAttention(
+            torch.rand(12, count, generator=random), torch.rand(2, 12, count, generator=random), 8
+        ),
     )
 
 

@@ -141,7 +141,7 @@ def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> Vis
     count = rows * columns * steps
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).repeat(steps, 1)
     words = draw(st.integers(0, 5))
-    mean, weighted = (made(words + 2, count) for _ in range(2))
+    mean, read = made(words + 2, count), made(2 * (words + 2), count).unflatten(0, (2, -1))
     return VisualTokens(
         budget=draw(st.integers(1, count - 1)),
         projected=made(count, 12),
@@ -152,9 +152,7 @@ def visual_tokens(draw: st.DrawFn, kinds: st.SearchStrategy[str] = KINDS) -> Vis
         places=places,
         seed=seed,
         times=torch.arange(steps).repeat_interleave(rows * columns) if steps > 1 else None,
-        attention=LanguageAttention(mean, weighted, mean[:, 0], words)
-        if draw(st.booleans())
-        else None,
+        attention=LanguageAttention(mean, read, words) if draw(st.booleans()) else None,
     )
 
 

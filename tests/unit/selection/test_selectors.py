@@ -39,9 +39,7 @@ def tokens(budget: int, count: int = 40, seed: int = 0) -> VisualTokens:
         keys=draw(count, 2, 4),
         places=torch.stack([torch.arange(count) // 7, torch.arange(count) % 7], dim=1),
         seed=seed,
-        attention=LanguageAttention(
-            draw(5, count).sigmoid(), draw(5, count).sigmoid(), torch.full((5,), 0.2), 3
-        ),
+        attention=LanguageAttention(draw(5, count).sigmoid(), draw(2, 5, count).sigmoid(), 3),
     )
 
 
@@ -68,9 +66,7 @@ def test_a_selector_declares_correctly_whether_it_uses_the_question(name: str) -
     selector = BUILT_IN[name]
     given = tokens(16)
     assert given.text is not None and given.attention is not None
-    seen = replace(
-        given.attention, mean=1 - given.attention.mean, weighted=1 - given.attention.weighted
-    )
+    seen = replace(given.attention, mean=1 - given.attention.mean, read=1 - given.attention.read)
     other = replace(given, text=-given.text, attention=seen)
     first, second = (run_selector(name, selector, each, trusted=True) for each in (given, other))
     if selector.merges:
