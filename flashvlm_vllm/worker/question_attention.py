@@ -16,7 +16,8 @@ from flashvlm_vllm.lru import RecentlyUsed
 from flashvlm_vllm.selection import LanguageAttention
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.worker.candidates import Item, Part
-from flashvlm_vllm.worker.language_attention import LanguageAttentionReader, Prompt
+from flashvlm_vllm.worker.item_prompt import Prompt
+from flashvlm_vllm.worker.language_attention import LanguageAttentionReader
 from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 
 logger = init_logger("vllm.flashvlm")  # vLLM configures only its own loggers

@@ -125,13 +125,13 @@ def peak_of(prompts: Sequence[Any]) -> Callable[[Any], tuple[int, int]]:
 def _peak(model: Any, prompts: Sequence[Any]) -> tuple[int, int]:
     """Return the most bytes of tensors that a pass creates, and the bound on them."""
     from benchmarks.selection.clock import TensorMemory
-    from flashvlm_vllm.worker import language_attention
+    from flashvlm_vllm.worker import dense_attention, language_attention
 
     reader = model._question_attention._reader
     config = model._vllm_config.model_config.hf_text_config
     with pytest.MonkeyPatch.context() as patched:
         # Small: otherwise nothing else in the bound would count for a tiny model.
-        patched.setattr(language_attention, "_AT_ONCE", 2**14)
+        patched.setattr(dense_attention, "AT_ONCE", 2**14)
         with torch.inference_mode(), TensorMemory() as memory:  # As in vLLM's runner.
             reader.read(prompts)
         bound = language_attention.pass_bytes(sum(map(len, prompts)), config, 4)

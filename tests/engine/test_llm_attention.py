@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flashvlm_vllm.language_models import LANGUAGE_MODELS
-from flashvlm_vllm.worker.language_attention import Prompt
+from flashvlm_vllm.worker.item_prompt import Prompt
 from testing.photo import photo
 from testing.tiny import gemma3, internvl, mistral3, qwen_vl
 from testing.tiny.glm4_1v import build_glm4_1v

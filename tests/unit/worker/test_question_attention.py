@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from flashvlm_vllm.worker.language_attention import Prompt
+from flashvlm_vllm.worker.item_prompt import Prompt
 from flashvlm_vllm.worker.question_attention import _groups
 
 
