@@ -19,7 +19,8 @@ LANGUAGE_MODELS: Final = frozenset(
 """Types of language models, by Transformers' names, whose first three decoder layers have a plain
 causal attention and are called in the same way. Each has a test."""
 
-_FIRST_LAYERS: Final = 3
+FIRST_LAYERS: Final = 3
+"""Decoder layers that selectors use, all on the first pipeline stage."""
 
 
 def why_not_used(config: Any) -> str | None:
@@ -34,6 +35,6 @@ def why_not_used(config: Any) -> str | None:
         known = ", ".join(sorted(LANGUAGE_MODELS))
         return f"the language model is of type {text.model_type}; supported are {known}"
     # Asked before there are workers, so this is the number of layers of the first stage.
-    if config.model_config.get_num_layers(config.parallel_config) < _FIRST_LAYERS:
-        return f"the first pipeline stage has fewer than {_FIRST_LAYERS} decoder layers"
+    if config.model_config.get_num_layers(config.parallel_config) < FIRST_LAYERS:
+        return f"the first pipeline stage has fewer than {FIRST_LAYERS} decoder layers"
     return None

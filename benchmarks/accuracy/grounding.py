@@ -24,7 +24,7 @@ from benchmarks.accuracy.inside.sparsevlm import raters, schedule
 from benchmarks.accuracy.reference import AFTER, BEFORE, PLACES, Reference, Seen
 from benchmarks.accuracy.rows import Prepared
 from benchmarks.accuracy.sets import Item, box_patches
-from flashvlm_vllm.selection import fused_scores, run_selector
+from flashvlm_vllm.selection import LanguageAttention, fused_scores, run_selector
 from flashvlm_vllm.selection.flashvlm_2 import coherent_scores, standardised
 from flashvlm_vllm.selection.llm_attention import attended_scores
 from flashvlm_vllm.selection.registry import find_selector
@@ -123,15 +123,18 @@ SCORES: Final[dict[str, Scores]] = {
 
 
 def kept_by(
-    name: str, scores: Tensor, reference: Reference, seen: Seen, text: Tensor, budget: int
+    name: str,
+    scores: Tensor,
+    seen: Seen,
+    text: Tensor,
+    attention: LanguageAttention | None,
+    budget: int,
 ) -> Tensor:
     """Return which patches a method keeps; those inside the model keep their best scores."""
     if name in ("fastv", "sparsevlm"):
         return scores.topk(budget).indices
-    selector = find_selector(name)
-    attention = reference.attention(seen, text) if selector.uses_llm else None
     tokens = seen.tokens(budget, text, attention=attention)
-    chosen = run_selector(name, selector, tokens, trusted=True)
+    chosen = run_selector(name, find_selector(name), tokens, trusted=True)
     assert chosen.indices is not None
     return chosen.indices
 
@@ -155,8 +158,9 @@ def measure(
             map_ = scores(reference, item, seen, text)
             values["distance"].append(distance(map_, item))
             values["entropy"].append(entropy(map_))
+            attention = reference.attention(seen, text) if scores is attended else None
             for budget in budgets:
-                kept = kept_by(name, map_, reference, seen, text, budget)
+                kept = kept_by(name, map_, seen, text, attention, budget)
                 iou, coverage = overlap(kept, item)
                 values[f"iou {budget}"].append(iou)
                 values[f"coverage {budget}"].append(coverage)

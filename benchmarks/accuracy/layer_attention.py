@@ -22,6 +22,16 @@ class LayerAttention:
     outputs: Tensor
     """(H, N) lengths of the value vectors after the head's part of the output projection."""
 
+    @property
+    def read(self) -> Tensor:
+        """Attention times the length of the value vector, (H, R, N)."""
+        return self.weights * self.values[:, None]
+
+
+def times_ratio(read: Tensor) -> Tensor:
+    """Multiply what each head reads, (H, R, N), by its ratio to the mean over the words."""
+    return read * read / read.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
 
 @torch.inference_mode()
 def attention_of(

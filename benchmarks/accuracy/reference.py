@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from benchmarks.accuracy.layer_attention import attention_of
+from benchmarks.accuracy.layer_attention import attention_of, times_ratio
 from flashvlm_vllm.selection import LanguageAttention, VisualTokens
 from small_vlm.architecture import normalized, tower_of
 from small_vlm.checkpoint import EOS
@@ -121,17 +121,8 @@ class Reference:
         """
         after = torch.cat([text, self.words(AFTER)])
         layers = attention_of(self.language, self.words(BEFORE), seen.projected, after, passed=1)
-        read = [
-            (
-                own.weights
-                * own.values[:, None]
-                * own.weights
-                / own.weights.mean(dim=1, keepdim=True)
-            )
-            for own in layers[1:3]
-        ]
-        read = [each.mean(dim=0) for each in read]
-        return LanguageAttention(layers[1].weights.mean(dim=0), torch.stack(read), len(text))
+        read = torch.stack([times_ratio(own.read).mean(dim=0) for own in layers[1:3]])
+        return LanguageAttention(layers[1].weights.mean(dim=0), read, len(text))
 
     def project(self, features: Tensor) -> Tensor:
         """Return merged tower features in the language model's space."""

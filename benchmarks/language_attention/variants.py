@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.layer_attention import LayerAttention
+from benchmarks.accuracy.layer_attention import LayerAttention, times_ratio
 from benchmarks.accuracy.reference import PLACES
 from benchmarks.language_attention.observed import Observed
 from flashvlm_vllm.selection import SelectionConfig
@@ -29,7 +29,9 @@ SECOND: Final = 1
 """Index of the second decoder layer."""
 CLUSTERS: Final = 48
 FOUND: Final = 0.35
+"""Largest share of one token in what a head reads, from which the highest scores were kept."""
 POWER: Final = 2.0
+"""Exponent of the score as weight, where the second layer was read alone."""
 
 Score = Callable[[Observed], Tensor]
 """From a picture and question to one score per token, (N,)."""
@@ -55,8 +57,18 @@ class Variant:
 
 
 def weighted(own: LayerAttention) -> Tensor:
-    """Attention times the length of the value vector, (H, R, N)."""
-    return own.weights * own.values[:, None]
+    """Return what the words read, (H, R, N)."""
+    return own.read
+
+
+def largest(read: Tensor) -> Tensor:
+    """Return the largest over heads and words."""
+    return read.amax(dim=(0, 1))
+
+
+def mean_of_heads(read: Tensor) -> Tensor:
+    """Return the mean over heads, the largest over words."""
+    return read.mean(dim=0).amax(dim=0)
 
 
 def attended(
@@ -64,7 +76,7 @@ def attended(
     *,
     of: Callable[[LayerAttention], Tensor] = weighted,
     rows: Callable[[Observed, Tensor], Tensor] = lambda observed, values: values,
-    reduce: Callable[[Tensor], Tensor] = lambda values: values.amax(dim=(0, 1)),
+    reduce: Callable[[Tensor], Tensor] = largest,
     averaged: int = AVERAGED,
     bare: bool = False,
 ) -> Score:
@@ -150,18 +162,6 @@ def contrast(observed: Observed) -> Tensor:
     return mean_of_near((own * ratio).amax(dim=(0, 1)), PLACES, AVERAGED)
 
 
-def two_layers(observed: Observed) -> Tensor:
-    """Add the scores of the second and the third layer."""
-    both = [attended(layer, averaged=0)(observed) for layer in (SECOND, SECOND + 1)]
-    total = torch.stack([each / each.mean() for each in both]).sum(dim=0)
-    return mean_of_near(total, PLACES, AVERAGED)
-
-
-def times_ratio(read: Tensor) -> Tensor:
-    """Multiply what each head reads, (H, R, N), by its ratio to the mean over the words."""
-    return read * read / read.mean(dim=1, keepdim=True).clamp_min(LEAST)
-
-
 def several(
     layers: Sequence[int] = (SECOND, SECOND + 1),
     *,
@@ -191,16 +191,6 @@ def several(
 def all_pass(observed: Observed) -> Sequence[LayerAttention]:
     """Return the layers as they are in the model."""
     return observed.layers
-
-
-def largest(read: Tensor) -> Tensor:
-    """Return the largest over heads and words."""
-    return read.amax(dim=(0, 1))
-
-
-def mean_of_heads(read: Tensor) -> Tensor:
-    """Return the mean over heads, the largest over words."""
-    return read.mean(dim=0).amax(dim=0)
 
 
 def in_equations(*, sharpened: bool) -> Score:
@@ -345,7 +335,6 @@ def variants(layers: int) -> list[Variant]:
         Variant("layer", f"layer {layer + 1} of {layers}", attended(layer), highest)
         for layer in range(layers)
     ]
-    tried.append(Variant("layer", "second and third layer added", two_layers, highest))
     tried += [
         Variant("signal", "first trial: log attention of the words, mean over heads, saliency", 
                 first_trial(SECOND), determinant(1.0)),
@@ -362,7 +351,7 @@ def variants(layers: int) -> list[Variant]:
                 attended(reduce=lambda values: values.amax(dim=0).sum(dim=0)), highest),
         Variant("words", "without the words before the picture", attended(bare=True), highest),
         Variant("heads", "mean over heads, largest over words",
-                attended(reduce=lambda values: values.mean(dim=0).amax(dim=0)), highest),
+                attended(reduce=mean_of_heads), highest),
         Variant("heads", "mean over heads and words",
                 attended(reduce=lambda values: values.mean(dim=(0, 1))), highest),
         Variant("position", "minus what an empty question reads", minus_empty, highest),

@@ -48,8 +48,8 @@ class Dense:
         window, length = self._attention.sliding_window, query.shape[1]
         mask = None
         if window is not None and window < length:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device)
-            mask = mask.tril().triu(1 - window)
+            every = torch.arange(length, device=query.device)
+            mask = ~hidden_tokens(self._attention, every, length)
         return scaled_dot_product_attention(
             query[None],
             key[None],
