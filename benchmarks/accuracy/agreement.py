@@ -68,7 +68,7 @@ def agreement(asker: Asker, trace: Path, reference: Reference) -> dict[str, Any]
 def indices_of(name: str, reference: Reference, seen: Seen, text: Tensor, seed: int) -> Tensor:
     """Return the tokens that a selector keeps from Transformers' features."""
     selector = find_selector(name)
-    attention = reference.attention(seen, text) if selector.uses_llm else None
+    attention = reference.attention(selector, seen, text)
     tokens = seen.tokens(BUDGET, text, seed, attention)
     chosen = run_selector(name, selector, tokens, trusted=True)
     assert chosen.indices is not None

@@ -109,9 +109,13 @@ def sparsevlm_scores(reference: Reference, item: Item, seen: Seen, text: Tensor)
 
 def attended(reference: Reference, item: Item, seen: Seen, text: Tensor) -> Tensor:
     """The score of ``llm-attention``, from which its weights in the determinant are made."""
-    return attended_scores(reference.attention(seen, text).read, PLACES)
+    attention = reference.attention(find_selector("llm-attention"), seen, text)
+    assert attention is not None
+    return attended_scores(attention.read, PLACES)
 
 
+INSIDE: Final = ("fastv", "sparsevlm")
+"""Methods that prune inside the language model."""
 SCORES: Final[dict[str, Scores]] = {
     "fastv": fastv_scores,
     "sparsevlm": sparsevlm_scores,
@@ -131,7 +135,7 @@ def kept_by(
     budget: int,
 ) -> Tensor:
     """Return which patches a method keeps; those inside the model keep their best scores."""
-    if name in ("fastv", "sparsevlm"):
+    if name in INSIDE:
         return scores.topk(budget).indices
     tokens = seen.tokens(budget, text, attention=attention)
     chosen = run_selector(name, find_selector(name), tokens, trusted=True)
@@ -158,7 +162,9 @@ def measure(
             map_ = scores(reference, item, seen, text)
             values["distance"].append(distance(map_, item))
             values["entropy"].append(entropy(map_))
-            attention = reference.attention(seen, text) if scores is attended else None
+            attention = None
+            if name not in INSIDE:
+                attention = reference.attention(find_selector(name), seen, text)
             for budget in budgets:
                 kept = kept_by(name, map_, seen, text, attention, budget)
                 iou, coverage = overlap(kept, item)

@@ -27,6 +27,15 @@ class LayerAttention:
         """Attention times the length of the value vector, (H, R, N)."""
         return self.weights * self.values[:, None]
 
+    def spread(self, tokens: Tensor, count: int) -> LayerAttention:
+        """Return the attention to ``count`` tokens, of which these are some; 0 to the others."""
+
+        def wider(values: Tensor) -> Tensor:
+            whole = values.new_zeros(*values.shape[:-1], count)
+            return whole.index_copy_(-1, tokens, values)
+
+        return LayerAttention(wider(self.weights), wider(self.values), wider(self.outputs))
+
 
 def times_ratio(read: Tensor) -> Tensor:
     """Multiply what each head reads, (H, R, N), by its ratio to the mean over the words."""
@@ -35,7 +44,14 @@ def times_ratio(read: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_of(
-    language: Any, before: Tensor, visual: Tensor, after: Tensor, passed: int | None = None
+    language: Any,
+    before: Tensor,
+    visual: Tensor,
+    after: Tensor,
+    passed: int | None = None,
+    passing: Tensor | None = None,
+    *,
+    alone: bool = False,
 ) -> list[LayerAttention]:
     """Return the attention of the words after the visual tokens, layer by layer.
 
@@ -46,32 +62,37 @@ def attention_of(
         after: (R, D) embeddings of the words after it.
         passed: number of layers that the visual tokens pass; later layers get them as they left
             the last of these. None: all layers.
+        passing: (M,) int64 ascending, the visual tokens that pass the first layer; attention to the
+            others is 0 in later layers. None: all.
+        alone: leave the others out of the first layer, too.
 
     """
-    inputs: list[Tensor] = []
-    first, last = len(before), len(before) + len(visual)
-
-    def stay(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = given[0]
-        if passed is not None and len(inputs) > passed:
-            hidden = hidden.clone()
-            hidden[:, first:last] = inputs[passed][:, first:last]
-        inputs.append(hidden)
-        return hidden, *given[1:]
-
-    hooks = [layer.register_forward_pre_hook(stay) for layer in language.layers]
-    embeddings = torch.cat([before, visual, after])[None]
-    try:
-        language(inputs_embeds=embeddings, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    count = embeddings.shape[1]
-    turns = language.rotary_emb(embeddings, torch.arange(count)[None])
-    return [
-        _layer(layer, hidden, turns, slice(first, last), len(after))
-        for layer, hidden in zip(language.layers, inputs, strict=True)
-    ]
+    first, count = len(before), len(visual)
+    hidden = torch.cat([before, visual, after])[None]
+    places = torch.arange(hidden.shape[1])
+    tokens = slice(first, first + count)
+    stayed: Tensor | None = None
+    found = []
+    for index, layer in enumerate(language.layers):
+        if passing is not None and index == (0 if alone else 1):
+            rows = torch.cat([places[:first], passing + first, places[first + count :]])
+            hidden, places = hidden[:, rows], places[rows]
+            tokens = slice(first, first + len(passing))
+        turns = language.rotary_emb(hidden, places[None])
+        own = _layer(layer, hidden, turns, tokens, len(after))
+        is_whole = tokens.stop - tokens.start == count
+        found.append(own if passing is None or is_whole else own.spread(passing, count))
+        if index == passed:
+            stayed = hidden[:, tokens].clone()
+        ahead = torch.ones(len(places), len(places), dtype=torch.bool).triu(1)
+        hidden = layer(
+            hidden,
+            attention_mask=torch.zeros(ahead.shape).masked_fill(ahead, -torch.inf)[None, None],
+            position_embeddings=turns,
+        )
+        if stayed is not None:
+            hidden[:, tokens] = stayed
+    return found
 
 
 def _layer(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from benchmarks.accuracy.layer_attention import attention_of, times_ratio
-from flashvlm_vllm.selection import LanguageAttention, VisualTokens
+from flashvlm_vllm.selection import LanguageAttention, Selector, VisualTokens
 from small_vlm.architecture import normalized, tower_of
 from small_vlm.checkpoint import EOS
 from small_vlm.scenes import SIDE, Pixels
@@ -26,6 +26,8 @@ from small_vlm.scenes import SIDE, Pixels
 ANSWER_TOKENS = 4
 PLACES = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE))
 BEFORE, AFTER = "USER:", "ASSISTANT:"
+CHECKERBOARD = (PLACES.sum(dim=1) % 2 == 0).nonzero()[:, 0]
+"""Every other patch."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,21 @@ class Reference:
             embeddings: Tensor = self.language.embed_tokens(ids)
         return embeddings
 
-    def attention(self, seen: Seen, text: Tensor) -> LanguageAttention:
-        """Return what a prompt's words attend to, as selectors that use the model get it.
+    def attention(self, selector: Selector, seen: Seen, text: Tensor) -> LanguageAttention | None:
+        """Return what a prompt's words attend to; None for a selector that does not use it.
 
         Args:
+            selector: the selector.
             seen: the picture.
             text: (L, D) embeddings of the question's words.
 
         """
+        if not selector.uses_llm:
+            return None
         after = torch.cat([text, self.words(AFTER)])
-        layers = attention_of(self.language, self.words(BEFORE), seen.projected, after, passed=1)
+        passing = CHECKERBOARD if selector.llm_checkerboard else None
+        before = self.words(BEFORE)
+        layers = attention_of(self.language, before, seen.projected, after, 1, passing)
         read = torch.stack([times_ratio(own.read).mean(dim=0) for own in layers[1:3]])
         return LanguageAttention(layers[1].weights.mean(dim=0), read, len(text))
 

@@ -110,7 +110,7 @@ def by_selector(name: str) -> Choose:
         reference: Reference, item: Item, seen: Seen, text: Tensor, frame: int, budget: int
     ) -> Tensor:
         seed = item.frames[frame].seed
-        attention = reference.attention(seen, text) if selector.uses_llm else None
+        attention = reference.attention(selector, seen, text)
         tokens = seen.tokens(budget, text, seed, attention)
         chosen = run_selector(name, selector, tokens, trusted=True)
         if chosen.merged is not None:
@@ -130,7 +130,7 @@ def with_positions_kept(name: str) -> Answer:
     def run(reference: Reference, prepared: Prepared, budget: int) -> list[str]:
         visual, kept = [], []
         for item, (seen,), text in zip(prepared.items, prepared.looks, prepared.texts, strict=True):
-            attention = reference.attention(seen, text) if selector.uses_llm else None
+            attention = reference.attention(selector, seen, text)
             tokens = seen.tokens(budget, text, item.frames[0].seed, attention)
             chosen = run_selector(name, selector, tokens, trusted=True)
             assert chosen.indices is not None

@@ -78,7 +78,7 @@ def main() -> int:
         for budget in BUDGETS:
             kept = []
             for own in seen:
-                attention = reference.attention(own, text) if selector.uses_llm else None
+                attention = reference.attention(selector, own, text)
                 tokens = own.tokens(budget, text, attention=attention)
                 kept.append(run_selector(name, selector, tokens, trusted=True).spots)
             found.setdefault(name, {})[str(budget)] = share(kept)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy.layer_attention import LayerAttention, attention_of
-from benchmarks.accuracy.reference import AFTER, BEFORE, Reference, Seen
+from benchmarks.accuracy.reference import AFTER, BEFORE, CHECKERBOARD, PLACES, Reference, Seen
 
 
 class Observed:
@@ -52,13 +52,41 @@ class Observed:
         """The same with visual tokens that pass no layer."""
         return self._read(self._before, self.text, 0)
 
+    @cached_property
+    def checkerboard(self) -> Sequence[LayerAttention]:
+        """The same with half of the visual tokens in the first layer; the others are not read."""
+        return self._read(self._before, self.text, 1, CHECKERBOARD)
+
+    @cached_property
+    def columns(self) -> Sequence[LayerAttention]:
+        """The same with every other column of visual tokens."""
+        return self._read(self._before, self.text, 1, (PLACES[:, 1] % 2 == 0).nonzero()[:, 0])
+
+    @cached_property
+    def quarter(self) -> Sequence[LayerAttention]:
+        """The same with every other column of every other row."""
+        return self._read(self._before, self.text, 1, (PLACES % 2 == 0).all(dim=1).nonzero()[:, 0])
+
+    @cached_property
+    def alone(self) -> Sequence[LayerAttention]:
+        """The checkerboard's tokens without the others, which give no keys to the first layer."""
+        return self._read(self._before, self.text, 1, CHECKERBOARD, alone=True)
+
     @property
     def words(self) -> int:
         """Number of rows of the question's words."""
         return len(self.text)
 
     def _read(
-        self, before: Tensor, text: Tensor, passed: int | None = None
+        self,
+        before: Tensor,
+        text: Tensor,
+        passed: int | None = None,
+        passing: Tensor | None = None,
+        *,
+        alone: bool = False,
     ) -> Sequence[LayerAttention]:
         after = torch.cat([text, self._after])
-        return attention_of(self._language, before, self.seen.projected, after, passed)
+        return attention_of(
+            self._language, before, self.seen.projected, after, passed, passing, alone=alone
+        )

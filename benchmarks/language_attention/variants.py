@@ -17,7 +17,7 @@ from flashvlm_vllm.selection import SelectionConfig
 from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.flashvlm_2 import HIGHEST, LEAST, standardised
 from flashvlm_vllm.selection.fusion import fuse
-from flashvlm_vllm.selection.llm_attention import AVERAGED, SHARPNESS
+from flashvlm_vllm.selection.llm_attention import AVERAGED, SHARPNESS, WEIGHT_POWER
 from flashvlm_vllm.selection.neighbours import mean_of_near
 from flashvlm_vllm.selection.partition import partition, rank
 from flashvlm_vllm.selection.relevance import attenuate_below_gate, sharpen, text_similarity
@@ -168,14 +168,16 @@ def several(
     of: Callable[[Observed], Sequence[LayerAttention]] = lambda observed: observed.after_first,
     reduce: Callable[[Tensor], Tensor] = lambda read: times_ratio(read).mean(dim=0).amax(dim=0),
     power: float = SHARPNESS,
+    averaged: int = AVERAGED,
 ) -> Score:
-    """Return the score of `llm-attention`, or a variant of it.
+    """Return the score of several layers, or a variant of it.
 
     Args:
         layers: indices of the decoder layers.
         of: how the visual tokens get there.
         reduce: from what is read in a layer, (H, R, N), to (N,).
         power: of each layer's share, before they are added.
+        averaged: how often scores are averaged over neighbours.
 
     """
 
@@ -183,7 +185,7 @@ def several(
         every = of(observed)
         found = [reduce(weighted(every[layer])) for layer in layers]
         total = torch.stack([(each / each.mean()).pow(power) for each in found]).sum(dim=0)
-        return mean_of_near(total, PLACES, AVERAGED)
+        return mean_of_near(total, PLACES, averaged)
 
     return score
 
@@ -425,4 +427,26 @@ def of_several_layers() -> list[Variant]:
              with_different(0.5)),
             ("the paper's two halves", halves),
         )
+    ] + of_some_tokens()  # fmt: skip
+
+
+def of_some_tokens() -> list[Variant]:
+    """Return the variants in which some of the visual tokens pass the first layer."""
+    of: dict[str, Callable[[Observed], Sequence[LayerAttention]]] = {
+        "every other token as on a checkerboard": lambda observed: observed.checkerboard,
+        "every other column": lambda observed: observed.columns,
+        "a quarter": lambda observed: observed.quarter,
+        "a checkerboard without the others' keys": lambda observed: observed.alone,
+    }
+    half = next(iter(of))
+    tried = [(name, AVERAGED, WEIGHT_POWER) for name in of]
+    tried += [(half, averaged, WEIGHT_POWER) for averaged in (2, 3)]
+    tried += [(half, AVERAGED, power) for power in (1.0, 2.0)]
+    return [
+        Variant("some tokens", f"{name}, averaged {averaged} times, determinant, score^{power:g}",
+                several(of=of[name], averaged=averaged), determinant_of(power))
+        for name, averaged, power in tried
+    ] + [
+        Variant("some tokens", f"{half}, averaged {AVERAGED} times, the highest",
+                several(of=of[half]), highest)
     ]  # fmt: skip

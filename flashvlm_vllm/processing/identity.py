@@ -13,7 +13,7 @@ from flashvlm_vllm.ipc.gaps import item_name, may_be_mistaken
 from flashvlm_vllm.ipc.item_fields import CLOSED
 from flashvlm_vllm.processing.plan import ItemPlan, PlannedItems
 
-_SELECTION_VERSION = 5
+_SELECTION_VERSION = 6
 """Part of every pruned item's identity. Increase it with every change after which the same request
 would keep other tokens: external KV stores outlive a process."""
 

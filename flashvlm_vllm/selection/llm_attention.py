@@ -15,9 +15,11 @@ that read attention in the language model (FastV, SparseVLM):
   it, or from the last words of the template.
 * **Squared before it is added up and averaged over adjacent tokens.** A layer that has found
   something reads much of few tokens; one that has not reads a little of many.
-* **A determinant instead of the highest scores.** Scores are weights, and the determinant spreads
-  the kept tokens: over an object in question without its repetitions, and over the picture where
-  the words name nothing in it ("describe the picture").
+* **A determinant instead of the highest scores.** Powers of the scores are weights, and the
+  determinant spreads the kept tokens: over an object in question without its repetitions, and over
+  the picture where the words name nothing in it ("describe the picture").
+* **Half of the visual tokens pass the first layer**, a checkerboard: averaging over adjacent tokens
+  gives the others a score, too. All give the first layer keys and values.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.neighbours import mean_of_near
 
 AVERAGED: Final = 4
-"""How often scores are averaged over neighbours: a Gaussian with a deviation of 1.6 tokens."""
+"""How often scores are averaged over neighbours: a Gaussian with a deviation of 1.6 tokens. This
+also gives scores to the tokens between those that were read."""
 SHARPNESS: Final = 2.0
 """Exponent of what the words read of a token, relative to the mean of the layer."""
+WEIGHT_POWER: Final = 1.5
+"""Exponent of a score, relative to the mean, as weight in the determinant."""
 LEAST: Final = 1e-6
 """Lower bound of a weight relative to the mean, for the determinant."""
 
@@ -70,7 +75,7 @@ def select_attended(
         return torch.arange(count, device=read.device)
     with torch.no_grad():
         scores = attended_scores(read, places)
-        weight = _relative(scores).clamp_min(LEAST)
+        weight = _relative(scores).pow(WEIGHT_POWER).clamp_min(LEAST)
         return torch.sort(largest_determinant_of_any(diversity_features, weight, budget)).values
 
 

@@ -158,7 +158,7 @@ BUILT_IN: Final[Mapping[str, Selector]] = MappingProxyType(
     {
         "flashvlm": Selector(_flashvlm, choose_many=_flashvlm_many),
         "flashvlm-2": Selector(_flashvlm_2),
-        "llm-attention": Selector(_llm_attention, uses_llm=True),
+        "llm-attention": Selector(_llm_attention, uses_llm=True, llm_checkerboard=True),
         "vispruner": Selector(_vispruner, uses_question=False, choose_many=_vispruner_many),
         "visionzip": Selector(_visionzip, merges=True, uses_question=False, uses_keys=True),
         "prumerge+": Selector(_prumerge_plus, merges=True, uses_question=False, uses_keys=True),

@@ -30,6 +30,8 @@ class SelectorError(RuntimeError):
 class LanguageAttention:
     """Attention of a prompt's words to N visual tokens, in the second and third decoder layer.
 
+    With `Selector.llm_checkerboard`, attention to every other token is 0.
+
     Its R rows are the words after the visual tokens: those of the question, then what the chat
     template writes up to the first generated token. The last row is FastV's (K = 2).
     """
@@ -43,7 +45,7 @@ class LanguageAttention:
     token's value vector, times the ratio of the weight to its mean over the R words; mean over the
     heads. Tokens that many words attend to without reading anything have short values, and a head
     that reads the same tokens for all words finds none. The visual tokens in the third layer are
-    those after the first."""
+    those after the first, and the words in the third have read these in the second."""
     words: int
     """Number of rows of the question's words, the first ones; 0 without a question."""
 
@@ -109,7 +111,10 @@ class Selector:
     uses_keys: bool = False
     uses_llm: bool = False
     """Whether the selector uses `VisualTokens.attention`, for which the first decoder layer runs on
-    all tokens of the item and on the question, and parts of the second and third."""
+    the item and on the question, and parts of the second and third."""
+    llm_checkerboard: bool = False
+    """With `uses_llm`: let only half of the visual tokens pass the first layer, a checkerboard.
+    This costs little more than half as much; the attention to the others is 0."""
     choose_many: Callable[[Sequence[VisualTokens]], Sequence[Tensor | Merged]] | None = None
     """`choose` for several images at once, one result per image, if that is faster. The result for
     an image must not depend on the other images."""

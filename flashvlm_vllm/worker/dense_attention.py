@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from traceback import clear_frames
 from typing import Any, Final
 
@@ -10,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from vllm.model_executor.layers.attention import Attention
-
-from flashvlm_vllm.worker.item_prompt import Prompt, word_rows
 
 AT_ONCE: Final = 2**24
 """Attention weights that are computed at a time: 64 MiB of float32."""
@@ -27,91 +26,77 @@ def replaced(module: nn.Module, other: Any) -> Iterator[None]:
         vars(module).pop("forward", None)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Keys and values of some tokens of a prompt."""
+
+    places: Tensor
+    """``(m,)`` int64 places in the prompt."""
+    key: Tensor
+    """``(m, H_kv, d)``."""
+    value: Tensor
+    """``(m, H_kv, d)``."""
+
+
 class Dense:
-    """Causal attention of sequences that lie one after another, without a KV cache."""
-
-    def __init__(self, attention: Attention, lengths: Sequence[int]) -> None:
-        self._attention, self._lengths = attention, list(lengths)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        own = self._attention
-        heads = (own.num_heads, own.num_kv_heads, own.num_kv_heads)
-        every = [
-            each.view(len(each), count, -1).transpose(0, 1).split(self._lengths, dim=1)
-            for each, count in zip((query, key, value), heads, strict=True)
-        ]
-        outputs = [self._one(*each) for each in zip(*every, strict=True)]
-        return torch.cat(outputs, dim=1).transpose(0, 1).reshape(len(query), -1)
-
-    def _one(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend within one sequence, ``(H, n, d)`` and ``(H_kv, n, d)``."""
-        window, length = self._attention.sliding_window, query.shape[1]
-        mask = None
-        if window is not None and window < length:
-            every = torch.arange(length, device=query.device)
-            mask = ~hidden_tokens(self._attention, every, length)
-        return scaled_dot_product_attention(
-            query[None],
-            key[None],
-            value[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self._attention.impl.scale,
-            enable_gqa=len(query) != len(key),
-        )[0]
-
-
-class DenseOfWords:
-    """Attention of the words to all tokens of their prompts, without a KV cache."""
+    """Causal attention of some tokens of each prompt to these and to others, without a KV cache."""
 
     def __init__(
-        self,
-        attention: Attention,
-        prompts: Sequence[Prompt],
-        inputs: Sequence[tuple[Tensor, Tensor, Tensor]],
+        self, attention: Attention, places: Sequence[Tensor], others: Sequence[Tokens] | None
     ) -> None:
-        self._attention, self._prompts, self._inputs = attention, prompts, inputs
+        """Stand in for an attention.
 
-    def __call__(self, query: Tensor, *_: Any, **__: Any) -> Tensor:
-        own = self._attention
-        counts = [len(each.before) + len(each.after) for each in self._prompts]
+        Args:
+            attention: the attention.
+            places: of the tokens that attend, in each prompt.
+            others: the other tokens that they attend to, in each prompt; None if there are none.
+
+        """
+        self._attention, self._places = attention, places
+        self._others: Sequence[Tokens | None] = others or [None] * len(places)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        own = by_head(self._attention, query, key, value)
+        lengths = [len(each) for each in self._places]
         outputs = [
-            self._one(prompt, rows.view(len(rows), own.num_heads, -1), key, value)
-            for prompt, rows, (_, key, value) in zip(
-                self._prompts, query.split(counts), self._inputs, strict=True
+            self._one(places, other, *each)
+            for places, other, *each in zip(
+                self._places, self._others, *(each.split(lengths) for each in own), strict=True
             )
         ]
         return torch.cat(outputs).view(len(query), -1)
 
-    def _one(self, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend within one prompt; ``(W, H, d)``, and twice ``(n, H_kv, d)``."""
+    def _one(
+        self, places: Tensor, other: Tokens | None, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Attend within one prompt; ``(m, H, d)``, and twice ``(m, H_kv, d)``."""
+        seen = places
+        if other is not None:
+            seen = torch.cat([places, other.places])
+            key, value = torch.cat([key, other.key]), torch.cat([value, other.value])
         keys, values = (each.transpose(0, 1)[None] for each in (key, value))
-        rows = word_rows([prompt], query.device)
+        at_once = rows_at_once(query.shape[1], len(seen))
         outputs = [
             scaled_dot_product_attention(
                 some.transpose(0, 1)[None],
                 keys,
                 values,
-                attn_mask=~hidden_tokens(self._attention, words, len(prompt)),
+                attn_mask=~hidden_tokens(self._attention, rows, seen),
                 scale=self._attention.impl.scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )[0].transpose(0, 1)
-            for some, words in zip(
-                *(each.split(rows_at_once(query.shape[1], prompt)) for each in (query, rows)),
-                strict=True,
-            )
+            for some, rows in zip(query.split(at_once), places.split(at_once), strict=True)
         ]
         return torch.cat(outputs)
 
 
-def rows_at_once(heads: int, prompt: Prompt) -> int:
-    """Return how many rows of a prompt attend at a time."""
-    return max(1, AT_ONCE // (heads * len(prompt)))
+def rows_at_once(heads: int, tokens: int) -> int:
+    """Return how many rows attend to so many tokens at a time."""
+    return max(1, AT_ONCE // (heads * tokens))
 
 
-def hidden_tokens(attention: Attention, rows: Tensor, length: int) -> Tensor:
-    """Return which of the tokens of a prompt some of its rows do not see, ``(rows, length)``."""
-    places = torch.arange(length, device=rows.device)
+def hidden_tokens(attention: Attention, rows: Tensor, places: Tensor) -> Tensor:
+    """Return which tokens some rows do not see, ``(rows, tokens)``, from the places of both."""
     hidden = places > rows[:, None]
     if attention.sliding_window is not None:
         hidden |= places <= rows[:, None] - attention.sliding_window
@@ -131,12 +116,19 @@ def inputs_of(
         clear_frames(recorded.__traceback__)
     else:
         raise RuntimeError(f"{type(layer).__name__} did not call its attention")
-    heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
-    query, key, value = (
-        each.view(len(state), count, -1)
-        for each, count in zip((query, key, value), heads, strict=True)
+    return by_head(attention, query, key, value)
+
+
+def by_head(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(n, H, d)``, ``(n, H_kv, d)`` and ``(n, H_kv, d)``."""
+    count, heads = len(query), attention.num_kv_heads
+    return (
+        query.view(count, attention.num_heads, -1),
+        key.view(count, heads, -1),
+        value.view(count, heads, -1),
     )
-    return query, key, value
 
 
 class _Recorded(Exception):

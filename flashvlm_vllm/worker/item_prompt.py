@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt of one item and its question, for selectors that use the language model."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,9 @@ class Prompt:
     """``(N, axes)`` int64 position of each token relative to the item's start; 1 or 3 axes."""
     deeper: Tensor | None = None
     """``(N, D)`` features that the model adds after its first layer; ``None`` if it adds none."""
+    passing: Tensor | None = None
+    """``(M,)`` int64 indices of the visual tokens that pass the first layer, ascending; ``None`` if
+    all do."""
 
     def __len__(self) -> int:
         return len(self.before) + len(self.visual) + len(self.after)
@@ -47,15 +52,75 @@ class Prompt:
         zeros = torch.zeros_like
         return torch.cat([zeros(self.before), self.deeper, zeros(self.after)])
 
+    def carried(self) -> Carried:
+        """Return the tokens that pass the first layer: the words, and all or some visual ones."""
+        first, device = len(self.before), self.positions.device
+        passing = self.passing
+        if passing is None:
+            passing = torch.arange(len(self.visual), device=device)
+        words = torch.arange(len(self) - len(self.visual), device=device)
+        places = torch.cat([words[:first], passing + first, words[first:] + len(self.visual)])
+        return Carried(places, first, len(passing))
 
-def word_rows(prompts: Sequence[Prompt], device: torch.device) -> Tensor:
-    """Return the places of all words in prompts that lie one after another, int64."""
-    rows, start = [], 0
-    for each in prompts:
-        end, visual = start + len(each), start + len(each.before)
-        rows += [
-            torch.arange(start, visual, device=device),
-            torch.arange(visual + len(each.visual), end, device=device),
-        ]
-        start = end
-    return torch.cat(rows)
+    def left_out(self) -> Tensor:
+        """Return the places of the other visual tokens in the prompt, int64, ascending."""
+        if self.passing is None:
+            return torch.arange(0, device=self.positions.device)
+        is_passing = torch.zeros_like(self.positions[:, 0]).index_fill_(0, self.passing, 1)
+        # A stable sort: the number of True values would make the host wait for the device.
+        return is_passing.argsort(stable=True)[: len(is_passing) - len(self.passing)] + len(
+            self.before
+        )
+
+
+def checkerboard(places: Tensor) -> Tensor:
+    """Return the indices of every other visual token, as on a checkerboard.
+
+    Args:
+        places: ``(N, 2)`` int64 row and column of each token.
+
+    Returns:
+        ``(ceil(N / 2),)`` int64, ascending. Where places are missing (padding), a few of the wrong
+        colour may be among them: the number depends on N only, so that the host need not wait for
+        the device.
+
+    """
+    is_odd = places.sum(dim=1) % 2
+    return is_odd.argsort(stable=True)[: (len(places) + 1) // 2].sort().values
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Tokens of a prompt that pass the first layer."""
+
+    places: Tensor
+    """``(m,)`` int64 places in the prompt, ascending."""
+    before: int
+    """Number of words before the visual tokens."""
+    visual: int
+    """Number of visual tokens among them."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def image(self) -> slice:
+        """Rows of the visual tokens."""
+        return slice(self.before, self.before + self.visual)
+
+    def words(self) -> Tensor:
+        """Return the rows of the words, int64."""
+        words = torch.arange(len(self) - self.visual, device=self.places.device)
+        return torch.cat([words[: self.before], words[self.before :] + self.visual])
+
+
+def in_row(rows: Iterable[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Return rows of sequences that lie one after another, from the rows in each."""
+    return torch.cat([own + start for own, start in zip(rows, _starts(lengths), strict=True)])
+
+
+def _starts(lengths: Sequence[int]) -> Iterator[int]:
+    start = 0
+    for length in lengths:
+        yield start
+        start += length

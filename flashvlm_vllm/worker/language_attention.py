@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads which visual tokens the words of a prompt attend to in the second and third decoder layer.
 
-The first decoder layer runs on all tokens of an item and on its prompt's words. The second runs on
-the words only: the visual tokens stay as the first layer left them, and give the second and the
-third layer their keys and values. The words' own states are those of the prefill up to there, and
-the two layers find what they would find with all tokens (``benchmarks/language_attention``).
+The first decoder layer runs on the words of a prompt and on every visual token of its item, or on
+half of them (`Prompt.passing`); all visual tokens give it keys and values. The second layer runs
+on the words only: the visual tokens stay as the first layer left them, and give the second and the
+third layer their keys and values. What the two layers find this way, and what less would find, is
+in ``benchmarks/language_attention``.
 
 The layers are those of the loaded model, called as vLLM calls them: quantized weights, norms and
 rotary embeddings of any kind are their own. Only the paged attention between them is replaced by a
@@ -28,13 +29,13 @@ from flashvlm_vllm.selection import LanguageAttention
 from flashvlm_vllm.worker import dense_attention
 from flashvlm_vllm.worker.dense_attention import (
     Dense,
-    DenseOfWords,
+    Tokens,
     hidden_tokens,
     inputs_of,
     replaced,
     rows_at_once,
 )
-from flashvlm_vllm.worker.item_prompt import Prompt, word_rows
+from flashvlm_vllm.worker.item_prompt import Carried, Prompt, in_row
 
 LAYERS: Final = 3
 """Decoder layers that are used: the first whole, the others for the words that attend in them."""
@@ -69,25 +70,33 @@ class LanguageAttentionReader:
             prompts: at least one.
 
         """
-        lengths = [len(each) for each in prompts]
+        carried = [each.carried() for each in prompts]
+        lengths = [len(each) for each in carried]
+        rows = in_row([each.places for each in carried], [len(each) for each in prompts])
+        words = in_row([each.words() for each in carried], lengths)
         positions = torch.cat([each.all_positions() for each in prompts], dim=1)
         if len(positions) == 1:
             positions = positions[0]
-        words = word_rows(prompts, positions.device)
         found = []
         with self._as_base_model():
-            state = self._after_first_layer(prompts, positions)
+            state = self._after_first_layer(prompts, carried, positions, rows)
+            positions = positions[..., rows]
             for layer, attention in zip(self._layers[1:], self._attentions[1:], strict=True):
                 inputs = _split(inputs_of(attention, layer, positions, state), lengths)
                 found.append(
                     [
-                        _words_attention(attention, prompt, *own)
-                        for prompt, own in zip(prompts, inputs, strict=True)
+                        _words_attention(attention, tokens, *own)
+                        for tokens, own in zip(carried, inputs, strict=True)
                     ]
                 )
                 if layer is self._layers[-1]:
                     break
-                with replaced(attention, DenseOfWords(attention, prompts, inputs)):
+                visual = [
+                    Tokens(tokens.places[tokens.image], key[tokens.image], value[tokens.image])
+                    for tokens, (_, key, value) in zip(carried, inputs, strict=True)
+                ]
+                asking = [each.places[each.words()] for each in carried]
+                with replaced(attention, Dense(attention, asking, visual)):
                     hidden, residual = layer(positions[..., words], state[words], None)
                 state[words] = hidden + residual
         return [
@@ -95,14 +104,23 @@ class LanguageAttentionReader:
             for prompt, layers in zip(prompts, zip(*found, strict=True), strict=True)
         ]
 
-    def _after_first_layer(self, prompts: Sequence[Prompt], positions: Tensor) -> Tensor:
-        """Return the state of all tokens after the first layer, ``(n, D)``."""
+    def _after_first_layer(
+        self,
+        prompts: Sequence[Prompt],
+        carried: Sequence[Carried],
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        """Return the state of the tokens that pass the first layer, ``(n, D)``."""
+        layer, attention = self._layers[0], self._attentions[0]
         embeddings = torch.cat([each.embeddings() for each in prompts])
-        dense = Dense(self._attentions[0], [len(each) for each in prompts])
-        with replaced(self._attentions[0], dense):
-            hidden, residual = self._layers[0](positions, embeddings, None)
+        others = None
+        if any(each.passing is not None for each in prompts):
+            others = _left_out(attention, layer, prompts, positions, embeddings)
+        with replaced(attention, Dense(attention, [each.places for each in carried], others)):
+            hidden, residual = layer(positions[..., rows], embeddings[rows], None)
         if any(each.deeper is not None for each in prompts):
-            hidden = hidden + torch.cat([each.added() for each in prompts])
+            hidden = hidden + torch.cat([each.added() for each in prompts])[rows]
         state: Tensor = hidden + residual
         return state
 
@@ -169,6 +187,21 @@ def pass_bytes(tokens: int, config: Any, item_size: int) -> int:
     return tokens * rows * item_size + 3 * 4 * dense_attention.AT_ONCE
 
 
+def _left_out(
+    attention: Attention,
+    layer: nn.Module,
+    prompts: Sequence[Prompt],
+    positions: Tensor,
+    embeddings: Tensor,
+) -> list[Tokens]:
+    """Return keys and values of the visual tokens that do not pass the first layer."""
+    places = [each.left_out() for each in prompts]
+    rows = in_row(places, [len(each) for each in prompts])
+    inputs = inputs_of(attention, layer, positions[..., rows], embeddings[rows])
+    every = zip(places, _split(inputs, [len(each) for each in places]), strict=True)
+    return [Tokens(own, key, value) for own, (_, key, value) in every]
+
+
 def _split(
     inputs: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -177,60 +210,62 @@ def _split(
 
 
 def _words_attention(
-    attention: Attention, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor
+    attention: Attention, tokens: Carried, query: Tensor, key: Tensor, value: Tensor
 ) -> Tensor:
     """Compute how this rank's heads attend from the words after the visual tokens to these.
 
     Args:
         attention: the layer's attention, for its scale and window.
-        prompt: the prompt.
-        query: ``(n, H, d)``.
-        key: ``(n, H_kv, d)``.
-        value: ``(n, H_kv, d)``.
+        tokens: of the prompt, M visual ones.
+        query: ``(m, H, d)``.
+        key: ``(m, H_kv, d)``.
+        value: ``(m, H_kv, d)``.
 
     Returns:
-        ``(2, R, N)`` float32, means over the heads of `LanguageAttention`'s ``mean`` and ``read``.
+        ``(2, R, M)`` float32, means over the heads of `LanguageAttention`'s ``mean`` and ``read``.
 
     """
-    visual = slice(len(prompt.before), len(prompt.before) + len(prompt.visual))
-    lengths = value[visual].float().norm(dim=-1).T
+    lengths = value[tokens.image].float().norm(dim=-1).T
     lengths = lengths.repeat_interleave(query.shape[1] // key.shape[1], dim=0)
     total = torch.zeros_like(lengths)
-    for weights in _weights(attention, prompt, query, key):
+    for weights in _weights(attention, tokens, query, key):
         total += weights.sum(dim=1)
-    usual = total.div_(len(prompt.after)).clamp_min_(torch.finfo(torch.float32).tiny)
+    usual = total.div_(len(tokens) - tokens.image.stop)
+    usual.clamp_min_(torch.finfo(torch.float32).tiny)
     means = [
         torch.stack(
             [weights.mean(dim=0), (weights.square() * (lengths / usual)[:, None]).mean(dim=0)]
         )
-        for weights in _weights(attention, prompt, query, key)
+        for weights in _weights(attention, tokens, query, key)
     ]
     return torch.cat(means, dim=1)
 
 
-def _weights(attention: Attention, prompt: Prompt, query: Tensor, key: Tensor) -> Iterator[Tensor]:
+def _weights(attention: Attention, tokens: Carried, query: Tensor, key: Tensor) -> Iterator[Tensor]:
     """Yield attention weights of the words after the visual tokens to these, some words at a time.
 
     Args:
         attention: the layer's attention, for its scale and window.
-        prompt: the prompt.
-        query: ``(n, H, d)``.
-        key: ``(n, H_kv, d)``.
+        tokens: of the prompt, M visual ones.
+        query: ``(m, H, d)``.
+        key: ``(m, H_kv, d)``.
 
     Yields:
-        ``(H, words, N)`` float32, softmax over all tokens that a word sees.
+        ``(H, words, M)`` float32, softmax over all tokens that a word sees.
 
     """
-    first, last = len(prompt.before), len(prompt.before) + len(prompt.visual)
     group = query.shape[1] // key.shape[1]
     keys = key.float().permute(1, 2, 0)
-    rows = torch.arange(last, len(prompt), device=query.device)
-    for words in rows.split(rows_at_once(query.shape[1], prompt)):
-        asked = query[words].float().permute(1, 0, 2)
+    asking = slice(tokens.image.stop, None)
+    at_once = rows_at_once(query.shape[1], len(tokens))
+    for own, places in zip(
+        query[asking].split(at_once), tokens.places[asking].split(at_once), strict=True
+    ):
+        asked = own.float().permute(1, 0, 2)
         logits = torch.matmul(asked.unflatten(0, (-1, group)), keys[:, None]).flatten(0, 1)
-        hidden = hidden_tokens(attention, words, len(prompt))
+        hidden = hidden_tokens(attention, places, tokens.places)
         logits = logits.mul_(attention.impl.scale).masked_fill_(hidden, -torch.inf)
-        yield logits.softmax(dim=-1)[:, :, first:last]
+        yield logits.softmax(dim=-1)[:, :, tokens.image]
 
 
 def _of_all_heads(layers: Sequence[Tensor], prompt: Prompt) -> LanguageAttention:
@@ -240,4 +275,7 @@ def _of_all_heads(layers: Sequence[Tensor], prompt: Prompt) -> LanguageAttention
     if ranks.world_size > 1:
         # Every rank has equally many heads.
         means = ranks.all_reduce(means) / ranks.world_size
+    if prompt.passing is not None:
+        every = means.new_zeros(*means.shape[:3], len(prompt.visual))
+        means = every.index_copy_(3, prompt.passing, means)
     return LanguageAttention(means[0, 0], means[:, 1], prompt.question_words)

@@ -16,7 +16,7 @@ from flashvlm_vllm.lru import RecentlyUsed
 from flashvlm_vllm.selection import LanguageAttention
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.worker.candidates import Item, Part
-from flashvlm_vllm.worker.item_prompt import Prompt
+from flashvlm_vllm.worker.item_prompt import Prompt, checkerboard
 from flashvlm_vllm.worker.language_attention import LanguageAttentionReader
 from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 
@@ -132,7 +132,9 @@ class QuestionAttention:
             ]
         )
         prompts = []
-        for item, own, text, turn, asked in zip(items, parts, texts, turns, words, strict=True):
+        for item, own, text, turn, asked, row in zip(
+            items, parts, texts, turns, words, rows, strict=True
+        ):
             assert text is not None
             added = [self._model.added_after_first_layer(part) for part in own]
             prompts.append(
@@ -144,6 +146,9 @@ class QuestionAttention:
                     self._model.item_positions(item).to(device, non_blocking=True),
                     torch.cat([each for each in added if each is not None])
                     if any(each is not None for each in added)
+                    else None,
+                    checkerboard(torch.cat([part.places for part in own]))
+                    if find_selector(requests.selectors[row]).llm_checkerboard
                     else None,
                 )
             )

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     inputs: tuple[Inputs, Inputs]
     """Query, key and value of the second and of the third layer's attention."""
 
-    def at(self, rows: slice) -> "Run":
+    def at(self, rows: slice | Tensor) -> "Run":
         """Return some rows."""
         second, third = ((q[rows], k[rows], v[rows]) for q, k, v in self.inputs)
         return Run(self.positions[..., rows], self.embeddings[rows], (second, third))

@@ -78,7 +78,11 @@ class UserTurnIds:
 
 @torch.inference_mode()
 def language_attention(
-    model: Any, turn: UserTurnIds, rows: Tensor, question: list[int]
+    model: Any,
+    turn: UserTurnIds,
+    rows: Tensor,
+    question: list[int],
+    left_out: Tensor | None = None,
 ) -> LanguageAttention:
     """Return the attention in Transformers' second and third decoder layer to an image.
 
@@ -89,6 +93,7 @@ def language_attention(
         turn: what surrounds the question.
         rows: ``(N, D)`` embeddings of the image.
         question: token ids.
+        left_out: the image's tokens that the words do not see after the first layer.
 
     """
     embed, language_model = model.get_input_embeddings(), model.model.language_model
@@ -98,14 +103,22 @@ def language_attention(
     seen: list[Tensor] = []
     values: list[Tensor] = []
 
-    def as_after_first_layer(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def as_after_first_layer(
+        _: Any, arguments: tuple[Tensor, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         seen.append(arguments[0])
         mixed = arguments[0].clone()
         mixed[:, visual] = seen[0][:, visual]
-        return mixed, *arguments[1:]
+        if left_out is not None:
+            mask = named["attention_mask"].clone()
+            mask[..., left_out + visual.start] = torch.finfo(mask.dtype).min
+            named = named | {"attention_mask": mask}
+        return (mixed, *arguments[1:]), named
 
     layers = language_model.layers[1:3]
-    hooks = [layer.register_forward_pre_hook(as_after_first_layer) for layer in layers]
+    hooks = [
+        layer.register_forward_pre_hook(as_after_first_layer, with_kwargs=True) for layer in layers
+    ]
     hooks += [
         layer.self_attn.v_proj.register_forward_hook(lambda *called: values.append(called[-1][0]))
         for layer in layers
@@ -119,6 +132,6 @@ def language_attention(
         lengths = value[visual].unflatten(-1, (-1, layer.self_attn.head_dim)).norm(dim=-1).T
         lengths = lengths.repeat_interleave(len(own) // len(lengths), dim=0)
         mean.append(own.mean(dim=0))
-        ratio = own / own.mean(dim=1, keepdim=True)
+        ratio = (own / own.mean(dim=1, keepdim=True)).nan_to_num(0.0)
         read.append((own * lengths[:, None] * ratio).mean(dim=0))
     return LanguageAttention(mean[0], torch.stack(read), len(question))

@@ -2,8 +2,8 @@
 """The first decoder layers as the attention reader runs them, against vLLM's own prefill.
 
 For every type of language model that selectors may use: query, key and value at the second layer's
-attention are those of the same prompt without a budget, and so are those of the words at the
-third's.
+attention are those of the same prompt without a budget, for all tokens or for the half that passes
+the first layer. Those of the words at the third's are equal where all pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from flashvlm_vllm.language_models import LANGUAGE_MODELS
 from flashvlm_vllm.worker.item_prompt import Prompt
@@ -123,24 +122,35 @@ def ask(engine: Engine, ids: list[int], **arguments: Any) -> list[int]:
     return list(output.prompt_token_ids)
 
 
-def assert_equal(
-    one: first_layers.Run, other: first_layers.Run, is_visual: Tensor, rows: float
-) -> None:
-    """Compare two runs; ``rows`` is the share of rows that must be equal.
+def halved(prompt: Prompt) -> Prompt:
+    """Let every other visual token of a prompt pass the first layer."""
+    return replace(prompt, passing=torch.arange(0, len(prompt.visual), 2))
 
-    The visual tokens pass one layer in the reader, so in the third only the words are compared.
+
+def assert_equal(
+    one: first_layers.Run,
+    other: first_layers.Run,
+    prompt: Prompt,
+    rows: float,
+) -> None:
+    """Compare the reader's run of a prompt with vLLM's; ``rows`` is the share that must be equal.
+
+    The visual tokens pass one layer in the reader, so in the third only the words are compared, and
+    these only where they see all visual tokens in the second.
     """
+    carried = prompt.carried()
+    other = other.at(carried.places)
     assert torch.equal(one.positions, other.positions)
     (second, third), (expected_second, expected_third) = one.inputs, other.inputs
-    pairs = [
-        (one.embeddings, other.embeddings),
-        *zip(second, expected_second, strict=True),
-        *(
-            (own[~is_visual], each[~is_visual])
-            for own, each in zip(third, expected_third, strict=True)
-        ),
-    ]
-    assert not torch.equal(third[1][is_visual], expected_third[1][is_visual])
+    pairs = [(one.embeddings, other.embeddings), *zip(second, expected_second, strict=True)]
+    words = carried.words()
+    read = [(own[words], each[words]) for own, each in zip(third, expected_third, strict=True)]
+    if prompt.passing is None:
+        pairs += read
+    else:
+        assert len(carried) < len(prompt)
+        assert not any(torch.allclose(*each, rtol=1e-4, atol=1e-6) for each in read)
+    assert not torch.equal(third[1][carried.image], expected_third[1][carried.image])
     for own, expected in pairs:
         assert own.shape == expected.shape
         if rows == 1:
@@ -163,25 +173,27 @@ def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
     whole = torch.tensor(ask(engine, ids))
     (expected,) = first_layers.seen(engine).served
     ask(engine, ids, visual_budget=8, visual_selector="llm-attention", visual_query=QUESTION)
+    ((half,),) = first_layers.seen(engine).calls
+    assert half.passing is not None and len(half.passing) == (len(half.visual) + 1) // 2
+    ask(engine, ids, visual_budget=8, visual_selector="fastv-boundary", visual_query=QUESTION)
     seen = first_layers.seen(engine)
     ((prompt,),) = seen.calls
     is_visual = whole == words.ids(family.token)[0]
+    assert prompt.passing is None
     assert 8 < len(prompt.visual) == int(is_visual.sum())
     assert torch.equal(prompt.visual, expected.embeddings[is_visual])
     assert prompt.question_words == len(words.ids(QUESTION))
     if not family.writes_text:
         (run,) = seen.read
-        assert_equal(run, expected, is_visual, family.equal_rows)
+        assert_equal(run, expected, prompt, family.equal_rows)
         # Prompts of several lengths at once.
         few = slice(0, 3)
         deeper = None if prompt.deeper is None else prompt.deeper[few]
         short = replace(
             prompt, visual=prompt.visual[few], positions=prompt.positions[few], deeper=deeper
         )
-        engine.llm.apply_model(first_layers.reading([prompt, short, prompt]))
-        (run,) = first_layers.seen(engine).read
-        for place in (slice(0, len(prompt)), slice(-len(prompt), None)):
-            assert_equal(run.at(place), expected, is_visual, family.equal_rows)
+        assert_read_together(engine, prompt, short, expected, family.equal_rows)
+        assert_read_together(engine, half, short, expected, family.equal_rows)
         return
     # The reader's prompt has none of that text, so it also reads the embeddings that vLLM read.
     first, last = is_visual.nonzero().aminmax()
@@ -196,12 +208,19 @@ def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
         prompt.question_words,
         torch.arange(span.stop - span.start)[:, None],
     )
-    engine.llm.apply_model(first_layers.reading([same, prompt, same]))
+    assert_read_together(engine, same, prompt, expected, family.equal_rows)
+    assert_read_together(engine, halved(same), prompt, expected, family.equal_rows)
+
+
+def assert_read_together(
+    engine: Engine, prompt: Prompt, other: Prompt, expected: first_layers.Run, rows: float
+) -> None:
+    """Read a prompt twice with another between, and compare both with vLLM's run of it."""
+    engine.llm.apply_model(first_layers.reading([prompt, other, prompt]))
     (run,) = first_layers.seen(engine).read
-    is_in_span = torch.zeros(len(rows), dtype=torch.bool)
-    is_in_span[span] = True
-    for place in (slice(0, len(rows)), slice(-len(rows), None)):
-        assert_equal(run.at(place), expected, is_in_span, family.equal_rows)
+    length = len(prompt.carried())
+    for place in (slice(0, length), slice(-length, None)):
+        assert_equal(run.at(place), expected, prompt, rows)
 
 
 def test_the_memory_of_a_pass_is_bounded(served: tuple[Family, Engine]) -> None:

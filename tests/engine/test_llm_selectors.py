@@ -55,7 +55,7 @@ def test_the_kept_tokens_follow_from_transformers_attention(
         for budget in (16, 64, 300):
             engine.ask(question, budget, selector=name, max_tokens=1)
             record = engine.kept()[-1]
-            tokens = seen.tokens(record["query"], budget)
+            tokens = seen.tokens(record["query"], BUILT_IN[name], budget)
             assert tokens.attention is not None
             expected = run_selector(name, BUILT_IN[name], tokens, trusted=False).spots
             different = set(record["kept"]) ^ set(expected.tolist())

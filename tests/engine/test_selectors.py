@@ -20,7 +20,12 @@ from flashvlm_vllm.models.layouts.anyres import tile_patches
 from flashvlm_vllm.request.budget import spread_budget
 from flashvlm_vllm.selection.flashvlm_2 import select_coherent
 from flashvlm_vllm.selection.registry import BUILT_IN
-from flashvlm_vllm.selection.selectors import LanguageAttention, VisualTokens, run_selector
+from flashvlm_vllm.selection.selectors import (
+    LanguageAttention,
+    Selector,
+    VisualTokens,
+    run_selector,
+)
 from testing.photo import photo
 from testing.server import Server
 from tests.engine.conftest import Engine, StartEngine, token_ids
@@ -32,6 +37,7 @@ from tests.engine.test_server_options import VLLM
 from tests.engine.third_party_selectors import FAILURES, install
 
 QUESTION = "what color is the suit?"
+PLACES = torch.cartesian_prod(torch.arange(24), torch.arange(24))
 BUDGET = 65  # Odd: then PruMerge+ has a token for all dropped ones.
 MERGING = [name for name, selector in BUILT_IN.items() if selector.merges]
 
@@ -73,8 +79,11 @@ class Seen:
         hook.remove()
         self.keys = captured[0][:, 1:].unflatten(-1, (-1, 32))
 
-    def tokens(self, query: list[int], budget: int = BUDGET, crop: int = 0) -> VisualTokens:
+    def tokens(
+        self, query: list[int], selector: Selector, budget: int = BUDGET, crop: int = 0
+    ) -> VisualTokens:
         embed = self.reference.model.get_input_embeddings()
+        is_read = selector.uses_llm and len(self.projected) == 1
         return VisualTokens(
             budget=budget,
             projected=self.projected[crop],
@@ -82,14 +91,15 @@ class Seen:
             saliency=self.saliency[crop],
             text=embed(torch.tensor(query)).detach() if query else None,
             keys=self.keys[crop],
-            places=torch.cartesian_prod(torch.arange(24), torch.arange(24)),
+            places=PLACES,
             seed=0,
-            attention=self.attention(query) if query and len(self.projected) == 1 else None,
+            attention=self.attention(query, selector) if query and is_read else None,
         )
 
-    def attention(self, query: list[int]) -> LanguageAttention:
+    def attention(self, query: list[int], selector: Selector) -> LanguageAttention:
         turn = UserTurnIds(self.reference.processor.tokenizer)
-        return language_attention(self.reference.model, turn, self.projected[0], query)
+        left_out = (PLACES.sum(dim=1) % 2).nonzero()[:, 0] if selector.llm_checkerboard else None
+        return language_attention(self.reference.model, turn, self.projected[0], query, left_out)
 
     def project(self, merged: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -111,7 +121,7 @@ def test_answers_of_every_selector_equal_transformers_given_the_same_tokens(
     record = engine.kept()[-1]
     assert record["total"] == 576
     assert bool(record["query"]) is selector.uses_question
-    chosen = run_selector(name, selector, seen.tokens(record["query"]), trusted=False)
+    chosen = run_selector(name, selector, seen.tokens(record["query"], selector), trusted=False)
     if name in MERGING:
         assert record["kept"] is None
         assert chosen.merged is not None
@@ -178,10 +188,13 @@ def test_merging_selectors_merge_crop_by_crop_on_llava_next(
     shares = spread_budget(BUDGET, [count] * crops)
     with start_engine(llava_next, max_model_len=8192) as engine:
         for name in MERGING:
+            selector = BUILT_IN[name]
             ids = token_ids(engine.ask(QUESTION, BUDGET, [image], selector=name))
             query = engine.kept()[-1]["query"]
             chosen = [
-                run_selector(name, BUILT_IN[name], seen.tokens(query, share, crop), trusted=True)
+                run_selector(
+                    name, selector, seen.tokens(query, selector, share, crop), trusted=True
+                )
                 for crop, share in enumerate(shares)
             ]
             prompt = f"USER: <image>\n{QUESTION} ASSISTANT:"

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts are read in groups that fit the memory that was profiled, and laid out as vLLM's are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("vllm")
 
-from flashvlm_vllm.worker.item_prompt import Prompt
+from flashvlm_vllm.worker.item_prompt import Prompt, checkerboard, in_row
 from flashvlm_vllm.worker.question_attention import _groups
 
 
@@ -53,3 +55,30 @@ def test_what_a_layer_adds_lies_at_the_visual_tokens() -> None:
     assert made.embeddings().tolist()[2:4] == [[0, 1], [2, 3]]
     assert made.added().tolist() == [[0, 0]] * 2 + [[100, 101], [102, 103]] + [[0, 0]] * 3
     assert not prompt(2).added().any()
+
+
+def test_all_tokens_pass_the_first_layer_unless_a_prompt_says_which() -> None:
+    made = prompt(5)
+    assert made.carried().places.tolist() == list(range(10))
+    assert made.left_out().tolist() == []
+    half = replace(made, passing=torch.tensor([0, 2, 3]))
+    carried = half.carried()
+    assert carried.places.tolist() == [0, 1, 2, 4, 5, 7, 8, 9]
+    assert half.left_out().tolist() == [3, 6]
+    assert carried.words().tolist() == [0, 1, 5, 6, 7]
+    assert carried.places[carried.image].tolist() == [2, 4, 5]
+    assert in_row([carried.words(), carried.words()], [8, 8]).tolist() == [
+        *[0, 1, 5, 6, 7],
+        *[8, 9, 13, 14, 15],
+    ]
+
+
+def test_a_checkerboard_has_half_of_the_tokens_whatever_is_missing() -> None:
+    grid = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    assert checkerboard(grid).tolist() == [0, 2, 5, 7, 8, 10]
+    assert checkerboard(grid[:1]).tolist() == [0]
+    assert checkerboard(grid[1:2]).tolist() == [0]
+    # Two of the black tokens are missing: a white one takes their place.
+    padded = grid[[0, 1, 3, 4, 6, 7, 8, 9]]
+    assert padded.sum(dim=1).remainder(2).tolist() == [0, 1, 1, 1, 1, 0, 0, 1]
+    assert checkerboard(padded).tolist() == [0, 1, 5, 6]
