@@ -70,18 +70,16 @@ def attention_of(
     first, count = len(before), len(visual)
     hidden = torch.cat([before, visual, after])[None]
     places = torch.arange(hidden.shape[1])
-    tokens = slice(first, first + count)
+    kept = torch.arange(count)
     stayed: Tensor | None = None
     found = []
     for index, layer in enumerate(language.layers):
         if passing is not None and index == (0 if alone else 1):
             rows = torch.cat([places[:first], passing + first, places[first + count :]])
-            hidden, places = hidden[:, rows], places[rows]
-            tokens = slice(first, first + len(passing))
+            hidden, places, kept = hidden[:, rows], places[rows], passing
+        tokens = slice(first, first + len(kept))
         turns = language.rotary_emb(hidden, places[None])
-        own = _layer(layer, hidden, turns, tokens, len(after))
-        is_whole = tokens.stop - tokens.start == count
-        found.append(own if passing is None or is_whole else own.spread(passing, count))
+        found.append(_layer(layer, hidden, turns, tokens, len(after)).spread(kept, count))
         if index == passed:
             stayed = hidden[:, tokens].clone()
         ahead = torch.ones(len(places), len(places), dtype=torch.bool).triu(1)

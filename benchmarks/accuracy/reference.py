@@ -19,6 +19,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from benchmarks.accuracy.layer_attention import attention_of, times_ratio
 from flashvlm_vllm.selection import LanguageAttention, Selector, VisualTokens
+from flashvlm_vllm.selection.neighbours import checkerboard
 from small_vlm.architecture import normalized, tower_of
 from small_vlm.checkpoint import EOS
 from small_vlm.scenes import SIDE, Pixels
@@ -26,7 +27,7 @@ from small_vlm.scenes import SIDE, Pixels
 ANSWER_TOKENS = 4
 PLACES = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE))
 BEFORE, AFTER = "USER:", "ASSISTANT:"
-CHECKERBOARD = (PLACES.sum(dim=1) % 2 == 0).nonzero()[:, 0]
+CHECKERBOARD = checkerboard(PLACES)
 """Every other patch."""
 
 

@@ -432,13 +432,13 @@ def of_several_layers() -> list[Variant]:
 
 def of_some_tokens() -> list[Variant]:
     """Return the variants in which some of the visual tokens pass the first layer."""
+    half = "every other token as on a checkerboard"
     of: dict[str, Callable[[Observed], Sequence[LayerAttention]]] = {
-        "every other token as on a checkerboard": lambda observed: observed.checkerboard,
+        half: lambda observed: observed.checkerboard,
         "every other column": lambda observed: observed.columns,
         "a quarter": lambda observed: observed.quarter,
         "a checkerboard without the others' keys": lambda observed: observed.alone,
     }
-    half = next(iter(of))
     tried = [(name, AVERAGED, WEIGHT_POWER) for name in of]
     tried += [(half, averaged, WEIGHT_POWER) for averaged in (2, 3)]
     tried += [(half, AVERAGED, power) for power in (1.0, 2.0)]

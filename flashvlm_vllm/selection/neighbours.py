@@ -45,6 +45,22 @@ def mean_of_near(values: Tensor, places: Tensor, times: int = 1) -> Tensor:
     return values
 
 
+def checkerboard(places: Tensor) -> Tensor:
+    """Return the indices of every other visual token, as on a checkerboard.
+
+    Args:
+        places: (N, 2) int64 row and column of each token.
+
+    Returns:
+        (ceil(N / 2),) int64, ascending. Where places are missing (padding), a few of the wrong
+        colour may be among them: the number depends on N only, so that the host need not wait for
+        the device.
+
+    """
+    is_odd = places.sum(dim=1) % 2
+    return is_odd.argsort(stable=True)[: (len(places) + 1) // 2].sort().values
+
+
 def places_in_time(places: Tensor, times: Tensor | None) -> Tensor:
     """Return places at which tokens of different time steps are no neighbours.
 

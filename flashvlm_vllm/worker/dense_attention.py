@@ -64,30 +64,38 @@ class Dense:
                 self._places, self._others, *(each.split(lengths) for each in own), strict=True
             )
         ]
-        return torch.cat(outputs).view(len(query), -1)
+        return torch.cat(outputs).flatten(1)
 
     def _one(
         self, places: Tensor, other: Tokens | None, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Attend within one prompt; ``(m, H, d)``, and twice ``(m, H_kv, d)``."""
+        window = self._attention.sliding_window
+        if other is None and (window is None or window >= len(places)):
+            # Kernels skip what a causal mask hides, and compute what another one hides.
+            return self._attended(query, key, value, None)
         seen = places
         if other is not None:
             seen = torch.cat([places, other.places])
             key, value = torch.cat([key, other.key]), torch.cat([value, other.value])
-        keys, values = (each.transpose(0, 1)[None] for each in (key, value))
         at_once = rows_at_once(query.shape[1], len(seen))
         outputs = [
-            scaled_dot_product_attention(
-                some.transpose(0, 1)[None],
-                keys,
-                values,
-                attn_mask=~hidden_tokens(self._attention, rows, seen),
-                scale=self._attention.impl.scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )[0].transpose(0, 1)
+            self._attended(some, key, value, ~hidden_tokens(self._attention, rows, seen))
             for some, rows in zip(query.split(at_once), places.split(at_once), strict=True)
         ]
         return torch.cat(outputs)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return ``(m, H, d)``; without a mask, each token sees itself and those before it."""
+        return scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            key.transpose(0, 1)[None],
+            value.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._attention.impl.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )[0].transpose(0, 1)
 
 
 def rows_at_once(heads: int, tokens: int) -> int:

@@ -24,11 +24,10 @@ class Prompt:
     """Number of rows of ``after`` that are the question's, the first ones."""
     positions: Tensor
     """``(N, axes)`` int64 position of each token relative to the item's start; 1 or 3 axes."""
+    passing: Tensor
+    """``(M,)`` int64 indices of the visual tokens that pass the first layer, ascending."""
     deeper: Tensor | None = None
     """``(N, D)`` features that the model adds after its first layer; ``None`` if it adds none."""
-    passing: Tensor | None = None
-    """``(M,)`` int64 indices of the visual tokens that pass the first layer, ascending; ``None`` if
-    all do."""
 
     def __len__(self) -> int:
         return len(self.before) + len(self.visual) + len(self.after)
@@ -54,39 +53,17 @@ class Prompt:
 
     def carried(self) -> Carried:
         """Return the tokens that pass the first layer: the words, and all or some visual ones."""
-        first, device = len(self.before), self.positions.device
-        passing = self.passing
-        if passing is None:
-            passing = torch.arange(len(self.visual), device=device)
-        words = torch.arange(len(self) - len(self.visual), device=device)
-        places = torch.cat([words[:first], passing + first, words[first:] + len(self.visual)])
-        return Carried(places, first, len(passing))
+        first, whole = len(self.before), len(self.visual)
+        words = torch.arange(len(self) - whole, device=self.passing.device)
+        places = torch.cat([words[:first], self.passing + first, words[first:] + whole])
+        return Carried(places, first, len(self.passing))
 
     def left_out(self) -> Tensor:
         """Return the places of the other visual tokens in the prompt, int64, ascending."""
-        if self.passing is None:
-            return torch.arange(0, device=self.positions.device)
         is_passing = torch.zeros_like(self.positions[:, 0]).index_fill_(0, self.passing, 1)
-        # A stable sort: the number of True values would make the host wait for the device.
-        return is_passing.argsort(stable=True)[: len(is_passing) - len(self.passing)] + len(
-            self.before
-        )
-
-
-def checkerboard(places: Tensor) -> Tensor:
-    """Return the indices of every other visual token, as on a checkerboard.
-
-    Args:
-        places: ``(N, 2)`` int64 row and column of each token.
-
-    Returns:
-        ``(ceil(N / 2),)`` int64, ascending. Where places are missing (padding), a few of the wrong
-        colour may be among them: the number depends on N only, so that the host need not wait for
-        the device.
-
-    """
-    is_odd = places.sum(dim=1) % 2
-    return is_odd.argsort(stable=True)[: (len(places) + 1) // 2].sort().values
+        # A stable sort: counting the others would make the host wait for the device.
+        order = is_passing.argsort(stable=True)
+        return order[: len(order) - len(self.passing)] + len(self.before)
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ class LanguageAttentionReader:
         """Return the state of the tokens that pass the first layer, ``(n, D)``."""
         layer, attention = self._layers[0], self._attentions[0]
         embeddings = torch.cat([each.embeddings() for each in prompts])
-        others = None
-        if any(each.passing is not None for each in prompts):
-            others = _left_out(attention, layer, prompts, positions, embeddings)
+        others = _left_out(attention, layer, prompts, positions, embeddings)
         with replaced(attention, Dense(attention, [each.places for each in carried], others)):
             hidden, residual = layer(positions[..., rows], embeddings[rows], None)
         if any(each.deeper is not None for each in prompts):
@@ -193,9 +191,11 @@ def _left_out(
     prompts: Sequence[Prompt],
     positions: Tensor,
     embeddings: Tensor,
-) -> list[Tokens]:
-    """Return keys and values of the visual tokens that do not pass the first layer."""
+) -> list[Tokens] | None:
+    """Return keys and values of the visual tokens that do not pass the first layer, if any."""
     places = [each.left_out() for each in prompts]
+    if not any(map(len, places)):
+        return None
     rows = in_row(places, [len(each) for each in prompts])
     inputs = inputs_of(attention, layer, positions[..., rows], embeddings[rows])
     every = zip(places, _split(inputs, [len(each) for each in places]), strict=True)
@@ -275,7 +275,6 @@ def _of_all_heads(layers: Sequence[Tensor], prompt: Prompt) -> LanguageAttention
     if ranks.world_size > 1:
         # Every rank has equally many heads.
         means = ranks.all_reduce(means) / ranks.world_size
-    if prompt.passing is not None:
-        every = means.new_zeros(*means.shape[:3], len(prompt.visual))
-        means = every.index_copy_(3, prompt.passing, means)
-    return LanguageAttention(means[0, 0], means[:, 1], prompt.question_words)
+    every = means.new_zeros(*means.shape[:3], len(prompt.visual))
+    every.index_copy_(3, prompt.passing, means)
+    return LanguageAttention(every[0, 0], every[:, 1], prompt.question_words)

@@ -14,9 +14,10 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from flashvlm_vllm.ipc.item_fields import ItemRequests
 from flashvlm_vllm.lru import RecentlyUsed
 from flashvlm_vllm.selection import LanguageAttention
+from flashvlm_vllm.selection.neighbours import checkerboard
 from flashvlm_vllm.selection.registry import find_selector
 from flashvlm_vllm.worker.candidates import Item, Part
-from flashvlm_vllm.worker.item_prompt import Prompt, checkerboard
+from flashvlm_vllm.worker.item_prompt import Prompt
 from flashvlm_vllm.worker.language_attention import LanguageAttentionReader
 from flashvlm_vllm.worker.selection_clock import SELECTION_CLOCK, Work
 
@@ -137,6 +138,8 @@ class QuestionAttention:
         ):
             assert text is not None
             added = [self._model.added_after_first_layer(part) for part in own]
+            places = torch.cat([part.places for part in own])
+            is_halved = find_selector(requests.selectors[row]).llm_checkerboard
             prompts.append(
                 Prompt(
                     torch.cat([part.projected for part in own]),
@@ -144,11 +147,9 @@ class QuestionAttention:
                     text[len(turn.before) :],
                     len(asked),
                     self._model.item_positions(item).to(device, non_blocking=True),
+                    checkerboard(places) if is_halved else torch.arange(len(places), device=device),
                     torch.cat([each for each in added if each is not None])
                     if any(each is not None for each in added)
-                    else None,
-                    checkerboard(torch.cat([part.places for part in own]))
-                    if find_selector(requests.selectors[row]).llm_checkerboard
                     else None,
                 )
             )

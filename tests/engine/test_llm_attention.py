@@ -145,10 +145,9 @@ def assert_equal(
     pairs = [(one.embeddings, other.embeddings), *zip(second, expected_second, strict=True)]
     words = carried.words()
     read = [(own[words], each[words]) for own, each in zip(third, expected_third, strict=True)]
-    if prompt.passing is None:
+    if len(carried) == len(prompt):
         pairs += read
     else:
-        assert len(carried) < len(prompt)
         assert not any(torch.allclose(*each, rtol=1e-4, atol=1e-6) for each in read)
     assert not torch.equal(third[1][carried.image], expected_third[1][carried.image])
     for own, expected in pairs:
@@ -174,12 +173,12 @@ def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
     (expected,) = first_layers.seen(engine).served
     ask(engine, ids, visual_budget=8, visual_selector="llm-attention", visual_query=QUESTION)
     ((half,),) = first_layers.seen(engine).calls
-    assert half.passing is not None and len(half.passing) == (len(half.visual) + 1) // 2
+    assert len(half.passing) == (len(half.visual) + 1) // 2
     ask(engine, ids, visual_budget=8, visual_selector="fastv-boundary", visual_query=QUESTION)
     seen = first_layers.seen(engine)
     ((prompt,),) = seen.calls
     is_visual = whole == words.ids(family.token)[0]
-    assert prompt.passing is None
+    assert len(prompt.passing) == len(prompt.visual)
     assert 8 < len(prompt.visual) == int(is_visual.sum())
     assert torch.equal(prompt.visual, expected.embeddings[is_visual])
     assert prompt.question_words == len(words.ids(QUESTION))
@@ -190,7 +189,11 @@ def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
         few = slice(0, 3)
         deeper = None if prompt.deeper is None else prompt.deeper[few]
         short = replace(
-            prompt, visual=prompt.visual[few], positions=prompt.positions[few], deeper=deeper
+            prompt,
+            visual=prompt.visual[few],
+            positions=prompt.positions[few],
+            passing=prompt.passing[few],
+            deeper=deeper,
         )
         assert_read_together(engine, prompt, short, expected, family.equal_rows)
         assert_read_together(engine, half, short, expected, family.equal_rows)
@@ -207,6 +210,7 @@ def test_the_layers_get_the_inputs_of_the_unpruned_prompt(
         rows[span.stop :],
         prompt.question_words,
         torch.arange(span.stop - span.start)[:, None],
+        torch.arange(span.stop - span.start),
     )
     assert_read_together(engine, same, prompt, expected, family.equal_rows)
     assert_read_together(engine, halved(same), prompt, expected, family.equal_rows)

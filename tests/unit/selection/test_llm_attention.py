@@ -12,12 +12,15 @@ from torch import Tensor
 
 from flashvlm_vllm.selection import LanguageAttention, VisualTokens, run_selector
 from flashvlm_vllm.selection.baselines import fastv_boundary, sparsevlm_boundary
+from flashvlm_vllm.selection.determinant import largest_determinant_of_any
 from flashvlm_vllm.selection.llm_attention import (
     AVERAGED,
     SHARPNESS,
+    WEIGHT_POWER,
     attended_scores,
     select_attended,
 )
+from flashvlm_vllm.selection.neighbours import checkerboard
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 ROW = torch.stack([torch.zeros(5, dtype=torch.int64), torch.arange(5)], dim=1)
@@ -77,6 +80,34 @@ def test_where_scores_are_flat_the_kept_tokens_differ() -> None:
     # A clear peak keeps its region, equal or not.
     read = torch.tensor([[[9.0, 8.0, 0.0, 0.0, 0.0]]])
     assert select_attended(read, 1, features, apart).tolist() == [0]
+
+
+def test_the_weight_in_the_determinant_is_a_power_of_the_score() -> None:
+    drawn = torch.Generator().manual_seed(15)  # All three powers keep other tokens.
+    read = torch.rand(2, 3, 40, generator=drawn)
+    features = torch.randn(40, 8, generator=drawn)
+    places = torch.stack([torch.zeros(40, dtype=torch.int64), 3 * torch.arange(40)], dim=1)
+    scores = attended_scores(read, places)
+
+    def kept(power: float) -> list[int]:
+        weight = (scores / scores.mean()).pow(power)
+        return sorted(largest_determinant_of_any(features, weight, 6).tolist())
+
+    assert WEIGHT_POWER == 1.5
+    assert select_attended(read, 6, features, places).tolist() == kept(1.5)
+    assert kept(1.0) != kept(1.5) != kept(2.0)
+
+
+def test_a_token_that_was_not_read_gets_a_score_from_those_beside_it() -> None:
+    places = torch.cartesian_prod(torch.arange(12), torch.arange(12))
+    read = torch.zeros(144)
+    read[checkerboard(places)] = 0.1
+    inside = ((places >= 4) & (places < 8)).all(dim=1)
+    read[inside] *= 10
+    scores = attended_scores(read[None, None], places)
+    away = ((places < 1) | (places > 10)).any(dim=1)
+    assert (inside & (read == 0)).sum() == 8
+    assert scores[inside & (read == 0)].min() > 2 * scores[away].max()
 
 
 def test_a_budget_of_all_tokens_keeps_all() -> None:
@@ -219,3 +250,14 @@ def test_attention_to_some_tokens_is_a_part_of_the_columns() -> None:
     assert some.mean.tolist() == [[1, 2], [6, 7]]
     assert some.read.tolist() == [[[-1, -2], [-6, -7]], [[1, 2], [6, 7]]]
     assert some.words == 1
+
+
+def test_a_checkerboard_has_half_of_the_tokens_whatever_is_missing() -> None:
+    grid = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    assert checkerboard(grid).tolist() == [0, 2, 5, 7, 8, 10]
+    assert checkerboard(grid[:1]).tolist() == [0]
+    assert checkerboard(grid[1:2]).tolist() == [0]
+    # Two of the black tokens are missing: a white one takes their place.
+    padded = grid[[0, 1, 3, 4, 6, 7, 8, 9]]
+    assert padded.sum(dim=1).remainder(2).tolist() == [0, 1, 1, 1, 1, 0, 0, 1]
+    assert checkerboard(padded).tolist() == [0, 1, 5, 6]

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from flashvlm_vllm.worker.item_prompt import Prompt, checkerboard, in_row
+from flashvlm_vllm.worker.item_prompt import Prompt, in_row
 from flashvlm_vllm.worker.question_attention import _groups
 
 
@@ -16,7 +16,8 @@ def prompt(tokens: int, *, deeper: bool = False, axes: int = 1) -> Prompt:
     rows = torch.arange(tokens * 2.0).view(tokens, 2)
     positions = torch.arange(tokens)[:, None].expand(-1, axes)
     before, after = torch.full((2, 2), -1.0), torch.full((3, 2), -2.0)
-    return Prompt(rows, before, after, 1, positions, rows + 100 if deeper else None)
+    every = torch.arange(tokens)
+    return Prompt(rows, before, after, 1, positions, every, rows + 100 if deeper else None)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_groups_are_consecutive_and_as_large_as_allowed(
 def test_words_after_an_item_follow_its_largest_position() -> None:
     grid = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]])
     words = torch.zeros(2, 2)
-    made = Prompt(torch.zeros(4, 2), words, words, 1, grid)
+    made = Prompt(torch.zeros(4, 2), words, words, 1, grid, torch.arange(4))
     assert made.all_positions().T.tolist() == [
         *([each] * 3 for each in (0, 1)),
         *[[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]],
@@ -57,7 +58,7 @@ def test_what_a_layer_adds_lies_at_the_visual_tokens() -> None:
     assert not prompt(2).added().any()
 
 
-def test_all_tokens_pass_the_first_layer_unless_a_prompt_says_which() -> None:
+def test_tokens_that_do_not_pass_the_first_layer_are_left_out() -> None:
     made = prompt(5)
     assert made.carried().places.tolist() == list(range(10))
     assert made.left_out().tolist() == []
@@ -71,14 +72,3 @@ def test_all_tokens_pass_the_first_layer_unless_a_prompt_says_which() -> None:
         *[0, 1, 5, 6, 7],
         *[8, 9, 13, 14, 15],
     ]
-
-
-def test_a_checkerboard_has_half_of_the_tokens_whatever_is_missing() -> None:
-    grid = torch.cartesian_prod(torch.arange(3), torch.arange(4))
-    assert checkerboard(grid).tolist() == [0, 2, 5, 7, 8, 10]
-    assert checkerboard(grid[:1]).tolist() == [0]
-    assert checkerboard(grid[1:2]).tolist() == [0]
-    # Two of the black tokens are missing: a white one takes their place.
-    padded = grid[[0, 1, 3, 4, 6, 7, 8, 9]]
-    assert padded.sum(dim=1).remainder(2).tolist() == [0, 1, 1, 1, 1, 0, 0, 1]
-    assert checkerboard(padded).tolist() == [0, 1, 5, 6]
