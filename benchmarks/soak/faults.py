@@ -26,7 +26,7 @@ from benchmarks.measuring.report import say
 from benchmarks.soak.calls import Call, finite_calls
 from benchmarks.soak.clients import Answer
 from benchmarks.soak.expected import Expected
-from benchmarks.soak.figures import write_fault
+from benchmarks.soak.figures import PAGE, write_fault
 from benchmarks.soak.load import Counts, Load, ask_in_turn
 from benchmarks.soak.run import FOLDER, start
 from benchmarks.soak.verdict import judge
@@ -231,7 +231,7 @@ def main() -> int:
             continue
         say(f"{name}: {found}")
         bad |= bool(found["wrong"] or found["lost"])
-        write_fault(FOLDER, name, {"what": FAULTS[name].what, "commit": commit(), **found})
+        write_fault(FOLDER, name, {"what": FAULTS[name].what, "commit": commit(), **found}, PAGE)
     print((FOLDER / "report.md").read_text())
     return int(bad)
 

@@ -9,26 +9,34 @@ from typing import Any, Final
 from benchmarks.measuring.report import Mark, marks_table, table
 from benchmarks.soak.memory import FLAT, FROM_START
 from benchmarks.soak.verdict import NEAR_TIE
+from scripts.pages import with_part
 
+PAGE: Final = Path(__file__).parents[2] / "docs" / "operators" / "hardening.md"
+"""Has the summary of the committed results."""
 FAULTS: Final = "faults"
 """The section of fault runs; all others are soaks."""
 
 
-def write(folder: Path, section: str, figures: Mapping[str, Any]) -> None:
-    """Replace a section of ``results.json`` and write ``report.md``; other sections stay."""
+def write(folder: Path, section: str, figures: Mapping[str, Any], page: Path | None = None) -> None:
+    """Replace a section of ``results.json``; write ``report.md`` and the summary in the page.
+
+    Other sections stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     found[section] = figures
     path.write_text(json.dumps(found, indent=1) + "\n")
     (folder / "report.md").write_text(draw(found))
+    if page:
+        page.write_text(with_part(page.read_text(), "soak", summary(found)))
 
 
-def write_fault(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
-    """Replace one fault run in the report; the others stay."""
+def write_fault(folder: Path, name: str, figures: Mapping[str, Any], page: Path) -> None:
+    """Replace one fault run in the report and the page; the others stay."""
     path = folder / "results.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    write(folder, FAULTS, {**found.get(FAULTS, {}), name: figures})
+    write(folder, FAULTS, {**found.get(FAULTS, {}), name: figures}, page)
 
 
 def draw(found: Mapping[str, Any]) -> str:

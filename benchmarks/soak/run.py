@@ -36,7 +36,7 @@ from benchmarks.soak.calls import Call, explained, finite_calls, fresh_call
 from benchmarks.soak.clients import Answer, LostError
 from benchmarks.soak.expected import UNDER_LOAD, WAITING, Expected, reduced_calls
 from benchmarks.soak.families import FAMILIES
-from benchmarks.soak.figures import soak_is_well, write
+from benchmarks.soak.figures import PAGE, soak_is_well, write
 from benchmarks.soak.load import Load, ask_in_turn, routes
 from benchmarks.soak.memory import Peaks, ends
 from benchmarks.soak.verdict import judge
@@ -311,7 +311,7 @@ def main() -> int:
     }
     is_long = options.minutes >= SHORTEST
     folder = FOLDER if is_long else SCRATCH
-    write(folder, options.section or options.family, figures)
+    write(folder, options.section or options.family, figures, PAGE if is_long else None)
     print((folder / "report.md").read_text())
     return 0 if soak_is_well(figures) else 1
 

@@ -17,8 +17,10 @@ from benchmarks.overview.figures import (
     speeds,
 )
 from benchmarks.overview.plot import PICTURE, draw
+from benchmarks.overview.run import PAGE
 from flashvlm_vllm.supported_models import rows
 from flashvlm_vllm.vllm_compat.ledger import as_table
+from scripts.pages import with_part
 from tests.docs.markdown import DOCS, README
 
 
@@ -32,21 +34,10 @@ def served() -> dict:
     return speeds()
 
 
-def between(name: str) -> str:
-    """Return the part of the page that holds the command's output."""
-    page = (DOCS / "users" / "choosing-a-budget.md").read_text()
-    command = "python -m benchmarks.overview.run"
-    begin, end = (f"<!-- {command}: {mark} -->" for mark in (name, "end"))
-    found = re.search(rf"{begin}\n\n(.*?)\n\n{end}", page, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def test_the_tables_in_choosing_a_budget_are_the_output_of_the_command(
-    plain: Set, served: dict
-) -> None:
-    assert between("kinds") == kinds_table(plain)
-    assert between("speed") == speed_table(served)
+def test_the_tables_in_choosing_a_budget_are_of_the_results(plain: Set, served: dict) -> None:
+    page = PAGE.read_text()
+    assert page == with_part(page, "kinds", kinds_table(plain))
+    assert page == with_part(page, "speed", speed_table(served))
 
 
 def test_the_plot_can_be_drawn_and_is_committed(plain: Set, served: dict, tmp_path) -> None:

@@ -227,14 +227,20 @@ def soak() -> Iterator[dict[str, Any]]:
 
 
 def test_the_report_keeps_its_other_sections(tmp_path: Path, soak: dict[str, Any]) -> None:
-    figures.write(tmp_path, "soak", soak)
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n<!-- soak -->\nold\n<!-- end of soak -->\n\nThe end.\n")
+    figures.write(tmp_path, "soak", soak, page)
     fault = {"what": "it is hit", "seen": "it falls", "commit": "abc", "requests": 7, "faults": 1}
-    figures.write_fault(tmp_path, "hit", {**fault, "wrong": 0, "near_ties": 0, "lost": 0})
-    figures.write(tmp_path, "soak", {**soak, "requests": 321})
+    figures.write_fault(tmp_path, "hit", {**fault, "wrong": 0, "near_ties": 0, "lost": 0}, page)
+    figures.write(tmp_path, "soak", {**soak, "requests": 321}, page)
     text = (tmp_path / "report.md").read_text()
     assert "| soak, 60 minutes | 321 | 20 | 0 | 1 | 0 | 100 MiB | 104 MiB |" in text
     assert "| hit | 7 | 1 | 0 | 0 | 0 |" in text
     assert "| hit | it is hit | it falls | abc |" in text
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert page.read_text() == (
+        f"# Page\n\n<!-- soak -->\n{figures.summary(found)}\n<!-- end of soak -->\n\nThe end.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,9 +265,7 @@ def test_the_report_is_generated_from_its_figures() -> None:
     folder = Path(figures.__file__).parent
     found = json.loads((folder / "results.json").read_text())
     assert (folder / "report.md").read_text() == figures.draw(found)
-    # The summary in the documentation is copied from it.
-    shown = (folder.parents[1] / "docs" / "operators" / "hardening.md").read_text()
-    assert figures.summary(found) in shown
+    assert figures.summary(found) in figures.PAGE.read_text()
     for section in found.values():
         for run in [section] if "requests" in section else section.values():
             assert (run["wrong"], run["lost"]) == (0, 0)
