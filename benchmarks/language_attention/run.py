@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures every variant on development questions: ``python -m benchmarks.language_attention.run``.
 
-The questions are drawn with other seeds than all test sets. Results are written variant by variant;
-a later run continues. ``--model`` names another trained model; its results go to a file of its own.
+The questions are drawn with other seeds than all test sets. Results are written variant by
+variant; a later run continues, unless the selection code has changed: then it starts again.
+``--model`` names another trained model; its results go to a file of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+import flashvlm_vllm.selection
 from benchmarks.accuracy.reference import ANSWER_TOKENS, Reference, Seen
 from benchmarks.accuracy.sets import Item, nearest_patches, plain, stress
 from benchmarks.language_attention import described
@@ -42,6 +44,7 @@ BATCH: Final = 32
 COMPARED: Final = ("vispruner", "flashvlm", "flashvlm-2")
 GROUPED: Final = 6
 """Variants whose kept tokens are found in one pass over the pictures."""
+SELECTION: Final = Path(flashvlm_vllm.selection.__file__).parent
 
 
 def main() -> int:
@@ -63,19 +66,16 @@ def main() -> int:
 def measure(asked: argparse.Namespace, path: Path) -> None:
     """Fill a results file."""
     torch.set_num_threads(1)
-    weights = (asked.model / "model.safetensors").read_bytes()
     reference = Reference(asked.model)
     config = reference.model.config.text_config
     about = {
-        "weights": hashlib.sha256(weights).hexdigest(),
+        "weights": digest([asked.model / "model.safetensors"]),
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "questions": asked.questions,
         "budgets": list(BUDGETS),
     }
-    found = json.loads(path.read_text()) if path.exists() else {"about": about, "right": {}}
-    if found["about"] != about:
-        sys.exit(f"{path.name} is of other weights or questions; remove it or use another --name")
+    found = continued(path, {**about, "code": digest(sorted(SELECTION.rglob("*.py")))})
     tried = [
         each
         for each in variants(config.num_hidden_layers)
@@ -102,6 +102,26 @@ def measure(asked: argparse.Namespace, path: Path) -> None:
                 row = f"{variant.group}: {variant.name}"
                 right[row] = pictures.marks(kept)
                 _save(found, path, name, row)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the files' contents, one after another."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def continued(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of an earlier run, or none if they are of other selection code.
+
+    Results of another model or other questions are not replaced: the process exits.
+    """
+    begun: dict[str, Any] = {"about": about, "right": {}}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else begun
+    if found["about"] | {"code": about["code"]} != about:
+        sys.exit(f"{path.name} is of other weights or questions; remove it or use another --name")
+    return found if found["about"] == about else begun
 
 
 def _save(found: dict[str, Any], path: Path, name: str, row: str) -> None:
