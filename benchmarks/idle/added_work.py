@@ -5,7 +5,7 @@
 both sides run in one process, in turn, on the same objects: rendering a chat request into engine
 input (``OnlineRenderer.preprocess_chat`` with vLLM's processor, against the wrapped one with ours)
 and encoding an image (``embed_multimodal`` of vLLM's class, against ours). Run from the repository
-root: ``python -m benchmarks.idle.added_work``.
+root: ``python -m benchmarks.idle.added_work``; it writes the table into ``README.md``.
 """
 
 import asyncio
@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.measuring.folders import MODELS
+from benchmarks.measuring.folders import MODELS, committed
 from benchmarks.measuring.in_process import ENVIRONMENT
 from benchmarks.measuring.order import alternating
 from benchmarks.measuring.report import table
+from scripts.pages import with_part
 from testing.photo import data_url, photo
 from testing.tiny.llava import build_llava
 
@@ -53,7 +54,7 @@ def paired(stock: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, fl
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure, and write the table into the README."""
     os.environ |= ENVIRONMENT
     from vllm import LLM
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -130,8 +131,13 @@ def main() -> None:
     rows.append(("an image, encoded", *encoded))
 
     head = ("step", "stock, µs", "added by the plugin, µs")
-    print(table(head, [(name, f"{whole:.0f}", f"{added:+.0f} ± {error:.0f}")
-                       for name, whole, added, error in rows]))  # fmt: skip
+    lines = [
+        (name, f"{whole:.0f}", f"{more:+.0f} ± {error:.0f}") for name, whole, more, error in rows
+    ]
+    shown = table(head, lines)
+    page = committed("idle") / "README.md"
+    page.write_text(with_part(page.read_text(), "added work", shown))
+    print(shown)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures in the pages equal those of the committed results."""
 
+import json
 import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +79,72 @@ def test_the_compatibility_page_lists_the_wraps_of_the_ledger() -> None:
 def test_the_readme_counts_the_tested_architectures() -> None:
     counted = sum(row.is_tested and row.adapter != "none" for row in rows().values())
     assert f"[{counted} architectures](docs/users/architectures.md)" in README.read_text()
+
+
+@cache
+def measured(folder: Path) -> set[float]:
+    """Return all numbers in a benchmark's results, and in what its commands write."""
+    texts = [json.dumps(json.loads(file.read_text())) for file in folder.rglob("*.json")]
+    texts += [file.read_text() for file in folder.rglob("report.md")]
+    page = (folder / "README.md").read_text()
+    texts += [
+        found[2] for found in re.finditer(r"(?s)<!-- (.+?) -->\n(.*?)<!-- end of \1 -->", page)
+    ]
+    numbers = re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE]-?\d+)?", "\n".join(texts))
+    return {float(each.replace(",", "")) for each in numbers}
+
+
+def statements(page: str) -> Iterator[str]:
+    """Yield the paragraphs, list items and table rows of a page."""
+    for block in re.split(r"\n\s*\n", page):
+        yield from re.split(r"\n(?=[*|] )", block)
+
+
+def quoted(statement: str) -> set[str]:
+    """Return the figures with a decimal point, without code, versions and the paper's figures."""
+    without = re.sub(r"`[^`]*`|\b(vLLM|Transformers|The\s+paper\s+reports) [\d.]+", "", statement)
+    return set(re.findall(r"\d+\.\d+", without))
+
+
+@cache
+def rounded(folder: Path, places: int) -> set[str]:
+    """Return a benchmark's numbers and their percentages with so many decimal places."""
+    return {f"{scale * each:.{places}f}" for each in measured(folder) for scale in (1, 100)}
+
+
+def not_among(figures: set[str], folders: set[str]) -> set[str]:
+    """Return the figures that no number of these benchmarks gives when it is rounded."""
+    every = [DOCS.parent / "benchmarks" / name for name in folders]
+    return {
+        figure
+        for figure in figures
+        if not any(figure in rounded(folder, len(figure.partition(".")[2])) for folder in every)
+    }
+
+
+@pytest.mark.parametrize(
+    "page",
+    [README, *sorted(DOCS.rglob("*.md"))],
+    ids=lambda page: str(page.relative_to(DOCS.parent)),
+)
+def test_figures_in_a_statement_that_links_to_a_benchmark_are_in_its_results(page: Path) -> None:
+    for statement in statements(page.read_text()):
+        folders = set(re.findall(r"\((?:\.\./)*benchmarks/(\w+)/", statement))
+        if folders:
+            wrong = not_among(quoted(statement), folders)
+            assert not wrong, (
+                f"{sorted(wrong)} not in the results of {sorted(folders)}: {statement}"
+            )
+
+
+def test_a_figure_that_was_not_measured_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    made = tmp_path / "benchmarks" / "made"
+    made.mkdir(parents=True)
+    (made / "results.json").write_text('{"ratio": [0.2487]}')
+    (made / "README.md").write_text("Typed: 9.6\n")
+    monkeypatch.setattr("tests.docs.test_figures.DOCS", tmp_path / "docs")
+    assert quoted("`x-1.5` has 0.25 (0.2 to 3.1) on vLLM 0.32, 4 of 5") == {"0.25", "0.2", "3.1"}
+    assert list(statements("One\nline.\n\n| a |\n| b |\n\n* c\n  d\n* e")) == [
+        *("One\nline.", "| a |", "| b |", "* c\n  d", "* e")
+    ]
+    assert not_among({"0.25", "24.9", "0.2487", "0.26", "9.6"}, {"made"}) == {"0.26", "9.6"}
