@@ -27,7 +27,7 @@ RELEASE ?= 0.33.0
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock wheel-check bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy figures train playground-screenshots clean
+.PHONY: help setup demo test test-slow test-gpu test-versions check-release lint types lock wheel-check release-check bench-selection bench-large bench-idle bench-serving bench-multiturn bench-efficiency bench-profile gpu-report gpu-rehearsal soak accuracy figures train playground-screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ lock: setup ## regenerate requirements/dev-cpu.lock (UPGRADE=1: with the newest 
 
 wheel-check: setup ## build sdist and wheel, test them in a new environment (CLEAN=1: with its own vLLM)
 	@$(BIN)/python -m scripts.try_wheel $(if $(CLEAN),--clean)
+
+release-check: setup ## check that all figures are of this commit's code, then the package in a new environment
+	@$(BIN)/python -m scripts.figures --check
+	@$(BIN)/python -m scripts.try_wheel --clean
 
 bench-selection: setup ## measure the time of selecting tokens
 	@$(BIN)/python -m benchmarks.selection.run
