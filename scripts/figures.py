@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.measuring.commit import CODE
+
 ROOT: Final = Path(__file__).parents[1]
 LEDGER: Final = ROOT / "benchmarks" / "figures.json"
-CODE: Final = ("flashvlm_vllm", "small_vlm")
-"""What the figures are of, besides vLLM."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _layer(
         for project in (own.q_proj, own.k_proj, own.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *turns)
-    query, key, value = query[0], key[0], value[0]
+    group = query.shape[1] // key.shape[1]
+    query, key, value = query[0], *(each[0].repeat_interleave(group, 0) for each in (key, value))
     count = key.shape[1]
     logits = query[:, -words:] @ key.mT * own.scaling
     ahead = torch.ones(count, count, dtype=torch.bool).triu(1)[-words:]

@@ -7,17 +7,21 @@ from typing import Final
 
 from benchmarks.measuring.folders import ROOT
 
+CODE: Final = ("flashvlm_vllm", "small_vlm")
+"""What figures are of, besides vLLM."""
 COMMIT_VARIABLE: Final = "FLASHVLM_COMMIT"
 """Environment variable: the commit of a copy of the checkout that has no git."""
 
 
 def commit() -> str:
-    """Return the checkout's commit, marked where tracked files differ from it.
+    """Return the checkout's commit, marked where tracked files of `CODE` differ from it.
+
+    A benchmark asks when it starts: what is committed later was not measured.
 
     Without git it is what ``FLASHVLM_COMMIT`` says, else ``unknown``.
     """
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return _git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get(COMMIT_VARIABLE, "unknown")

@@ -217,6 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=FAULTS, nargs="+", default=list(FAULTS))
     options = parser.parse_args()
+    measured = commit()
     calls = finite_calls(CALLS, seed=1, huge=False)
     with start("faults quiet") as server:
         quiet = asyncio.run(ask_in_turn(server.url, calls))
@@ -231,7 +232,7 @@ def main() -> int:
             continue
         say(f"{name}: {found}")
         bad |= bool(found["wrong"] or found["lost"])
-        write_fault(FOLDER, name, {"what": FAULTS[name].what, "commit": commit(), **found}, PAGE)
+        write_fault(FOLDER, name, {"what": FAULTS[name].what, "commit": measured, **found}, PAGE)
     print((FOLDER / "report.md").read_text())
     return int(bad)
 

@@ -224,6 +224,7 @@ def main() -> int:
     except MissingAllocatorError as error:
         parser.error(str(error))
 
+    measured = commit()
     chosen = {"allocator": options.allocator, "family": options.family}
     calls = finite_calls(options.calls, videos=FAMILIES[options.family].has_videos)
     reduced = reduced_calls(calls)
@@ -280,7 +281,7 @@ def main() -> int:
 
     memory = memory_figures(peaks.by_process, peaks.own_by_process)
     figures: dict[str, Any] = {
-        "commit": commit(),
+        "commit": measured,
         "machine": machine(),
         "minutes": len(lines),
         "clients": options.clients,
