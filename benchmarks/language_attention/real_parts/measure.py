@@ -41,6 +41,11 @@ SELECTORS: Final = ("llm-attention", "flashvlm-2", "flashvlm", "vispruner", "ran
 SETS: Final = {"large": (64, 100, 11), "small": (36, 52, 12)}
 """Pixels of the smallest and the largest thing, and a seed."""
 KINDS: Final = ("exist", "what", "where")
+PAIRS: Final = (
+    *(("llm-attention", other) for other in SELECTORS[1:]),
+    *(("flashvlm-2", other) for other in ("flashvlm", "vispruner")),
+)
+"""Selectors that are compared."""
 GROUPS: Final = {"layers 9 and 10": range(8, 10), "all layers": range(30)}
 """Layers, from 0, that are added up for `select_attended`."""
 
@@ -138,8 +143,6 @@ def measure(model: RealVLM, name: str, count: int) -> Found:
             kept = select_attended(read, BUDGETS[1], features, PLACES)
             found.mark(row, BUDGETS[1], is_right(model, projected, kept, asked))
         if asked.about is not None:
-            own = patches_of(asked.about).nonzero()[:, 0]
-            found.mark("the thing's own patches", 0, is_right(model, projected, own, asked))
             rows = {f"layer {layer + 1}": reads[layer][None] for layer in range(len(reads))}
             rows["llm-attention"] = served
             rows |= {row: torch.stack([reads[n] for n in each]) for row, each in GROUPS.items()}
@@ -167,8 +170,6 @@ def answers_table(sets: dict[str, Any]) -> str:
     rows = []
     for row, budgets in first["right"].items():
         for budget, marks in budgets.items():
-            if row == "the thing's own patches":
-                continue
             every = marks + "".join(other["right"][row][budget] for other in others)
             rows.append((row, budget, *(f"{share:.2f}" for share in shares(every, kinds))))
     return table(("tokens chosen by", "of 196", "all", *KINDS), rows)
@@ -218,9 +219,9 @@ def main() -> None:
 def with_tables(page: str, sets: dict[str, Any]) -> str:
     """Return the README with the tables of these results."""
     lines = [
-        f"* `llm-attention` against `{other}` at {budget} tokens: "
-        f"{compared(sets, 'llm-attention', other, budget)}."
-        for other in ("flashvlm-2", "vispruner", "random")
+        f"* `{first}` against `{second}` at {budget} tokens: "
+        f"{compared(sets, first, second, budget)}."
+        for first, second in PAIRS
         for budget in BUDGETS
     ]
     page = with_part(page, "answers", answers_table(sets))

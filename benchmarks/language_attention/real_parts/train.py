@@ -66,17 +66,6 @@ def draw(stage: Stage, rng: random.Random) -> tuple[Pixels, list[Asked]]:
     return image, questions(rng, 128, things)
 
 
-def loss_of_names(model: RealVLM, stage: Stage, rng: random.Random) -> Tensor:
-    """Return the loss of a step of the first stage, one prompt after another."""
-    drawn = [draw(stage, rng) for _ in range(stage.pictures)]
-    features, _ = model.look([image for image, _ in drawn])
-    losses = [
-        functional.cross_entropy(*logits(model, visual, [(asked.text, asked.answer)])[:2])
-        for visual, (_, (asked,)) in zip(model.project(features.clone()), drawn, strict=True)
-    ]
-    return torch.stack(losses).mean()
-
-
 def loss_of_picture(model: RealVLM, stage: Stage, rng: random.Random) -> Tensor:
     """Return the loss of one picture with its questions."""
     image, asked = draw(stage, rng)
@@ -123,13 +112,9 @@ def main() -> None:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * falling * min(1.0, (steps + 1) / WARM_UP)
             optimizer.zero_grad()
-            if stage.name == "names":
-                loss = loss_of_names(model, stage, rng)
+            for _ in range(stage.pictures):
+                loss = loss_of_picture(model, stage, rng) / stage.pictures
                 loss.backward()
-            else:
-                for _ in range(stage.pictures):
-                    loss = loss_of_picture(model, stage, rng) / stage.pictures
-                    loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             steps += 1
