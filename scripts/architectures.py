@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from flashvlm_vllm.supported_models import FILE, MODELS
+from scripts.pages import with_part
 
 PAGE = Path(__file__).parents[1] / "docs" / "users" / "architectures.md"
 RELEASE = (0, 32)
 """The vLLM release that the rows are of."""
-START, END = "<!-- python -m scripts.architectures -->", "<!-- end -->"
 # Families that the battery cannot ask (testing/tiny/table/families.py says why), and their tests.
 OWN_TESTS = {
     "Gemma3ForConditionalGeneration": "test_gemma3.py",
@@ -113,10 +113,7 @@ def last_error(log: str) -> str:
 
 def write_page(rows: dict[str, Any]) -> None:
     """Write the table into the page."""
-    text = PAGE.read_text()
-    before, rest = text.split(START, 1)
-    _, after = rest.split(END, 1)
-    PAGE.write_text(f"{before}{START}\n\n{table(rows)}\n\n{END}{after}")
+    PAGE.write_text(with_part(PAGE.read_text(), "architectures", table(rows)))
 
 
 def table(rows: dict[str, Any]) -> str:

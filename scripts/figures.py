@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.accuracy.run import PARTS
 from benchmarks.measuring.commit import CODE
+from flashvlm_vllm.selection.registry import BUILT_IN
 
 ROOT: Final = Path(__file__).parents[1]
 LEDGER: Final = ROOT / "benchmarks" / "figures.json"
@@ -34,11 +36,12 @@ class Step:
     """About, on two CPU cores."""
 
 
+ACCURACY: Final = "benchmarks.accuracy.run"
 STEPS: Final = (
     Step("selection", "benchmarks.selection.run", 8),
     Step("profile", "benchmarks.profile.run", 2),
     Step("startup", "benchmarks.startup.run", 9),
-    Step("idle", "benchmarks.idle.run", 15),
+    Step("idle", "benchmarks.idle.run", 25),
     Step("added work", "benchmarks.idle.added_work", 1),
     Step("multiturn", "benchmarks.multiturn.run", 8),
     Step("conversation", "benchmarks.multiturn.conversation", 3),
@@ -55,8 +58,19 @@ STEPS: Final = (
     Step("soak of Qwen2.5-VL", "benchmarks.soak.run --minutes 20 --family qwen2.5-vl", 30),
     Step("soak of InternVL", "benchmarks.soak.run --minutes 20 --family internvl", 30),
     Step("faults", "benchmarks.soak.faults", 25),
-    Step("accuracy", "benchmarks.accuracy.run", 240),
+    *(
+        Step(
+            f"accuracy of {name}", f"benchmarks.accuracy.run --parts served --selectors {name}", 18
+        )
+        for name in BUILT_IN
+    ),
+    *(
+        Step(f"accuracy part {part}", f"{ACCURACY} --parts {part}", 20)
+        for part in PARTS
+        if part != "served"
+    ),
 )
+"""Accuracy is many steps, since it takes hours: its rows are merged by name."""
 OVERVIEW: Final = "benchmarks.overview.run"
 """Makes the plot and tables of the documentation from the results."""
 

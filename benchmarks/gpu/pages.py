@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills the GPU passages of README, docs and benchmarks from the results file.
 
-A passage stands between ``<!-- python -m benchmarks.gpu.pages: NAME -->`` and ``<!-- python -m
-benchmarks.gpu.pages: end -->``. A run of the report fills them; so does ``python -m
-benchmarks.gpu.pages``. A test fails when a page differs from the results.
+A passage is named ``GPU NAME`` in its page (`scripts.pages`). A run of the report fills them; so
+does ``python -m benchmarks.gpu.pages``. A test fails when a page differs from the results.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,8 +20,7 @@ from benchmarks.gpu.results import RESULTS, Results, read
 from benchmarks.measuring.folders import ROOT
 from benchmarks.measuring.report import table
 from benchmarks.serving.plan import COLUMNS, STOCK
-
-COMMAND: Final = "python -m benchmarks.gpu.pages"
+from scripts.pages import with_part
 
 
 def ran_on(results: Results) -> str:
@@ -128,12 +125,7 @@ def filled(page: str, name: str, text: str) -> str:
         ValueError: the page has no such passage.
 
     """
-    content = (ROOT / page).read_text()
-    begin, end = f"<!-- {COMMAND}: {name} -->", f"<!-- {COMMAND}: end -->"
-    pattern = re.compile(f"({re.escape(begin)}\n\n).*?(\n\n{re.escape(end)})", re.DOTALL)
-    if not pattern.search(content):
-        raise ValueError(f"{page} has no passage {begin}")
-    return pattern.sub(lambda found: found[1] + text + found[2], content, count=1)
+    return with_part((ROOT / page).read_text(), f"GPU {name}", text)
 
 
 def fill(path: Path = RESULTS) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ratios of the rounds with intervals, targets and tables.
+"""Ratios of the starts with intervals, targets and tables.
 
-**Ratio.** In each round every server is measured once on the same requests. A round's ratio is
-another server's figure over the first stock server's, oriented so that above 1 means slower
-(requests/s enter as time per request). What makes a whole round slow cancels out.
+**Ratio.** After each start every server has several turns, on the same requests as the others. Its
+figure is the median of its turns. A start's ratio is another server's figure over the first stock
+server's, oriented so that above 1 means slower (requests/s enter as time per request).
 
-**Interval.** That of ``benchmarks.measuring.pairs``.
+**Interval.** That of ``benchmarks.measuring.pairs``, over the starts: it covers the difference
+between two processes, which is the same in every turn of a start.
 """
 
 import statistics
@@ -18,6 +19,8 @@ from benchmarks.measuring.report import Mark, marks_table, table
 
 Run = Mapping[str, float]
 """What ``vllm bench serve`` reports of one run; the fields of ``FIGURES`` are used."""
+Turns = dict[str, list[dict[str, float]]]
+"""Runs of each server after one start."""
 Verdict = Literal["slower", "not slower", "undecided"]
 
 STOCK: Final = "stock"
@@ -38,7 +41,7 @@ class Ratio:
 
     server: str
     figure: str
-    rounds: tuple[float, ...]
+    starts: tuple[float, ...]
     median: float
     low: float
     high: float
@@ -53,13 +56,24 @@ class Ratio:
 
 
 def ratio(server: str, figure: str, other: Sequence[Run], stock: Sequence[Run]) -> Ratio:
-    """Compare two servers round by round."""
+    """Compare two servers start by start."""
     pairs = [(a[figure], b[figure]) for a, b in zip(other, stock, strict=True)]
     if figure == "request_throughput":
         pairs = [(b, a) for a, b in pairs]
-    rounds = tuple(a / b for a, b in pairs)
-    low, high = interval(rounds)
-    return Ratio(server, figure, rounds, statistics.median(rounds), low, high)
+    starts = tuple(a / b for a, b in pairs)
+    low, high = interval(starts)
+    return Ratio(server, figure, starts, statistics.median(starts), low, high)
+
+
+def medians(starts: Sequence[Turns]) -> dict[str, list[Run]]:
+    """Return a server's median turn, figure by figure, in each start."""
+    return {
+        server: [
+            {key: statistics.median(turn[key] for turn in start[server]) for key in FIGURES}
+            for start in starts
+        ]
+        for server in starts[0]
+    }
 
 
 def ratios(runs: Mapping[str, Sequence[Run]]) -> list[Ratio]:
@@ -102,7 +116,7 @@ def report(runs: Mapping[str, Sequence[Run]]) -> str:
 
 
 def servers_table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """Return medians over the rounds."""
+    """Return medians over the starts."""
     rows = [
         [server, *(f"{statistics.median(run[each] for run in measured):.2f}" for each in FIGURES)]
         for server, measured in runs.items()

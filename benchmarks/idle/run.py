@@ -3,11 +3,12 @@
 
 Four servers of one small model run at the same time: two without the plugin, one where it is
 installed but not named, one where it is named but no request has a budget. In every round each has
-one turn of ``vllm bench serve``; ``figures.py`` compares the rounds. Run from the
+one turn of ``vllm bench serve``. The servers are started several times, because two processes of
+the same server can differ by 13 %, in every round; ``figures.py`` compares the starts. Run from the
 repository root: ``python -m benchmarks.idle.run --check``.
 
-Turns are short and rounds many, because other work on a machine starts and ends within seconds and
-is the same for all servers only within a short round.
+Turns are short, because other work on a machine starts and ends within seconds and is the same for
+all servers only within a short round.
 """
 
 import sys
@@ -17,7 +18,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.idle.figures import FIGURES, STOCK, STOCK_AGAIN, marks, ratios, report
+from benchmarks.idle.figures import (
+    FIGURES,
+    STOCK,
+    STOCK_AGAIN,
+    Turns,
+    marks,
+    medians,
+    ratios,
+    report,
+)
 from benchmarks.measuring.bench import bench, random_images
 from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
 from benchmarks.measuring.folders import MODELS, committed, scratch
@@ -86,14 +96,15 @@ def confirm(name: str, server: Server) -> None:
         raise RuntimeError(f"the {name} server: (plugin enabled, loaded but not named) is {state}")
 
 
-def measure(rounds: int, prompts: int, concurrency: int) -> dict[str, list[dict[str, Any]]]:
+def measure(start: int, rounds: int, prompts: int, concurrency: int) -> Turns:
     """Start all servers and measure them in turn, after a warm-up round."""
     model = build_llava(MODELS / "idle-llava", hidden=512, layers=8)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETUPS}
+    turns: Turns = {name: [] for name in SETUPS}
     with ExitStack() as stack:
         servers = {}
-        for name, setup in SETUPS.items():
-            say(f"starting: {name}")
+        for name in rotated(list(SETUPS), start):
+            setup = SETUPS[name]
+            say(f"start {start + 1}: {name}")
             server = Server(
                 model,
                 ["--served-model-name", MODEL_NAME, *setup.arguments],
@@ -105,40 +116,46 @@ def measure(rounds: int, prompts: int, concurrency: int) -> dict[str, list[dict[
         for name, server in servers.items():
             say(f"warming up: {name}")
             turn(server.url, model, seed=0, prompts=4, concurrency=concurrency)
-        for index in range(rounds):
+        for index in range(start * rounds, (start + 1) * rounds):
             for name in order(index):
                 # New requests in each round, so that there are no cache hits.
                 figures = turn(servers[name].url, model, 1 + index, prompts, concurrency)
-                runs[name].append({key: figures[key] for key in ("duration", *FIGURES)})
+                turns[name].append({key: figures[key] for key in ("duration", *FIGURES)})
                 shown = ", ".join(f"{label} {figures[key]:.2f}" for key, label in FIGURES.items())
-                say(f"round {index + 1}/{rounds}, {name}: {shown}")
-    return runs
+                say(f"round {index + 1}, {name}: {shown}")
+    return turns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; write results and tables."""
     parser = command_line(__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=32, help="turns per server, best a multiple of 4"
+        "--starts", type=int, default=9, help=f"of each server, at least {FEWEST_ROUNDS}"
     )
+    parser.add_argument("--rounds", type=int, default=4, help="turns per start, best 4 or 8")
     parser.add_argument("--prompts", type=int, default=6, help="requests per turn")
     parser.add_argument("--concurrency", type=int, default=1, help="requests at a time")
     asked = parser.parse_args(arguments)
-    if asked.rounds < FEWEST_ROUNDS:
-        parser.error(f"--rounds must be at least {FEWEST_ROUNDS}: fewer make no 95 % interval")
+    if asked.starts < FEWEST_ROUNDS:
+        parser.error(f"--starts must be at least {FEWEST_ROUNDS}: fewer make no 95 % interval")
 
     stop_servers_on_sigterm()
     settings = {
         **machine(),
+        "starts": asked.starts,
         "rounds": asked.rounds,
         "prompts": asked.prompts,
         "concurrency": asked.concurrency,
         "input_tokens": INPUT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
     }
-    runs = measure(asked.rounds, asked.prompts, asked.concurrency)
+    starts = [
+        measure(start, asked.rounds, asked.prompts, asked.concurrency)
+        for start in range(asked.starts)
+    ]
+    runs = medians(starts)
     compared = ratios(runs)
-    figures = {"runs": runs, "ratios": [{**asdict(r), "verdict": r.verdict} for r in compared]}
+    figures = {"starts": starts, "ratios": [{**asdict(r), "verdict": r.verdict} for r in compared]}
     folder = asked.output or committed("idle")
     return publish(folder, settings, figures, marks(compared), report(runs), check=asked.check)
 

@@ -12,6 +12,7 @@ from benchmarks.idle.figures import (
     STOCK_AGAIN,
     Ratio,
     marks,
+    medians,
     ratio,
     ratios,
     ratios_table,
@@ -28,7 +29,7 @@ def missed(compared: list[Ratio]) -> list[str]:
 
 
 def runs(**slower: float) -> Runs:
-    """Return ten noisy rounds on a machine that slows down; each server ``slower`` times stock."""
+    """Return ten noisy starts on a machine that slows down; each server ``slower`` times stock."""
     measured: Runs = {}
     for shift, server in enumerate((STOCK, "disabled", "idle", STOCK_AGAIN)):
         factor = slower.get(server.replace(" ", "_"), 1.0)
@@ -85,10 +86,15 @@ def test_a_slower_server_has_ratios_above_one_in_every_figure() -> None:
         expected = 1.1 if r.server == "idle" else 1.0
         assert r.median == pytest.approx(expected, abs=0.01)
         assert r.low <= r.median <= r.high
-        assert len(r.rounds) == len(NOISE)
+        assert len(r.starts) == len(NOISE)
 
 
-def test_ratios_are_computed_within_rounds() -> None:
+def test_a_disturbed_turn_does_not_change_the_figure_of_its_start() -> None:
+    turns = runs()[STOCK]
+    assert medians([{STOCK: turns[:3]}, {STOCK: [turns[5]]}]) == {STOCK: [turns[1], turns[5]]}
+
+
+def test_ratios_are_computed_within_starts() -> None:
     """The machine becomes ten times slower; the ratio does not change."""
     measured = runs()
     r = ratio("idle", "mean_ttft_ms", measured["idle"], measured[STOCK])
@@ -151,9 +157,9 @@ def test_only_the_idle_server_enables_the_plugin_and_stock_loads_none() -> None:
     assert run.SETUPS["idle"].arguments == ("--plugins", "flashvlm")
 
 
-def test_too_few_rounds_are_refused_before_a_server_starts(
+def test_too_few_starts_are_refused_before_a_server_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        run.main(["--rounds", "5"])
+        run.main(["--starts", "5"])
     assert "at least 6" in capsys.readouterr().err

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 from benchmarks.__main__ import benchmarks
+from benchmarks.accuracy.run import PARTS
+from flashvlm_vllm.selection.registry import BUILT_IN
 from scripts.figures import LEDGER, ROOT, STEPS, Step, git, is_this_code, left, measure, read
 
 ELSEWHERE = {"gpu", "public", "overview"}
@@ -19,6 +21,15 @@ def test_every_command_of_a_benchmark_on_the_cpu_is_a_step() -> None:
                 commands.add(f"benchmarks.{name}.{file.stem}")
     assert {each.command.split()[0] for each in STEPS} == commands
     assert set(read(LEDGER)) <= {each.name for each in STEPS}
+
+
+def test_the_steps_of_the_accuracy_are_all_selectors_and_parts_once() -> None:
+    options = [
+        each.command.split()[1:] for each in STEPS if each.command.startswith("benchmarks.accuracy")
+    ]
+    served = [["--parts", "served", "--selectors", name] for name in BUILT_IN]
+    others = [["--parts", part] for part in PARTS if part != "served"]
+    assert options == served + others
 
 
 def test_a_run_goes_on_where_it_stopped_and_a_new_commit_starts_again(tmp_path: Path) -> None:
