@@ -50,7 +50,7 @@ STEPS: Final = (
     Step("idle positions", "benchmarks.idle.positions", 2),
     Step("serving", "benchmarks.serving.run", 45),
     Step("serving positions", "benchmarks.serving.positions", 15),
-    Step("large pictures", "benchmarks.large_pictures.run", 20),
+    Step("large pictures", "benchmarks.large_pictures.run", 35),
     Step("language attention", "benchmarks.language_attention.run", 30),
     Step("descriptions", "benchmarks.language_attention.described", 4),
     Step("cost of language attention", "benchmarks.language_attention.cost", 15),

@@ -2,8 +2,8 @@
 """Cost of an image of 16,384 visual tokens, and the delay of other requests.
 
 Run from the repository root: ``python -m benchmarks.large_pictures.run --check``. A server without
-the plugin and one with it run one after the other. Each row is a request with a new image, while
-eight other clients send requests with small images.
+the plugin and one with it run at the same time. Each row is a pair of requests, one to either
+server, each with a new image, while eight other clients send that server requests with small images.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import ImageDraw
 
-from benchmarks.large_pictures.figures import Row, marks, report
+from benchmarks.large_pictures.figures import Pair, Request, marks, report
 from benchmarks.large_pictures.model import CONTEXT, SIDE, TOKENS, build
 from benchmarks.measuring.ask import ask, user
 from benchmarks.measuring.command import command_line, publish, stop_servers_on_sigterm
 from benchmarks.measuring.folders import MODELS, committed, scratch
+from benchmarks.measuring.order import alternating
 from benchmarks.measuring.report import machine, say
-from benchmarks.measuring.servers import MODEL_NAME, server
+from benchmarks.measuring.servers import MODEL_NAME, server, start
 from flashvlm_vllm.selection.registry import BUILT_IN
 from testing.photo import data_url, photo
 from testing.server import Server
@@ -48,52 +49,57 @@ def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS))
     parser.add_argument("--selectors", nargs="+", choices=BUILT_IN, default=list(BUILT_IN))
-    parser.add_argument("--rounds", type=int, default=1, help="requests per row; the median counts")
+    parser.add_argument("--rounds", type=int, default=1, help="pairs per row; the median counts")
     asked = parser.parse_args()
     stop_servers_on_sigterm()
     about = machine()
-    rows: list[Row] = []
+    pairs: list[Pair] = []
     for tower in asked.towers:
-        rows += measure(tower, asked.selectors, asked.rounds)
+        pairs += measure(tower, asked.selectors, asked.rounds)
     settings = {"machine": about, "tokens": TOKENS, "budget": BUDGET, "rounds": asked.rounds}
-    figures = {"rows": [asdict(row) for row in rows]}
+    figures = {"pairs": [asdict(pair) for pair in pairs]}
     folder = asked.output or committed("large_pictures")
-    return publish(folder, settings, figures, marks(rows), report(rows), check=asked.check)
+    return publish(folder, settings, figures, marks(pairs), report(pairs), check=asked.check)
 
 
-def measure(tower: str, selectors: Sequence[str], rounds: int) -> list[Row]:
-    """Measure stock vLLM, then the plugin without a budget and with each of these selectors."""
+def measure(tower: str, selectors: Sequence[str], rounds: int) -> list[Pair]:
+    """Measure the plugin without a budget and with each of these selectors, and stock vLLM."""
     model = build(MODELS / f"large-{tower.replace(' ', '-')}", *TOWERS[tower])
-    limits = ("--max-model-len", str(CONTEXT))
-    rows = []
-    for plugin in (False, True):
-        log = SCRATCH / f"{tower.replace(' ', '-')}-{'plugin' if plugin else 'stock'}.log"
-        with server(model, plugin=plugin, log=log, arguments=limits) as running:
-            asks: dict[str, dict[str, Any]] = {("no budget" if plugin else "stock"): {}}
-            if plugin:
-                asks |= {
-                    name: {"visual_budget": BUDGET, "visual_selector": name} for name in selectors
-                }
+    asks: dict[str, dict[str, Any]] = {"no budget": {}}
+    asks |= {name: {"visual_budget": BUDGET, "visual_selector": name} for name in selectors}
+    found = []
+    with ExitStack() as stack:
+        running = {}
+        for name, plugin in (("stock", False), ("plugin", True)):
+            log = SCRATCH / f"{tower.replace(' ', '-')}-{name}.log"
+            limits = ("--max-model-len", str(CONTEXT))
+            described = server(model, plugin=plugin, log=log, arguments=limits)
+            running[name] = start(stack, name, described, plugin=plugin)
             # The first large image allocates memory that the process then keeps.
-            ask(running.url, MODEL_NAME, [user(QUESTION, large_picture(WARM_UP))], tokens=1)
-            for number, (name, fields) in enumerate(asks.items()):
-                each = [
-                    one(running, tower, name, fields, seed=number * rounds + again)
-                    for again in range(rounds)
-                ]
-                rows.append(sorted(each, key=lambda row: row.seconds)[(len(each) - 1) // 2])
-                say(str(rows[-1]))
-    return rows
+            url = large_picture(WARM_UP)
+            ask(running[name].url, MODEL_NAME, [user(QUESTION, url)], tokens=1)
+        for number, (name, fields) in enumerate(asks.items()):
+            each = []
+            for seed in range(number * rounds, (number + 1) * rounds):
+                took = {
+                    who: one(running[who], fields if who == "plugin" else {}, seed)
+                    for who in alternating(("stock", "plugin"), seed)
+                }
+                each.append(Pair(tower, name, took["plugin"], took["stock"]))
+            found.append(sorted(each, key=lambda pair: pair.times)[(len(each) - 1) // 2])
+            say(str(found[-1]))
+    return found
 
 
-def one(running: Server, tower: str, name: str, fields: dict[str, Any], seed: int) -> Row:
+def one(running: Server, fields: dict[str, Any], seed: int) -> Request:
     """Send a request with a new image while the other clients run."""
     url = large_picture(seed)
     reset_peaks(running)
     with others(running) as waits:
-        time.sleep(1.0)
+        # vLLM's processes wait in a busy loop for a second after their last request.
+        time.sleep(2.0)
         reply = ask(running.url, MODEL_NAME, [user(QUESTION, url)], tokens=1, **fields)
-    return Row(tower, name, reply.seconds, max(waits), peak(running))
+    return Request(reply.seconds, max(waits), peak(running))
 
 
 @contextmanager

@@ -98,9 +98,11 @@ def statements(page: str) -> Iterator[str]:
 
 
 def quoted(statement: str) -> set[str]:
-    """Return the figures with a decimal point, without code, versions and the paper's figures."""
+    """Return figures with a decimal point, and milliseconds; no code, versions, paper's figures."""
     without = re.sub(r"`[^`]*`|\b(vLLM|Transformers|The\s+paper\s+reports) [\d.]+", "", statement)
-    return set(re.findall(r"\d+\.\d+", without))
+    times = re.findall(r"((?:[\d,.]+(?: → | to |\s+and\s+|, ))*[\d,.]+)\s+ms\b", without)
+    whole = re.findall(r"(?<![\d.])\d+(?!\d|\.\d)", " ".join(times).replace(",", ""))
+    return set(re.findall(r"\d+\.\d+", without)) | set(whole)
 
 
 @cache
@@ -141,6 +143,7 @@ def test_a_figure_that_was_not_measured_is_found(tmp_path: Path, monkeypatch: An
     (made / "README.md").write_text("Typed: 9.6\n")
     monkeypatch.setattr("tests.docs.test_figures.DOCS", tmp_path / "docs")
     assert quoted("`x-1.5` has 0.25 (0.2 to 3.1) on vLLM 0.32, 4 of 5") == {"0.25", "0.2", "3.1"}
+    assert quoted("2,879 → 450 → 60.5 ms of 48 rows") == {"2879", "450", "60.5"}
     assert list(statements("One\nline.\n\n| a |\n| b |\n\n* c\n  d\n* e")) == [
         *("One\nline.", "| a |", "| b |", "* c\n  d", "* e")
     ]

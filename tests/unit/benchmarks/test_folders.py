@@ -70,5 +70,13 @@ def test_reports_are_made_of_the_results() -> None:
     found, report = results("profile")
     assert report.strip() == profile.report(found["milliseconds"])
     found, report = results("large_pictures")
-    rows = [large_pictures.Row(**row) for row in found["rows"]]
-    assert report.strip() == large_pictures.report(rows)
+    pairs = [
+        large_pictures.Pair(
+            pair["tower"],
+            pair["name"],
+            large_pictures.Request(**pair["ours"]),
+            large_pictures.Request(**pair["stock"]),
+        )
+        for pair in found["pairs"]
+    ]
+    assert report.strip() == large_pictures.report(pairs)
