@@ -3,7 +3,7 @@
 
 Run from the repository root: ``python -m benchmarks.large_pictures.run --check``. A server without
 the plugin and one with it run at the same time. Each row is a pair of requests, one to either
-server, each with a new image, while eight other clients send that server requests with small images.
+server, with a new image, while eight other clients send that server requests with small images.
 """
 
 from __future__ import annotations
