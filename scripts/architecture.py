@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the diagram and the list of modules of the architecture page, from the source.
+"""Writes the architecture page's diagram and modules, and the compatibility page's wraps.
 
-``python -m scripts.architecture``. A test fails while the page differs.
+``python -m scripts.architecture`` makes them from the source. A test fails while a page differs.
 """
 
 import ast
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from flashvlm_vllm.vllm_compat.ledger import as_table
 from scripts.pages import with_part
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "flashvlm_vllm"
 PAGE = ROOT / "docs" / "contributors" / "architecture.md"
+COMPATIBILITY = ROOT / "docs" / "contributors" / "compatibility.md"
 
 ROOMS = {
     "plugin": "entry point: models, flags",
@@ -152,3 +154,4 @@ def _first_sentence(docstring: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    COMPATIBILITY.write_text(with_part(COMPATIBILITY.read_text(), "wraps", as_table()))

@@ -59,9 +59,7 @@ STEPS: Final = (
     Step("soak of InternVL", "benchmarks.soak.run --minutes 20 --family internvl", 30),
     Step("faults", "benchmarks.soak.faults", 25),
     *(
-        Step(
-            f"accuracy of {name}", f"benchmarks.accuracy.run --parts served --selectors {name}", 18
-        )
+        Step(f"accuracy of {name}", f"{ACCURACY} --parts served --selectors {name}", 18)
         for name in BUILT_IN
     ),
     *(

@@ -4,8 +4,8 @@
 Four servers of one small model run at the same time: two without the plugin, one where it is
 installed but not named, one where it is named but no request has a budget. In every round each has
 one turn of ``vllm bench serve``. The servers are started several times, because two processes of
-the same server can differ by 13 %, in every round; ``figures.py`` compares the starts. Run from the
-repository root: ``python -m benchmarks.idle.run --check``.
+the same server can differ by 13 % in nearly all rounds; ``figures.py`` compares the starts. Run
+from the repository root: ``python -m benchmarks.idle.run --check``.
 
 Turns are short, because other work on a machine starts and ends within seconds and is the same for
 all servers only within a short round.
