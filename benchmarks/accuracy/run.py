@@ -2,14 +2,17 @@
 """Accuracy of every selector: ``python -m benchmarks.accuracy.run`` (hours), or some ``--parts``.
 
 Each part writes its results into ``results.json`` at once. A run that ends early loses nothing, and
-a later one can measure the rest. The tables are made from that file.
+a later one can measure the rest. A run of ``served`` or ``agreement`` and a run of other parts may
+go on at the same time. The tables are made from that file.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,15 +51,31 @@ PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "groun
 
 
 class Results:
-    """The results so far, in a file."""
+    """The results so far, in a file that another run may write, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
-    def save(self) -> None:
-        """Write everything."""
-        self.path.write_text(json.dumps(self.found, indent=1) + "\n")
+    def read(self) -> dict[str, Any]:
+        """Return everything that is in the file."""
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
+
+    def put(self, value: object, *keys: str) -> None:
+        """Write one value, under nested keys; all else stays as the file has it."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            found = self.read()
+            inner = found
+            for key in keys[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[keys[-1]] = value
+            written = self.path.with_suffix(".new")
+            written.write_text(json.dumps(found, indent=1) + "\n")
+            written.replace(self.path)
+        finally:
+            os.close(folder)
 
     def record(self, name: str, row: str, items: list[Item], answers: list[str]) -> None:
         """Add which answers of a row are right, one character each."""
@@ -64,10 +83,9 @@ class Results:
             "1" if said == item.question.answer else "0"
             for said, item in zip(answers, items, strict=True)
         )
-        self.found.setdefault("right", {}).setdefault(name, {})[row] = marks
         share = marks.count("1") / len(marks)
         print(f"{time.strftime('%H:%M:%S')} {name:7} {row:45} {share:.3f}", flush=True)
-        self.save()
+        self.put(marks, "right", name, row)
 
 
 def main() -> int:
@@ -86,7 +104,7 @@ def main() -> int:
     results = Results(asked.output / "results.json")
     if not asked.report_only:
         run(asked, results)
-    write_report(results.found, asked.output)
+    write_report(results.read(), asked.output)
     return 0
 
 
@@ -103,23 +121,23 @@ def run(asked: argparse.Namespace, results: Results) -> None:
         "seeds": SEEDS,
         "torch": torch.__version__,
     }
-    before = results.found.get("about")
+    before = results.read().get("about")
     if before is not None and before["weights"] != about["weights"]:
         sys.exit(f"{results.path} is of other weights; remove it or choose another --output")
-    results.found["about"] = about
-    known = results.found.setdefault("sets", {})
+    results.put(about, "about")
     for name, items in sets.items():
         asks = {
             "families": [item.question.family for item in items],
             "answers": [item.question.answer for item in items],
         }
-        if known.setdefault(name, asks) != asks:
+        if results.read().get("sets", {}).get(name, asks) != asks:
             sys.exit(f"{results.path} has other {name} questions; choose another --output")
+        results.put(asks, "sets", name)
     if {"served", "agreement"} & set(asked.parts):
         with serving(asked.model, SCRATCH) as (asker, trace):
             if "agreement" in asked.parts:
-                results.found["agreement"] = agreement(asker, trace, Reference(asked.model))
-                results.save()
+                compared = agreement(asker, trace, Reference(asked.model))
+                results.put(compared, "agreement")
             if "served" in asked.parts:
                 ask_server(asker, sets, results, asked.selectors, asked.positions)
     if {"reference", "inside", "variants", "grounding"} & set(asked.parts):
@@ -173,11 +191,9 @@ def ask_reference(asked: argparse.Namespace, sets: dict[str, list[Item]], result
         for row, answers in answered:
             results.record(name, row, items, answers)
         if "grounding" in asked.parts and name != "clips":
-            found = measure(reference, prepared, BUDGETS)
-            results.found.setdefault("grounding", {})[name] = found
-            results.found.setdefault("alignment", {})[name] = alignment(reference, prepared)
-            results.found.setdefault("above_the_floor", {})[name] = above_the_floor(prepared)
-            results.save()
+            results.put(measure(reference, prepared, BUDGETS), "grounding", name)
+            results.put(alignment(reference, prepared), "alignment", name)
+            results.put(above_the_floor(prepared), "above_the_floor", name)
 
 
 def answers_of(

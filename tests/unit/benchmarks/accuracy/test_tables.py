@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,21 @@ def test_results_of_different_question_sets_are_refused(tmp_path: Path) -> None:
     run(options, results)
     with pytest.raises(SystemExit, match="other plain questions"):
         run(Namespace(**{**vars(options), "questions": 0.03}), results)
+
+
+def test_two_runs_at_once_write_into_the_same_results(tmp_path: Path) -> None:
+    items = plain(4, 1)
+    right = [item.question.answer for item in items]
+    runs = [Results(tmp_path / "results.json") for _ in range(2)]
+
+    def write(number: int) -> None:
+        for row in range(20):
+            runs[number].record("plain", f"{number}@{row}", items, right)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(2)))
+    rows = runs[0].read()["right"]["plain"]
+    assert rows == {f"{number}@{row}": "1111" for number in range(2) for row in range(20)}
 
 
 @torch.inference_mode()
