@@ -153,7 +153,7 @@ def main() -> int:
         waiting = left(steps, read(LEDGER), is_this_code)
         for step in steps:
             state = "left" if step in waiting else read(LEDGER)[step.name]["commit"]
-            print(f"{step.name:28}{state:14}{step.minutes:4} minutes  python -m {step.command}")
+            print(f"{step.name:36}{state:14}{step.minutes:4} minutes  python -m {step.command}")
         return int(asked.check and bool(waiting))
     if git("diff", "--quiet", "HEAD", "--", *CODE).returncode:
         sys.exit(f"figures: {', '.join(CODE)} must have no uncommitted changes")

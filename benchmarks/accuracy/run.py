@@ -47,7 +47,17 @@ COUNTS: Final = {"plain": 600, "stress": 800, "clips": 240}
 SEEDS: Final = {"plain": 1, "stress": 2, "clips": 3}
 POSITIONS: Final = ("kept", "closed")
 """Of kept tokens, as requests ask for them."""
-PARTS: Final = ("served", "agreement", "reference", "inside", "variants", "grounding")
+VARIANTS: Final[dict[str, dict[str, rows.Choose]]] = {
+    "defaults": rows.REPEATED,
+    "ablations": rows.ABLATED,
+    "sweeps": rows.SWEPT,
+    "readings": rows.READINGS,
+    "parts-of-flashvlm-2": rows.PARTS_OF_2,
+}
+"""Rows of the images by part."""
+SERVED: Final = ("served", "agreement")
+UNSERVED: Final = ("reference", "inside", *VARIANTS, "positions", "grounding")
+PARTS: Final = SERVED + UNSERVED
 
 
 class Results:
@@ -133,14 +143,14 @@ def run(asked: argparse.Namespace, results: Results) -> None:
         if results.read().get("sets", {}).get(name, asks) != asks:
             sys.exit(f"{results.path} has other {name} questions; choose another --output")
         results.put(asks, "sets", name)
-    if {"served", "agreement"} & set(asked.parts):
+    if set(SERVED) & set(asked.parts):
         with serving(asked.model, SCRATCH) as (asker, trace):
             if "agreement" in asked.parts:
                 compared = agreement(asker, trace, Reference(asked.model))
                 results.put(compared, "agreement")
             if "served" in asked.parts:
                 ask_server(asker, sets, results, asked.selectors, asked.positions)
-    if {"reference", "inside", "variants", "grounding"} & set(asked.parts):
+    if set(UNSERVED) & set(asked.parts):
         ask_reference(asked, sets, results)
 
 
@@ -211,9 +221,11 @@ def answers_of(
         whole["tome"] = rows.merged_in_the_tower
         whole["fastv"] = rows.inside_the_language_model("fastv")
         whole["sparsevlm"] = rows.inside_the_language_model("sparsevlm")
-    if "variants" in parts and not is_clip:
-        boundary |= rows.REPEATED | rows.ABLATED | rows.SWEPT | rows.READINGS | rows.PARTS_OF_2
-        whole |= rows.POSITIONS_KEPT
+    if not is_clip:
+        for part, variants in VARIANTS.items():
+            boundary |= variants if part in parts else {}
+        if "positions" in parts:
+            whole |= rows.POSITIONS_KEPT
     for row, choose in boundary.items():
         for budget in BUDGETS:
             yield f"{row}@{budget}", rows.answers(reference, prepared, choose, budget * frames)
