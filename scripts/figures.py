@@ -37,29 +37,33 @@ class Step:
 
 
 ACCURACY: Final = "benchmarks.accuracy.run"
+OTHER_WEIGHTS: Final = (
+    "--parts served --selectors llm-attention flashvlm-2 flashvlm vispruner --positions kept "
+    "--model benchmarks/accuracy/seed-2/model --output benchmarks/accuracy/seed-2"
+)
 STEPS: Final = (
     Step("selection", "benchmarks.selection.run", 8),
     Step("profile", "benchmarks.profile.run", 2),
     Step("startup", "benchmarks.startup.run", 9),
     Step("idle", "benchmarks.idle.run", 25),
     Step("added work", "benchmarks.idle.added_work", 1),
-    Step("multiturn", "benchmarks.multiturn.run", 8),
+    Step("multiturn", "benchmarks.multiturn.run", 10),
     Step("conversation", "benchmarks.multiturn.conversation", 3),
     Step("answers", "benchmarks.multiturn.answers", 2),
-    Step("efficiency", "benchmarks.efficiency.run", 12),
+    Step("efficiency", "benchmarks.efficiency.run", 6),
     Step("idle positions", "benchmarks.idle.positions", 2),
-    Step("serving", "benchmarks.serving.run", 45),
-    Step("serving positions", "benchmarks.serving.positions", 15),
-    Step("large pictures", "benchmarks.large_pictures.run", 35),
+    Step("serving", "benchmarks.serving.run", 35),
+    Step("serving positions", "benchmarks.serving.positions", 5),
+    Step("large pictures", "benchmarks.large_pictures.run", 40),
     Step("language attention", "benchmarks.language_attention.run", 30),
     Step("descriptions", "benchmarks.language_attention.described", 4),
-    Step("cost of language attention", "benchmarks.language_attention.cost", 15),
-    Step("soak", "benchmarks.soak.run --minutes 60", 75),
+    Step("cost of language attention", "benchmarks.language_attention.cost", 7),
+    Step("soak", "benchmarks.soak.run --minutes 60", 70),
     Step("soak of Qwen2.5-VL", "benchmarks.soak.run --minutes 20 --family qwen2.5-vl", 30),
     Step("soak of InternVL", "benchmarks.soak.run --minutes 20 --family internvl", 30),
-    Step("faults", "benchmarks.soak.faults", 25),
+    Step("faults", "benchmarks.soak.faults", 8),
     *(
-        Step(f"accuracy of {name}", f"{ACCURACY} --parts served --selectors {name}", 18)
+        Step(f"accuracy of {name}", f"{ACCURACY} --parts served --selectors {name}", 10)
         for name in BUILT_IN
     ),
     *(
@@ -67,6 +71,7 @@ STEPS: Final = (
         for part in PARTS
         if part != "served"
     ),
+    Step("accuracy of other weights", f"{ACCURACY} {OTHER_WEIGHTS}", 25),
 )
 """Accuracy is many steps, since it takes hours: its rows are merged by name."""
 OVERVIEW: Final = "benchmarks.overview.run"

@@ -7,15 +7,31 @@ import json
 from typing import Any, Final
 
 from benchmarks.accuracy.figures import Set
-from benchmarks.accuracy.statistics import Interval, relative
+from benchmarks.accuracy.rows import closed
+from benchmarks.accuracy.statistics import Interval, mean_ratio, relative, share
 from benchmarks.measuring.folders import committed
 from benchmarks.measuring.pairs import Compared, compare
 from benchmarks.measuring.report import table
+from flashvlm_vllm.selection.registry import BUILT_IN
 
 KINDS: Final = ("color", "shape", "letter", "exist", "where")
 # Three selectors that use the question, the best that does not, and lower bounds.
 ROWS: Final = ("llm-attention", "flashvlm-2", "flashvlm", "vispruner", "random", "downscale")
-LABELS: Final = {"downscale": "image scaled down"}
+LABELS: Final = {
+    "downscale": "image scaled down",
+    "tome": "ToMe",
+    "fastv": "FastV",
+    "sparsevlm": "SparseVLM",
+    "fastv-boundary": "FastV's score before the model (`fastv-boundary`)",
+    "sparsevlm-boundary": "SparseVLM's score before the model (`sparsevlm-boundary`)",
+    "oracle": "oracle",
+    **{closed(name): f"`{name}`, positions closed" for name in BUILT_IN},
+}
+SUMMARY: Final = (
+    *("flashvlm", closed("flashvlm"), "flashvlm-2", closed("flashvlm-2"), "llm-attention"),
+    *("vispruner", closed("vispruner"), "divprune", "cdpruner", "visionzip", "prumerge+", "tome"),
+    *("fastv-boundary", "sparsevlm-boundary", "fastv", "sparsevlm", "downscale", "oracle"),
+)
 LEVELS: Final = {
     "random, 1 client": "1 client",
     "random, 8 clients": "8 clients",
@@ -23,10 +39,14 @@ LEVELS: Final = {
 }
 
 
-def answers() -> Set:
-    """Return the plain set: 600 images with one question each."""
-    found = json.loads((committed("accuracy") / "results.json").read_text())
-    return Set(found, "plain")
+TRAININGS: Final = {"first model": "", "`seed-2`": "seed-2", "`deep`": "deep"}
+"""Folders in ``benchmarks/accuracy`` of models with other weights."""
+
+
+def answers(name: str = "plain", training: str = "") -> Set:
+    """Return a set of images with one question each, asked of a model."""
+    found = json.loads((committed("accuracy") / training / "results.json").read_text())
+    return Set(found, name)
 
 
 def speeds() -> dict[str, Any]:
@@ -46,6 +66,52 @@ def kept_of(plain: Set, row: str, budget: int, kinds: tuple[str, ...]) -> Interv
     )
 
 
+def percent_of(plain: Set, row: str, budget: int, kinds: tuple[str, ...]) -> float:
+    """Return the same in percent, without an interval, which takes seconds."""
+    of_row, of_whole = (
+        [plain.family(marks, kind) for kind in kinds]
+        for marks in (plain.rows[f"{row}@{budget}"], plain.unpruned)
+    )
+    return 100 * mean_ratio(of_row, of_whole)
+
+
+def summary_table(plain: Set) -> str:
+    """Return accuracy in percent of the unpruned model's, with and without questions of place."""
+    count = f"plain set, {len(plain.families)} questions"
+    first, *others = map(str, plain.budgets)
+    head = [count, f"{first} tokens", *others, f"all but *where*: {first}", *others]
+    rows = [
+        [
+            LABELS.get(row, f"`{row}`"),
+            *(
+                f"{percent_of(plain, row, budget, kinds):.1f}"
+                for kinds in (KINDS, KINDS[:-1])
+                for budget in plain.budgets
+            ),
+        ]
+        for row in SUMMARY
+    ]
+    return table(head, rows)
+
+
+def trainings_table(trainings: dict[str, Set]) -> str:
+    """Return correct answers in percent of the unpruned model's, by model, of one set."""
+    first, *_ = trainings.values()
+    head = [f"at {' / '.join(map(str, first.budgets))} tokens", *trainings]
+    whole = [f"{share(one.unpruned).value:.3f}" for one in trainings.values()]
+    rows = [["unpruned, share of right answers", *whole]]
+    for row in ROWS[:4]:
+        shares = [
+            [
+                f"{100 * sum(one.rows[f'{row}@{budget}']) / sum(one.unpruned):.1f}"
+                for budget in one.budgets
+            ]
+            for one in trainings.values()
+        ]
+        rows.append([f"`{row}`", *map(" / ".join, shares)])
+    return table(head, rows)
+
+
 def kinds_table(plain: Set) -> str:
     """Return accuracy in percent of the unpruned model's, by kind of question and budget."""
     head = ["", *(f"{kind}: {'/'.join(map(str, plain.budgets))}" for kind in KINDS)]
@@ -54,8 +120,7 @@ def kinds_table(plain: Set) -> str:
             LABELS.get(row, f"`{row}`"),
             *(
                 " / ".join(
-                    f"{100 * kept_of(plain, row, budget, (kind,)).value:.0f}"
-                    for budget in plain.budgets
+                    f"{percent_of(plain, row, budget, (kind,)):.0f}" for budget in plain.budgets
                 )
                 for kind in KINDS
             ),

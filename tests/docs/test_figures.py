@@ -14,19 +14,24 @@ from benchmarks.accuracy.figures import Set
 from benchmarks.overview.figures import (
     KINDS,
     LEVELS,
+    TRAININGS,
     answers,
-    kept_of,
     kinds_table,
+    percent_of,
     speed_of,
     speed_table,
     speeds,
+    summary_table,
+    trainings_table,
 )
 from benchmarks.overview.plot import PICTURE, draw
-from benchmarks.overview.run import PAGE
+from benchmarks.overview.run import ACCURACY, LANGUAGE_ATTENTION, PAGE, SETS
 from flashvlm_vllm.supported_models import rows
 from flashvlm_vllm.vllm_compat.ledger import as_table
 from scripts.pages import with_part
 from tests.docs.markdown import DOCS, README
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE]-?\d+)?")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,18 @@ def test_the_tables_in_choosing_a_budget_are_of_the_results(plain: Set, served: 
     assert page == with_part(page, "speed", speed_table(served))
 
 
+def test_the_summary_of_the_accuracy_is_of_the_results(plain: Set) -> None:
+    page = ACCURACY.read_text()
+    assert page == with_part(page, "summary", summary_table(plain))
+
+
+@pytest.mark.parametrize("mark", SETS)
+def test_the_answers_of_other_trainings_are_of_the_results(mark: str) -> None:
+    page = LANGUAGE_ATTENTION.read_text()
+    trainings = {title: answers(SETS[mark], folder) for title, folder in TRAININGS.items()}
+    assert page == with_part(page, mark, trainings_table(trainings))
+
+
 def test_the_plot_can_be_drawn_and_is_committed(plain: Set, served: dict, tmp_path) -> None:
     draw(plain, served, tmp_path / "drawn.svg")
     drawn, committed = (file.read_text() for file in (tmp_path / "drawn.svg", PICTURE))
@@ -58,10 +75,7 @@ def test_the_readme_quotes_the_results(plain: Set, served: dict) -> None:
     assert f"| {speeds} |" in readme
     things, places = KINDS[:-1], KINDS[-1:]
     ours = [
-        [
-            f"{100 * kept_of(plain, row, 64, kinds).value:.0f} %"
-            for row in ("flashvlm", "llm-attention")
-        ]
+        [f"{percent_of(plain, row, 64, kinds):.0f} %" for row in ("flashvlm", "llm-attention")]
         for kinds in (things, places)
     ]
     assert f"| {ours[0][0]} (`flashvlm`), {ours[0][1]} (`llm-attention`) |" in readme
@@ -78,17 +92,21 @@ def test_the_readme_counts_the_tested_architectures() -> None:
     assert f"[{counted} architectures](docs/users/architectures.md)" in README.read_text()
 
 
+DENSE = 300
+"""Among more numbers than these any figure is found by chance, so only reports of them count."""
+
+
 @cache
 def measured(folder: Path) -> set[float]:
-    """Return all numbers in a benchmark's results, and in what its commands write."""
+    """Return the numbers of a benchmark's reports, its small results, and its page's tables."""
     texts = [json.dumps(json.loads(file.read_text())) for file in folder.rglob("*.json")]
+    texts = [text for text in texts if len(NUMBER.findall(text)) < DENSE]
     texts += [file.read_text() for file in folder.rglob("report.md")]
     page = (folder / "README.md").read_text()
     texts += [
         found[2] for found in re.finditer(r"(?s)<!-- (.+?) -->\n(.*?)<!-- end of \1 -->", page)
     ]
-    numbers = re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE]-?\d+)?", "\n".join(texts))
-    return {float(each.replace(",", "")) for each in numbers}
+    return {float(each.replace(",", "")) for each in NUMBER.findall("\n".join(texts))}
 
 
 def statements(page: str) -> Iterator[str]:
@@ -147,4 +165,6 @@ def test_a_figure_that_was_not_measured_is_found(tmp_path: Path, monkeypatch: An
     assert list(statements("One\nline.\n\n| a |\n| b |\n\n* c\n  d\n* e")) == [
         *("One\nline.", "| a |", "| b |", "* c\n  d", "* e")
     ]
+    many = {f"{number / 1000:.3f}": number / 1000 for number in range(300)}
+    (made / "answers.json").write_text(json.dumps(many))
     assert not_among({"0.25", "24.9", "0.2487", "0.26", "9.6"}, {"made"}) == {"0.26", "9.6"}
