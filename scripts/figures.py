@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from benchmarks.accuracy.run import PARTS
 from benchmarks.measuring.commit import CODE
+from benchmarks.overview.figures import SELECTORS
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 ROOT: Final = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ class Step:
 
 ACCURACY: Final = "benchmarks.accuracy.run"
 OTHER_WEIGHTS: Final = (
-    "--parts served --selectors llm-attention flashvlm-2 flashvlm vispruner --positions kept "
+    f"--parts served --selectors {' '.join(SELECTORS)} --positions kept "
     "--model benchmarks/accuracy/seed-2/model --output benchmarks/accuracy/seed-2"
 )
 STEPS: Final = (
@@ -155,10 +156,13 @@ def main() -> int:
         parser.error(f"no such step: {', '.join(unknown)}; there are {', '.join(_NAMES)}")
     steps = [each for each in STEPS if not asked.names or each.name in asked.names]
     if asked.list or asked.check:
+        width = max(map(len, _NAMES)) + 2
         waiting = left(steps, read(LEDGER), is_this_code)
         for step in steps:
             state = "left" if step in waiting else read(LEDGER)[step.name]["commit"]
-            print(f"{step.name:36}{state:14}{step.minutes:4} minutes  python -m {step.command}")
+            print(
+                f"{step.name:{width}}{state:14}{step.minutes:4} minutes  python -m {step.command}"
+            )
         return int(asked.check and bool(waiting))
     if git("diff", "--quiet", "HEAD", "--", *CODE).returncode:
         sys.exit(f"figures: {', '.join(CODE)} must have no uncommitted changes")

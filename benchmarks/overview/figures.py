@@ -15,8 +15,10 @@ from benchmarks.measuring.report import table
 from flashvlm_vllm.selection.registry import BUILT_IN
 
 KINDS: Final = ("color", "shape", "letter", "exist", "where")
-# Three selectors that use the question, the best that does not, and lower bounds.
-ROWS: Final = ("llm-attention", "flashvlm-2", "flashvlm", "vispruner", "random", "downscale")
+SELECTORS: Final = ("llm-attention", "flashvlm-2", "flashvlm", "vispruner")
+"""Three that use the question, and the best that does not."""
+ROWS: Final = (*SELECTORS, "random", "downscale")
+"""With lower bounds."""
 LABELS: Final = {
     "downscale": "image scaled down",
     "tome": "ToMe",
@@ -32,15 +34,13 @@ SUMMARY: Final = (
     *("vispruner", closed("vispruner"), "divprune", "cdpruner", "visionzip", "prumerge+", "tome"),
     *("fastv-boundary", "sparsevlm-boundary", "fastv", "sparsevlm", "downscale", "oracle"),
 )
+TRAININGS: Final = {"first model": "", "`seed-2`": "seed-2", "`deep`": "deep"}
+"""Folders in ``benchmarks/accuracy`` of models with other weights."""
 LEVELS: Final = {
     "random, 1 client": "1 client",
     "random, 8 clients": "8 clients",
     "random, 32 clients": "32 clients",
 }
-
-
-TRAININGS: Final = {"first model": "", "`seed-2`": "seed-2", "`deep`": "deep"}
-"""Folders in ``benchmarks/accuracy`` of models with other weights."""
 
 
 def answers(name: str = "plain", training: str = "") -> Set:
@@ -94,13 +94,14 @@ def summary_table(plain: Set) -> str:
     return table(head, rows)
 
 
-def trainings_table(trainings: dict[str, Set]) -> str:
+def trainings_table(name: str) -> str:
     """Return correct answers in percent of the unpruned model's, by model, of one set."""
+    trainings = {title: answers(name, folder) for title, folder in TRAININGS.items()}
     first, *_ = trainings.values()
     head = [f"at {' / '.join(map(str, first.budgets))} tokens", *trainings]
     whole = [f"{share(one.unpruned).value:.3f}" for one in trainings.values()]
     rows = [["unpruned, share of right answers", *whole]]
-    for row in ROWS[:4]:
+    for row in SELECTORS:
         shares = [
             [
                 f"{100 * sum(one.rows[f'{row}@{budget}']) / sum(one.unpruned):.1f}"

@@ -11,7 +11,6 @@ import sys
 
 from benchmarks.measuring.folders import committed
 from benchmarks.overview.figures import (
-    TRAININGS,
     answers,
     kinds_table,
     speed_table,
@@ -40,8 +39,7 @@ def main() -> int:
     ACCURACY.write_text(with_part(ACCURACY.read_text(), "summary", summary_table(plain)))
     page = LANGUAGE_ATTENTION.read_text()
     for mark, name in SETS.items():
-        trainings = {title: answers(name, folder) for title, folder in TRAININGS.items()}
-        page = with_part(page, mark, trainings_table(trainings))
+        page = with_part(page, mark, trainings_table(name))
     LANGUAGE_ATTENTION.write_text(page)
     return 0
 
