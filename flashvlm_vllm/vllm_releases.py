@@ -114,6 +114,19 @@ def ends_without_output(event: object) -> bool:
     return event.startswith("data: [DONE]") or '"choices":[]' in event
 
 
+def converts_chunks(handler: Any) -> bool:
+    """Return whether Anthropic's and Cohere's streams are converted from chunks of vLLM's objects.
+
+    Why: since 0.33, ``create_chat_completion`` returns a stream that is converted already; in 0.32
+    vLLM converts the events that it returns. Seen: 0.32. End: when 0.33 is the lowest release.
+
+    Args:
+        handler: vLLM's handler of a chat endpoint.
+
+    """
+    return hasattr(handler, "chat_completion_stream_generator_raw")
+
+
 def video_arguments(info: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the arguments of the Hugging Face video processor, from the engine and a request.
 

@@ -139,15 +139,17 @@ def main() -> int:
     parser.add_argument("--paths", nargs="+", default=list(QUICK), help="only these tests")
     told = "count what a run of `make test` in this environment left (--junitxml), and run nothing"
     parser.add_argument("--report", type=Path, metavar="FILE", help=told)
+    told = "with --report: the release whose Python ran (`python -m scripts.vllm_release --run`)"
+    parser.add_argument("--borrowed", metavar="RELEASE", help=told)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
 
     failed = 0
     releases = arguments.releases or RELEASES
     if arguments.report is not None:
-        releases = [version("vllm").split("+")[0]]
+        releases = [arguments.borrowed or version("vllm").split("+")[0]]
     for release in releases:
-        python = make_environment(release)
+        python = Path(sys.executable) if arguments.report else make_environment(release)
         print(f"test_versions: vLLM {release}", flush=True)
         if arguments.report is None:
             files = run_tests(python, arguments.paths, arguments.processes)

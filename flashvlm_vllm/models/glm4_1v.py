@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from transformers.models.glm4v.video_processing_glm4v import smart_resize
 from vllm.model_executor.models.glm4_1v import (
     Glm4vDummyInputsBuilder,
     Glm4vForConditionalGeneration,
@@ -57,9 +58,20 @@ class PrunedGlmProcessor(TextBetweenProcessor, Glm4vMultiModalProcessor):
         steps = len(TextBetween.between(self._frames(frames, known), self.visual_token).before)
         if known.get("do_sample_frames", True):
             frames = steps * processor.temporal_patch_size
-        merged = self.info.ctx.get_merged_mm_kwargs(arguments)
-        patches = processor.get_num_of_video_patches(frames, height, width, merged)
-        total = int(patches) // processor.merge_size**2
+        # The processor's own count, `get_num_of_video_patches`, is not in Transformers 5.17.
+        size = self.info.ctx.get_merged_mm_kwargs(arguments).get("size") or processor.size
+        side = processor.patch_size * processor.merge_size
+        high, wide = smart_resize(
+            frames,
+            height,
+            width,
+            temporal_factor=processor.temporal_patch_size,
+            factor=side,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
+        grids = -(-frames // processor.temporal_patch_size)
+        total = grids * (high // side) * (wide // side)
         return TokenCount(total, total, steps)
 
     def shorten_placeholder(self, whole: Any, count: TokenCount, keep: int) -> Any:

@@ -9,7 +9,7 @@ from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse, Anthr
 from vllm.exceptions import GenerationError
 
 from flashvlm_vllm.request.selector_name import SELECTOR
-from flashvlm_vllm.serving.usage import FIELD
+from flashvlm_vllm.serving.usage import FIELD, event_with_counts
 
 _CHAT_EVENT = "data: "
 _CHAT_ERROR = 'data: {"error"'
@@ -61,7 +61,7 @@ async def converted_stream(
 
     async for event in convert(read()):
         if counts is not None and event.startswith(_WITH_USAGE):
-            event = _with_counts(event, counts)
+            event = event_with_counts(event, counts)
         yield event
 
 
@@ -74,13 +74,3 @@ def _raise_if_a_selector_failed(event: str) -> None:
         message = json.loads(event.removeprefix(_CHAT_EVENT))["error"]["message"]
         if message.startswith(f"{SELECTOR}: "):
             raise GenerationError(message)
-
-
-def _with_counts(event: str, counts: Any) -> str:
-    name, _, text = event.partition("data: ")
-    data = json.loads(text)
-    usage = data.get("message", data).get("usage")
-    if usage is None:
-        return event
-    usage[FIELD] = counts
-    return f"{name}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

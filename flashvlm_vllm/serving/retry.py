@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm.exceptions import GenerationError
 
+from flashvlm_vllm.serving.streamed_events import end_of_stream, is_error, precedes_tokens
 from flashvlm_vllm.vllm_releases import ends_without_output
 
 Make = Callable[[], Awaitable[Any]]
@@ -19,8 +20,6 @@ Make = Callable[[], Awaitable[Any]]
 _RETRIES = 2
 _MESSAGE = "Internal server error"
 """vLLM's error message for this case."""
-_DONE = "data: [DONE]\n\n"
-_ROLE = '"delta":{"role":'
 
 
 async def retry_lost_pixels(make: Make, again: Make, has_pixels: Callable[[], bool]) -> Any:
@@ -57,10 +56,10 @@ async def _streamed(
         # Events that vLLM sends together with the first token; holding them adds no latency.
         held: list[Any] = []
         async for event in stream:
-            if retries and (_is_failure(event) or ends_without_output(event)):
+            if retries and (is_error(event, _MESSAGE) or ends_without_output(event)):
                 failure = event
                 break
-            if retries and isinstance(event, str) and _ROLE in event:
+            if retries and precedes_tokens(event):
                 held.append(event)
                 continue
             retries = 0
@@ -76,11 +75,7 @@ async def _streamed(
         another = await again()
         if not isinstance(another, AsyncIterator):
             yield failure
-            if failure != _DONE:
-                yield _DONE
+            for each in end_of_stream(failure):
+                yield each
             return
         stream = another
-
-
-def _is_failure(event: Any) -> bool:
-    return isinstance(event, str) and event.startswith('data: {"error"') and _MESSAGE in event

@@ -15,6 +15,7 @@ from vllm.exceptions import GenerationError
 from flashvlm_vllm.ipc.worker_calls import find_selector_failures
 from flashvlm_vllm.request.refusal import Reason
 from flashvlm_vllm.serving import metrics, request_context
+from flashvlm_vllm.serving.streamed_events import error_events
 
 _BEFORE_THE_ENGINE = frozenset({"response.created", "response.in_progress"})
 
@@ -47,8 +48,8 @@ async def _checked_stream(
             error = await _failure(fallible_items, handler)
             if error is not None:
                 if isinstance(event, str):
-                    yield f"data: {handler.create_streaming_error_response(error)}\n\n"
-                    yield "data: [DONE]\n\n"
+                    for each in error_events(error, event, handler):
+                        yield each
                 else:
                     yield ResponseErrorEvent(
                         type="error",

@@ -76,8 +76,24 @@ def _annotate_usage(answer: Any, collected: Collected) -> None:
 
 def _annotated_event(event: str, collected: Collected) -> str:
     # Only the last event has usage (with continuous_usage_stats all events have it).
-    if '"usage":{' not in event or not event.startswith("data: "):
+    if '"usage":{' not in event:
         return event
-    data = json.loads(event.removeprefix("data: "))
-    data["usage"][FIELD] = summary(collected.counts, collected.layouts)
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return event_with_counts(event, summary(collected.counts, collected.layouts))
+
+
+def event_with_counts(event: str, counts: Any) -> str:
+    """Return a server-sent event with the counts in its usage; unchanged if it has no usage.
+
+    Args:
+        event: of a chat completion or of Anthropic's Messages API.
+        counts: the content of ``usage.visual_tokens``.
+
+    """
+    before, _, text = event.partition("data: ")
+    data = json.loads(text)
+    # The first event of Anthropic's streams has its usage in a message.
+    usage = data.get("message", data).get("usage")
+    if usage is None:
+        return event
+    usage[FIELD] = counts
+    return f"{before}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from flashvlm_vllm.vllm_compat.wrap import Wrap
+from flashvlm_vllm.vllm_releases import converts_chunks
 
 
 def _convert(original: Any, handler: Any, chat_response: Any) -> Any:
@@ -13,7 +14,9 @@ def _convert(original: Any, handler: Any, chat_response: Any) -> Any:
     return with_counts(original(handler, chat_response), chat_response)
 
 
-def _convert_stream(original: Any, handler: Any, chat_events: AsyncIterator[str]) -> Any:
+def _convert_stream(original: Any, handler: Any, chat_events: AsyncIterator[Any]) -> Any:
+    if converts_chunks(handler):
+        return original(handler, chat_events)
     from flashvlm_vllm.serving.messages_usage import converted_stream
 
     return converted_stream(lambda events: original(handler, events), chat_events)

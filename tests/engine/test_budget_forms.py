@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+import vllm
 from openai import AsyncOpenAI, BadRequestError
 
+from flashvlm_vllm.vllm_releases import release_of
 from testing.photo import data_url, photo
 from testing.server import Server
 from testing.tiny.llava import build_llava
@@ -175,8 +177,11 @@ def test_fit_is_refused_where_one_token_each_does_not_fit(client: Client) -> Non
             max_tokens=CONTEXT - 10,
             extra_body={"visual_budget": "fit"},
         )
-    assert "visual_budget" in str(caught.value) and str(CONTEXT) in str(caught.value)
-    assert client.metric('flashvlm_refusals_total{reason="does_not_fit"}') == 1
+    assert str(CONTEXT) in str(caught.value)
+    # vLLM 0.31 itself refuses a text and an answer that are too long, before the images are read.
+    ours = release_of(vllm.__version__) != (0, 31)
+    assert ("visual_budget" in str(caught.value)) is ours
+    assert client.metric('flashvlm_refusals_total{reason="does_not_fit"}') == int(ours)
 
 
 def test_parts_of_the_responses_route_have_budgets(client: Client) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels lost between vLLM's two caches of them are sent again."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from testing.server import Server
 from tests.engine import drop_mm_cache
 from tests.engine.conftest import REPOSITORY
-from tests.engine.test_server import ARGUMENTS, Client, conversation, text_of
+from tests.engine.test_messages import picture, user
+from tests.engine.test_server import ARGUMENTS, QUESTION, Client, conversation, text_of
 
 MISS = "Multi-modal cache miss"
 
@@ -87,3 +89,27 @@ def test_batches_and_responses_with_lost_pixels_are_retried(client: Client) -> N
         assert again.status_code == 200, path
         assert again.json()["usage"] == first["usage"]
         assert misses(client) > before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_with_lost_pixels_are_retried(client: Client, stream: bool) -> None:
+    body = {
+        "model": client.server.model,
+        "messages": [user(picture(), QUESTION)],
+        "max_tokens": 4,
+        "temperature": 0,
+        "visual_budget": 32,
+        "stream": stream,
+    }
+    first = client.post("/v1/messages", body)
+    before = misses(client)
+    drop_engine_cache(client)
+    again = client.post("/v1/messages", body)
+    assert misses(client) == before + 1
+    assert outputs(again.text) == outputs(first.text) != []
+    assert again.text.count('"visual_tokens":{"total":576,"kept":32') == (2 if stream else 1)
+
+
+def outputs(response: str) -> list[str]:
+    """Return the texts in a response of ``/v1/messages``, streamed or not."""
+    return re.findall(r'"text":"((?:[^"\\]|\\.)+)"', response)

@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+import vllm
 
+from flashvlm_vllm.vllm_releases import release_of
 from testing.server import Server
 from tests.engine.conftest import REPOSITORY
 from tests.engine.test_messages import ASKED
@@ -76,7 +78,10 @@ TAKING: dict[str, tuple[dict[str, Any], Callable[[Any], int]]] = {
 """Routes on which fields and header have their effect: a request, and the length of its prompt."""
 EXPLAIN = "/v1/visual_tokens"
 """Likewise, but without a budget there is nothing to explain."""
-REFUSING = ("/v1/systemone", "/inference/v1/generate")
+STRUCTURED = "/v1/systemone"
+HAS_STRUCTURED = release_of(vllm.__version__) != (0, 31)
+"""vLLM has this route since 0.32."""
+REFUSING = (STRUCTURED, "/inference/v1/generate")
 HEADER_ONLY = ("/cohere/v2/chat", "/cohere/v2/chat/render")
 """With VLLM_ENABLE_COHERE_API=1 and the package cohere, which is not installed here.
 `tests/unit/serving/test_routes.py` has them, and /classify, which needs another model."""
@@ -89,6 +94,7 @@ WITHOUT_PICTURES = {
     *("/detokenize", "/ping", "/scale_elastic_ep", "/is_scaling_elastic_ep"),
     *("/v1/responses/{response_id}/cancel", "/inference/v1/abort_requests"),
     *("/v1/chat/completions/derender", "/v1/completions/derender"),
+    "/v1/decisions",  # since 0.33; it refuses unknown fields itself
     *("/v1/chat/completions/derender/stream", "/v1/completions/derender/stream"),
 }
 
@@ -118,13 +124,11 @@ def posts(client: Client) -> set[str]:  # noqa: F811
 
 
 def test_no_route_is_missing(client: Client, pooling: Client) -> None:  # noqa: F811
-    taking = {*TAKING, EXPLAIN, *REFUSING}
+    missing = set() if HAS_STRUCTURED else {STRUCTURED}
+    taking = {*TAKING, EXPLAIN, *REFUSING} - missing
     assert posts(client) - WITHOUT_PICTURES == taking
-    assert posts(pooling) - WITHOUT_PICTURES - {*POOLING} == {
-        "/invocations",
-        "/tokenize",
-        "/v1/systemone",
-    }
+    others = {"/invocations", "/tokenize", STRUCTURED} - missing
+    assert posts(pooling) - WITHOUT_PICTURES - {*POOLING} == others
 
 
 def test_the_page_lists_the_routes() -> None:
@@ -249,8 +253,9 @@ def test_a_rendered_prompt_keeps_its_budget_and_takes_no_other(client: Client) -
     assert client.metric(WRONG) == before + 1
 
 
+@pytest.mark.skipif(not HAS_STRUCTURED, reason="vLLM 0.31 does not have the route")
 def test_structured_decisions_refuse_a_budget(client: Client) -> None:  # noqa: F811
-    answer = post(client, "/v1/systemone", {"state": "a", "questions": {}, "visual_budget": 64})
+    answer = post(client, STRUCTURED, {"state": "a", "questions": {}, "visual_budget": 64})
     assert answer.status_code == 400
     assert "visual_budget: it has no effect on /v1/systemone" in answer.text
 
