@@ -115,7 +115,7 @@ def ends_without_output(event: object) -> bool:
 
 
 def converts_chunks(handler: Any) -> bool:
-    """Return whether Anthropic's and Cohere's streams are converted from chunks of vLLM's objects.
+    """Return whether vLLM converts chunks, not events, for Anthropic's and Cohere's routes.
 
     Why: since 0.33, ``create_chat_completion`` returns a stream that is converted already; in 0.32
     vLLM converts the events that it returns. Seen: 0.32. End: when 0.33 is the lowest release.
