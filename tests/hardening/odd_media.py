@@ -59,6 +59,18 @@ def mp4(frames: int) -> bytes:
         return path.read_bytes()
 
 
+def pictures(clip: bytes) -> bytes:
+    """Return the coded pictures of what ``mp4`` writes, without tables and headers."""
+    return clip[clip.index(b"mdat") : clip.index(b"moov")]
+
+
+def mp4_with_pictures_elsewhere() -> bytes:
+    """Return a video whose table places the pictures 2.5 GiB further: one byte is changed."""
+    clip = bytearray(mp4(4))
+    clip[clip.index(b"stco") + 12] = 0xA2
+    return bytes(clip)
+
+
 def gif(frames: int) -> bytes:
     first, *rest = [small().rotate(20 * number) for number in range(frames)]
     return encoded(first, "GIF", save_all=True, append_images=rest, duration=100)
