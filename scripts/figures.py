@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from benchmarks.accuracy.run import PARTS
 from benchmarks.measuring.commit import CODE
+from benchmarks.measuring.report import instructions
 from benchmarks.overview.figures import SELECTORS
 from flashvlm_vllm.selection.registry import BUILT_IN
 
@@ -125,10 +126,13 @@ def measure(
         if run(step.command):
             failed.append(step.name)
             continue
-        date = datetime.now(UTC).date().isoformat()
-        seconds = round(time.monotonic() - started)
-        known = read(ledger) | {step.name: {"commit": commit, "date": date, "seconds": seconds}}
-        ledger.write_text(json.dumps(known, indent=1) + "\n")
+        entry = {
+            "commit": commit,
+            "date": datetime.now(UTC).date().isoformat(),
+            "seconds": round(time.monotonic() - started),
+            "instructions": instructions(),
+        }
+        ledger.write_text(json.dumps(read(ledger) | {step.name: entry}, indent=1) + "\n")
     return failed
 
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -54,6 +56,11 @@ def missed(marks: Sequence[Mark]) -> bool:
     return bool(failures)
 
 
+def instructions() -> str:
+    """Return the vector instructions torch uses, such as ``AVX2``; rounding depends on them."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def machine() -> dict[str, Any]:
     """Return the software and the machine that figures are of."""
     return {
@@ -61,6 +68,7 @@ def machine() -> dict[str, Any]:
         "torch": version("torch"),
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
+        "instructions": instructions(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
 

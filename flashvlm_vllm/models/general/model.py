@@ -285,22 +285,24 @@ class GeneralModel(PrunedModel):
     ) -> tuple[NDArray[np.int64], int]:
         """Return the M-RoPE positions ``(S, 3)`` of an unpruned item, from 0, and their extent.
 
-        vLLM's model is asked for the positions of a prompt that is this item between two words:
-        some models count on a token after an item.
+        vLLM's model is asked for the positions of a prompt that is this item between words: some
+        models count on a token after an item, and Qwen3-Omni of vLLM 0.31 on two.
         """
-        ids = [_WORD, *whole.ids.tolist(), _WORD]
-        place = PlaceholderRange(1, len(whole.ids), torch.from_numpy(whole.is_embed))
+        length = len(whole.ids)
+        ids = [_WORD, *whole.ids.tolist(), _WORD, _WORD]
+        place = PlaceholderRange(1, length, torch.from_numpy(whole.is_embed))
         feature = MultiModalFeatureSpec(data, modality, "flashvlm", place)
         stock: Any = super(PositionedModel, self)
         with gpu_sync_allowed():
             positions, _ = stock.get_mrope_input_positions(ids, [feature])
             every: NDArray[np.int64] = positions.T.cpu().numpy().astype(np.int64)
         base = int(every[0].max()) + 1
-        if every.min() < 0 or every[1:-1].min() < base:
+        own = every[1 : length + 1]
+        if every.min() < 0 or own.min() < base:
             # Rows and columns that do not move with the prompt cannot be relative to a base.
-            line = np.arange(len(whole.ids), dtype=np.int64)
-            return np.repeat(line[:, None], AXES, axis=1), len(line)
-        return every[1:-1] - base, int(every[-1].max()) - base
+            line = np.arange(length, dtype=np.int64)
+            return np.repeat(line[:, None], AXES, axis=1), length
+        return own - base, int(every[-1].max()) - 1 - base
 
 
 def check_rows(rows: Tensor, tokens: int) -> None:
