@@ -38,6 +38,7 @@ CASES = [case(name) for name in TESTED if name not in NOT_SERVED]
 
 def test_the_table_has_what_is_said_to_be_tested() -> None:
     assert set(QUICK) <= {case.values[0] for case in CASES}
+    assert {name for names in BY_STOCK.values() for name in names} <= set(TESTED)
     general = {name for name, row in rows().items() if row.is_tested and row.adapter == "general"}
     assert general <= set(TABLE)
     assert set(MODELS) <= {name for name, row in rows().items() if row.adapter == "own"}

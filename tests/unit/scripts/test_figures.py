@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.__main__ import benchmarks
 from benchmarks.accuracy.run import PARTS
+from benchmarks.measuring.report import instructions
 from flashvlm_vllm.selection.registry import BUILT_IN
 from scripts.figures import LEDGER, ROOT, STEPS, Step, git, is_this_code, left, measure, read
 
@@ -55,6 +56,7 @@ def test_a_run_goes_on_where_it_stopped_and_a_new_commit_starts_again(tmp_path: 
     assert at("b") == []
     assert ran[4:] == ["first", "broken", "last"]
     assert {each["commit"] for each in read(ledger).values()} == {"b"}
+    assert {each["instructions"] for each in read(ledger).values()} == {instructions()}
     assert left(steps, read(ledger), lambda commit: commit == "b") == []
 
 
