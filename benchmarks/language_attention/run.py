@@ -2,7 +2,7 @@
 """Measures every variant on development questions: ``python -m benchmarks.language_attention.run``.
 
 The questions are drawn with other seeds than all test sets. Results are written variant by
-variant; a later run continues, unless the selection code has changed: then it starts again.
+variant; a later run continues, unless the code has changed: then it starts again.
 ``--model`` names another trained model; its results go to a file of its own.
 """
 
@@ -20,14 +20,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-import flashvlm_vllm.selection
 from benchmarks.accuracy.reference import ANSWER_TOKENS, Reference, Seen
 from benchmarks.accuracy.sets import Item, nearest_patches, plain, stress
 from benchmarks.language_attention import described
 from benchmarks.language_attention.figures import write_report
 from benchmarks.language_attention.observed import Observed
 from benchmarks.language_attention.variants import Variant, variants
-from benchmarks.measuring.folders import committed
+from benchmarks.measuring.commit import CODE
+from benchmarks.measuring.folders import ROOT, committed
 from flashvlm_vllm.selection import run_selector
 from flashvlm_vllm.selection.registry import find_selector
 from small_vlm import WEIGHTS
@@ -44,7 +44,6 @@ BATCH: Final = 32
 COMPARED: Final = ("vispruner", "flashvlm", "flashvlm-2")
 GROUPED: Final = 6
 """Variants whose kept tokens are found in one pass over the pictures."""
-SELECTION: Final = Path(flashvlm_vllm.selection.__file__).parent
 
 
 def main() -> int:
@@ -75,7 +74,8 @@ def measure(asked: argparse.Namespace, path: Path) -> None:
         "questions": asked.questions,
         "budgets": list(BUDGETS),
     }
-    found = continued(path, {**about, "code": digest(sorted(SELECTION.rglob("*.py")))})
+    code = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
+    found = continued(path, {**about, "code": digest(code)})
     tried = [
         each
         for each in variants(config.num_hidden_layers)
@@ -113,7 +113,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def continued(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of an earlier run, or none if they are of other selection code.
+    """Return the results of an earlier run, or none if they are of other code.
 
     Results of another model or other questions are not replaced: the process exits.
     """
